@@ -1,0 +1,259 @@
+//! What one datagram session keeps for each direction: reliability, congestion, credit.
+
+use splitrpc_wire::ack::{Ack, AckRange, MAX_ACK_RANGES};
+use splitrpc_wire::hello::MIN_DATAGRAM;
+
+use crate::Time;
+use crate::congestion::{AckSample, Congestion};
+use crate::flight::{Cargo, Flight, SentFrame, Settled};
+use crate::pacer::Pacer;
+use crate::received::Received;
+use crate::rtt::Rtt;
+use crate::time::{MS, SEC};
+
+/// Probes without an answer after which the path is taken to refuse large datagrams.
+const PROBES_BEFORE_SHRINKING: u32 = 2;
+/// Probes without an answer after which the window starts over.
+const PROBES_BEFORE_SILENCE: u32 = 3;
+const MAX_PROBE_GAP: u64 = SEC;
+
+/// Why nothing may be sent now.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Blocked {
+    /// Until an acknowledgement opens the window.
+    Window,
+    /// Until this time.
+    Pacing(Time),
+}
+
+/// One datagram session's transport state. Sized once; `C` decides how fast it sends.
+#[derive(Debug)]
+pub(crate) struct Channel<C> {
+    pub(crate) datagram: u16,
+    negotiated: u16,
+    pub(crate) rtt: Rtt,
+    congestion: C,
+    pacer: Pacer,
+    pub(crate) flight: Flight,
+    pub(crate) received: Received,
+    probes: u32,
+    /// Ask for an acknowledgement with the next frame.
+    pub(crate) ask: bool,
+    window_limited: bool,
+    paced_until: Time,
+    lost_from: u64,
+    /// Data bytes, over the session, that the peer lets us send.
+    pub(crate) peer_limit: u64,
+    /// Data bytes sent, counted once, less those of messages that failed.
+    pub(crate) sent_data: u64,
+    /// Data bytes placed, counted once, less those of messages that failed.
+    pub(crate) received_data: u64,
+    /// Data bytes that we are ready to have in flight towards us.
+    receive_window: u64,
+    /// What the peer was last told.
+    advertised: u64,
+    pub(crate) lost_frames: u64,
+}
+
+impl<C: Congestion> Channel<C> {
+    pub(crate) fn new(flight: Flight, datagram: u16, receive_window: u64) -> Channel<C> {
+        Channel {
+            datagram,
+            negotiated: datagram,
+            rtt: Rtt::new(),
+            congestion: C::new(u64::from(datagram)),
+            pacer: Pacer::new(),
+            flight,
+            received: Received::new(),
+            probes: 0,
+            ask: false,
+            window_limited: false,
+            paced_until: Time::NEVER,
+            lost_from: 0,
+            peer_limit: 0,
+            sent_data: 0,
+            received_data: 0,
+            receive_window,
+            advertised: receive_window,
+            lost_frames: 0,
+        }
+    }
+
+    /// Starts over for a new session.
+    pub(crate) fn reset(&mut self, datagram: u16, peer_limit: u64) {
+        let mut flight = Flight::new(0, 1);
+        core::mem::swap(&mut flight, &mut self.flight);
+        flight.reset();
+        *self = Channel { peer_limit, ..Channel::new(flight, datagram, self.receive_window) };
+    }
+
+    /// Whether a frame of `bytes` may leave now.
+    pub(crate) fn may_send(&mut self, now: Time, bytes: u32) -> Result<(), Blocked> {
+        let bytes = u64::from(bytes);
+        let window = self.congestion.window();
+        if self.flight.is_full() || (self.flight.bytes() + bytes > window && !self.flight.is_empty()) {
+            self.window_limited = true;
+            return Err(Blocked::Window);
+        }
+        self.window_limited = self.flight.bytes() + bytes > window / 2;
+        match self.pacer.ready_at(now, bytes, window, self.rtt.smoothed()) {
+            None => {
+                self.paced_until = Time::NEVER;
+                Ok(())
+            }
+            Some(at) => {
+                self.paced_until = at;
+                Err(Blocked::Pacing(at))
+            }
+        }
+    }
+
+    /// Records a frame as sent and returns its packet number for the wire.
+    pub(crate) fn send(&mut self, ring: &mut [SentFrame], now: Time, cargo: Cargo, bytes: u32) -> u32 {
+        self.pacer.spend(u64::from(bytes));
+        self.flight.send(ring, now, cargo, bytes) as u32
+    }
+
+    /// Data bytes that may still be sent for the first time.
+    pub(crate) fn credit(&self) -> u64 {
+        self.peer_limit.saturating_sub(self.sent_data)
+    }
+
+    /// The limit to tell the peer now.
+    pub(crate) fn grant(&mut self) -> u64 {
+        self.advertised = self.advertised.max(self.received_data + self.receive_window);
+        self.advertised
+    }
+
+    /// Whether the peer should hear of new credit although nothing needs acknowledging.
+    pub(crate) fn grant_is_stale(&self) -> bool {
+        self.received_data + self.receive_window > self.advertised + self.receive_window / 4
+    }
+
+    /// Takes in an acknowledgement. `settled` hears of each frame: true for acknowledged, false for lost.
+    pub(crate) fn on_ack(
+        &mut self,
+        ring: &mut [SentFrame],
+        now: Time,
+        ack: &Ack<'_>,
+        mut settled: impl FnMut(Settled, bool),
+    ) {
+        self.peer_limit = self.peer_limit.max(ack.max_data);
+        let mut bytes = 0;
+        let mut newest: Option<Settled> = None;
+        for range in ack.ranges {
+            let Some(last) = self.flight.expand(range.last()) else { continue };
+            let first = last.saturating_sub(u64::from(range.span()));
+            for packet in self.flight.within(first, last) {
+                if let Some(s) = self.flight.acknowledge(ring, packet) {
+                    bytes += u64::from(s.bytes);
+                    if newest.is_none_or(|n| n.packet < s.packet) {
+                        newest = Some(s);
+                    }
+                    settled(s, true);
+                }
+            }
+        }
+        if let Some(newest) = newest {
+            let is_highest = ack.ranges.first().and_then(|r| self.flight.expand(r.last())) == Some(newest.packet);
+            let rtt = now.since(newest.sent_at);
+            if is_highest {
+                self.rtt.sample(rtt, u64::from(ack.delay_us) * 1_000);
+            }
+            self.progress(now, bytes, is_highest.then_some(rtt));
+        }
+        self.detect_losses(ring, now, |s| settled(s, false));
+    }
+
+    /// All frames of a message arrived, as its answer shows.
+    pub(crate) fn on_answered(&mut self, ring: &mut [SentFrame], now: Time, key: splitrpc_ring::RequestKey) {
+        let mut bytes = 0;
+        self.flight.forget(ring, key, |s| bytes += u64::from(s.bytes));
+        if bytes > 0 {
+            self.progress(now, bytes, None);
+        }
+    }
+
+    fn progress(&mut self, now: Time, bytes: u64, rtt_ns: Option<u64>) {
+        self.probes = 0;
+        self.ask = false;
+        let sample = AckSample {
+            now,
+            bytes,
+            rtt_ns,
+            min_rtt_ns: self.rtt.min(),
+            smoothed_rtt_ns: self.rtt.smoothed(),
+            window_limited: self.window_limited,
+        };
+        self.congestion.on_ack(&sample);
+    }
+
+    fn detect_losses(&mut self, ring: &mut [SentFrame], now: Time, mut lost: impl FnMut(Settled)) {
+        let delay = self.rtt.loss_delay();
+        let mut bytes = 0;
+        let mut from = self.lost_from;
+        while let Some(s) = self.flight.take_lost(ring, &mut from, now, delay) {
+            bytes += u64::from(s.bytes);
+            self.lost_frames += 1;
+            lost(s);
+        }
+        self.lost_from = from;
+        if bytes > 0 {
+            self.congestion.on_loss(now, bytes, self.rtt.smoothed());
+        }
+    }
+
+    /// When [`Channel::on_timer`] or an acknowledgement is due.
+    pub(crate) fn timer(&self, ring: &[SentFrame]) -> Time {
+        let mut at = self.received.due().min(self.paced_until);
+        if !self.flight.is_empty() {
+            at = at.min(self.probe_at());
+            if let Some(loss) = self.flight.loss_time(ring, self.rtt.loss_delay()) {
+                at = at.min(loss);
+            }
+        }
+        at
+    }
+
+    /// Deals with what is due: late frames count as lost, and silence is probed.
+    pub(crate) fn on_timer(&mut self, ring: &mut [SentFrame], now: Time, mut lost: impl FnMut(Settled)) {
+        if self.paced_until <= now {
+            self.paced_until = Time::NEVER;
+        }
+        if self.flight.is_empty() {
+            return;
+        }
+        self.detect_losses(ring, now, &mut lost);
+        if self.flight.is_empty() || now < self.probe_at() {
+            return;
+        }
+        self.probes += 1;
+        if self.probes >= PROBES_BEFORE_SHRINKING && self.datagram > MIN_DATAGRAM {
+            self.datagram = MIN_DATAGRAM;
+        }
+        if self.probes >= PROBES_BEFORE_SILENCE {
+            self.congestion.on_silence();
+        }
+        self.ask = true;
+        if let Some(s) = self.flight.take_oldest(ring) {
+            self.lost_frames += 1;
+            lost(s);
+        }
+    }
+
+    /// Whether the path was taken to refuse the negotiated datagram size.
+    pub(crate) fn has_shrunk(&self) -> bool {
+        self.datagram < self.negotiated
+    }
+
+    /// The acknowledgement to send now.
+    pub(crate) fn take_ack(&mut self, now: Time, ranges: &mut heapless::Vec<AckRange, MAX_ACK_RANGES>) -> (u32, u64) {
+        let delay_us = self.received.take_ack(now, ranges);
+        (delay_us, self.grant())
+    }
+
+    fn probe_at(&self) -> Time {
+        let gap = self.rtt.probe_timeout().saturating_mul(1 << self.probes.min(16));
+        self.flight.last_sent_at() + gap.clamp(MS / 4, MAX_PROBE_GAP)
+    }
+}

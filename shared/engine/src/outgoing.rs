@@ -1,0 +1,213 @@
+//! A message on its way out over datagrams: what to send next, what to send again, what has arrived.
+
+use crate::message::{Chunk, Sizes};
+use crate::ranges::RangeSet;
+
+/// Separate gaps that one message remembers. Past these an acknowledgement is ignored, and the bytes go again.
+const GAPS: usize = 64;
+
+/// The sending side of one message.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Outgoing {
+    sizes: Sizes,
+    head_len: u16,
+    first_sent: bool,
+    first_lost: bool,
+    first_acked: bool,
+    tensor: u16,
+    offset: u32,
+    lost: RangeSet<GAPS>,
+    acked: RangeSet<GAPS>,
+    acked_bytes: u64,
+    /// Data bytes sent for the first time: what credit is counted in.
+    fresh_bytes: u64,
+}
+
+impl Outgoing {
+    pub(crate) fn start(&mut self, sizes: Sizes, head_len: u16) {
+        self.sizes = sizes;
+        self.head_len = head_len;
+        self.first_sent = false;
+        self.first_lost = false;
+        self.first_acked = false;
+        self.tensor = 0;
+        self.offset = 0;
+        self.lost.clear();
+        self.acked.clear();
+        self.acked_bytes = 0;
+        self.fresh_bytes = 0;
+        self.skip_finished();
+    }
+
+    pub(crate) fn sizes(&self) -> &Sizes {
+        &self.sizes
+    }
+
+    /// Manifest and tensors together.
+    pub(crate) fn total(&self) -> u32 {
+        (u64::from(self.head_len) + self.sizes.total()) as u32
+    }
+
+    pub(crate) fn fresh_bytes(&self) -> u64 {
+        self.fresh_bytes
+    }
+
+    /// Whether everything was sent once and nothing waits to be sent again.
+    pub(crate) fn all_sent(&self) -> bool {
+        self.first_sent && !self.first_lost && self.lost.is_empty() && self.tensor_done()
+    }
+
+    /// Whether the peer has everything.
+    pub(crate) fn all_acked(&self) -> bool {
+        self.first_acked && self.acked_bytes == self.sizes.total()
+    }
+
+    /// Whether the next chunk would be one that was sent before.
+    pub(crate) fn next_is_repeat(&self) -> bool {
+        self.first_lost || (self.first_sent && !self.lost.is_empty())
+    }
+
+    /// The next chunk that fits `room` payload bytes, with no more than `credit` bytes of new data.
+    pub(crate) fn next_chunk(&mut self, room: u32, credit: u64) -> Option<Chunk> {
+        if !self.first_sent || self.first_lost {
+            return self.next_first(room, credit);
+        }
+        if let Some((start, end)) = self.lost.pop_first(u64::from(room)) {
+            return Some(Chunk::Part { tensor: (start >> 32) as u16, offset: start as u32, length: (end - start) as u32 });
+        }
+        if self.tensor_done() {
+            return None;
+        }
+        let left = self.sizes.get(self.tensor)? - self.offset;
+        let length = left.min(room);
+        let fresh = (self.position() + u64::from(length)).saturating_sub(self.fresh_bytes);
+        if fresh > credit {
+            return None;
+        }
+        let chunk = Chunk::Part { tensor: self.tensor, offset: self.offset, length };
+        self.advance(length);
+        Some(chunk)
+    }
+
+    fn next_first(&mut self, room: u32, credit: u64) -> Option<Chunk> {
+        let room = room.checked_sub(u32::from(self.head_len))?;
+        let total = self.sizes.total();
+        let whole = total <= u64::from(room);
+        let length = if whole { total as u32 } else { self.sizes.get(0).unwrap_or(0).min(room) };
+        if !self.first_sent {
+            if u64::from(length) > credit {
+                return None;
+            }
+            self.first_sent = true;
+            self.fresh_bytes += u64::from(length);
+            if whole {
+                self.tensor = self.sizes.len();
+                self.offset = 0;
+            } else {
+                self.offset = length;
+                self.skip_finished();
+            }
+        }
+        self.first_lost = false;
+        self.each_range(&Chunk::First { length, whole }, |set, start, end| set.lost.remove(start, end));
+        Some(Chunk::First { length, whole })
+    }
+
+    pub(crate) fn on_acked(&mut self, chunk: Chunk) {
+        if matches!(chunk, Chunk::First { .. }) {
+            self.first_acked = true;
+            self.first_lost = false;
+        }
+        self.each_range(&chunk, |set, start, end| {
+            if let Ok(new) = set.acked.insert(start, end) {
+                set.acked_bytes += new;
+                set.lost.remove(start, end);
+            } else {
+                // Too many gaps to remember that this one is filled.
+                set.send_again(start, end);
+            }
+        });
+    }
+
+    /// A chunk was lost. Returns whether anything of it must go again.
+    pub(crate) fn on_lost(&mut self, chunk: Chunk) -> bool {
+        let mut again = false;
+        if matches!(chunk, Chunk::First { .. }) && !self.first_acked {
+            self.first_lost = true;
+            again = true;
+        }
+        if chunk.length() == 0 {
+            return again;
+        }
+        self.each_range(&chunk, |set, start, end| {
+            if set.acked.contains(start, end) {
+                return;
+            }
+            again = true;
+            set.send_again(start, end);
+        });
+        again
+    }
+
+    /// The peer asks for the answer that it should have: sends the first chunk again.
+    pub(crate) fn resend_first(&mut self) {
+        self.first_lost = true;
+    }
+
+    /// The peer answered: it has everything.
+    pub(crate) fn all_arrived(&mut self) {
+        self.first_sent = true;
+        self.first_lost = false;
+        self.first_acked = true;
+        self.lost.clear();
+        self.acked_bytes = self.sizes.total();
+        self.tensor = self.sizes.len();
+        self.offset = 0;
+    }
+
+    fn send_again(&mut self, start: u64, end: u64) {
+        if self.lost.insert(start, end).is_ok() {
+            return;
+        }
+        // Too many gaps for the finer picture: from the lowest on, all goes again.
+        let lowest = self.lost.iter().next().map_or(start, |(s, _)| s.min(start));
+        self.lost.clear();
+        let (tensor, offset) = ((lowest >> 32) as u16, lowest as u32);
+        if (tensor, offset) < (self.tensor, self.offset) {
+            self.tensor = tensor;
+            self.offset = offset;
+        }
+    }
+
+    fn advance(&mut self, length: u32) {
+        self.offset += length;
+        self.fresh_bytes = self.fresh_bytes.max(self.position());
+        self.skip_finished();
+    }
+
+    /// Data bytes before the cursor.
+    fn position(&self) -> u64 {
+        let sizes = self.sizes.as_slice();
+        let before = &sizes[..usize::from(self.tensor).min(sizes.len())];
+        before.iter().map(|b| u64::from(*b)).sum::<u64>() + u64::from(self.offset)
+    }
+
+    fn skip_finished(&mut self) {
+        while self.sizes.get(self.tensor) == Some(self.offset) {
+            self.tensor += 1;
+            self.offset = 0;
+        }
+    }
+
+    fn tensor_done(&self) -> bool {
+        self.tensor >= self.sizes.len()
+    }
+
+    /// Calls `f` with each tensor range that a chunk covers.
+    fn each_range(&mut self, chunk: &Chunk, mut f: impl FnMut(&mut Self, u64, u64)) {
+        for n in 0..self.sizes.count(chunk) {
+            let (start, end) = self.sizes.range(chunk, n);
+            f(self, start, end);
+        }
+    }
+}

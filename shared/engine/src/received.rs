@@ -1,0 +1,105 @@
+//! Packet numbers that were received, and when they must be acknowledged.
+
+use splitrpc_wire::ack::{AckRange, MAX_ACK_RANGES};
+
+use crate::Time;
+use crate::ranges::RangeSet;
+use crate::rtt::MAX_ACK_DELAY;
+
+/// Unacknowledged packets after which an acknowledgement no longer waits.
+const PACKETS_PER_ACK: u32 = 64;
+
+/// One session's received packets in one direction.
+#[derive(Clone, Debug)]
+pub(crate) struct Received {
+    packets: RangeSet<MAX_ACK_RANGES>,
+    /// Everything below was received or is given up.
+    floor: u64,
+    highest_at: Time,
+    unacked: u32,
+    /// When the pending acknowledgement must leave.
+    due: Time,
+}
+
+impl Received {
+    pub(crate) fn new() -> Received {
+        Received { packets: RangeSet::new(), floor: 1, highest_at: Time::default(), unacked: 0, due: Time::NEVER }
+    }
+
+    /// The full packet number behind 32 bits of it, nearest to the highest received.
+    pub(crate) fn expand(&self, low: u32) -> u64 {
+        let highest = self.highest();
+        let ahead = low.wrapping_sub(highest as u32) as i32;
+        highest.saturating_add_signed(i64::from(ahead))
+    }
+
+    /// Whether this packet was received before, or is too old to tell.
+    pub(crate) fn is_duplicate(&self, packet: u64) -> bool {
+        packet < self.floor || self.packets.contains(packet, packet + 1)
+    }
+
+    /// Records a packet whose frame was dealt with.
+    pub(crate) fn record(&mut self, now: Time, packet: u64, ack_now: bool) {
+        if packet < self.floor {
+            self.due = now;
+            return;
+        }
+        let highest = self.highest();
+        let in_order = packet == highest + 1;
+        while !self.packets.can_insert(packet, packet + 1) {
+            let lowest = self.packets.iter().next();
+            self.packets.forget_lowest();
+            self.floor = lowest.map_or(self.floor, |(_, end)| end);
+        }
+        if packet >= self.floor {
+            // There is room: made just above.
+            let _ = self.packets.insert(packet, packet + 1);
+        }
+        if packet > highest {
+            self.highest_at = now;
+        }
+        self.unacked += 1;
+        let at_once = ack_now || !in_order || self.unacked >= PACKETS_PER_ACK;
+        self.due = self.due.min(if at_once { now } else { now + MAX_ACK_DELAY });
+    }
+
+    /// A duplicate arrived: the peer has not heard of it yet.
+    pub(crate) fn remind(&mut self, now: Time) {
+        self.unacked = self.unacked.max(1);
+        self.due = self.due.min(now + MAX_ACK_DELAY / 4);
+    }
+
+    /// Something else told the peer what it must know; a delayed acknowledgement is no longer needed.
+    pub(crate) fn satisfied(&mut self, now: Time) {
+        if self.due > now {
+            self.due = Time::NEVER;
+            self.unacked = 0;
+        }
+    }
+
+    /// When the pending acknowledgement must leave; [`Time::NEVER`] for none.
+    pub(crate) fn due(&self) -> Time {
+        self.due
+    }
+
+    /// Whether anything awaits acknowledgement, due or not.
+    pub(crate) fn pending(&self) -> bool {
+        self.due != Time::NEVER
+    }
+
+    /// The ranges to acknowledge, highest first, and the delay since the highest in microseconds. Settles what is pending.
+    pub(crate) fn take_ack(&mut self, now: Time, out: &mut heapless::Vec<AckRange, MAX_ACK_RANGES>) -> u32 {
+        out.clear();
+        for (first, end) in self.packets.iter().rev() {
+            // Both have the same capacity.
+            let _ = out.push(AckRange::new(first as u32, (end - 1) as u32));
+        }
+        self.unacked = 0;
+        self.due = Time::NEVER;
+        u32::try_from(now.since(self.highest_at) / 1_000).unwrap_or(u32::MAX)
+    }
+
+    fn highest(&self) -> u64 {
+        self.packets.last().map_or(self.floor - 1, |(_, end)| end - 1)
+    }
+}

@@ -1,0 +1,60 @@
+//! Round-trip estimate, after RFC 9002 section 5.
+
+use crate::time::{MS, US};
+
+/// Longest that a receiver sits on an acknowledgement, in nanoseconds.
+pub(crate) const MAX_ACK_DELAY: u64 = 250 * US;
+const INITIAL: u64 = 10 * MS;
+/// Shorter timers would measure the peer's scheduler, not the path.
+const GRANULARITY: u64 = 100 * US;
+
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Rtt {
+    smoothed: u64,
+    variation: u64,
+    min: u64,
+    latest: u64,
+    sampled: bool,
+}
+
+impl Rtt {
+    pub(crate) const fn new() -> Rtt {
+        Rtt { smoothed: INITIAL, variation: INITIAL / 2, min: u64::MAX, latest: INITIAL, sampled: false }
+    }
+
+    pub(crate) fn sample(&mut self, rtt: u64, ack_delay: u64) {
+        let rtt = rtt.max(1);
+        self.latest = rtt;
+        self.min = self.min.min(rtt);
+        // The peer's delay is believed only as far as the path's minimum allows.
+        let adjusted = if rtt >= self.min.saturating_add(ack_delay) { rtt - ack_delay } else { rtt };
+        if !self.sampled {
+            self.sampled = true;
+            self.smoothed = adjusted;
+            self.variation = adjusted / 2;
+        } else {
+            self.variation = (3 * self.variation + self.smoothed.abs_diff(adjusted)) / 4;
+            self.smoothed = (7 * self.smoothed + adjusted) / 8;
+        }
+    }
+
+    pub(crate) fn smoothed(&self) -> u64 {
+        self.smoothed
+    }
+
+    /// The smallest round trip seen, or the smoothed one before any.
+    pub(crate) fn min(&self) -> u64 {
+        if self.sampled { self.min } else { self.smoothed }
+    }
+
+    /// How long after a later packet's acknowledgement an earlier one counts as lost.
+    pub(crate) fn loss_delay(&self) -> u64 {
+        let rtt = self.smoothed.max(self.latest);
+        (rtt + rtt / 8).max(GRANULARITY)
+    }
+
+    /// How long to wait for an acknowledgement before asking for it.
+    pub(crate) fn probe_timeout(&self) -> u64 {
+        self.smoothed + (4 * self.variation).max(GRANULARITY) + MAX_ACK_DELAY
+    }
+}

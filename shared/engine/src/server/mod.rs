@@ -1,0 +1,376 @@
+//! The server's half of the protocol.
+//!
+//! A driver calls, in any order: [`Server::handle_frame`] for every frame that arrives, [`Server::placed`] when a
+//! payload is where the verdict wanted it, [`Server::poll_submission`] and [`Server::handle_completion`] for the link,
+//! [`Server::poll_transmit`] until it gives nothing more, and [`Server::handle_timeout`] when [`Server::next_timeout`] has
+//! come. None of them blocks, allocates or looks at the clock.
+
+mod link;
+mod receive;
+mod request;
+mod session;
+mod sessions;
+mod stats;
+mod timers;
+mod transmit;
+
+use splitrpc_arena::{PoolLayout, SlotAllocator};
+use splitrpc_ring::{RequestKey, Run, Submission};
+use splitrpc_wire::ack::{AckRange, MAX_ACK_LEN, MAX_ACK_RANGES};
+use splitrpc_wire::Header;
+
+use crate::Time;
+use crate::channel::Channel;
+use crate::config::{ConfigError, NO_INDEX, SESSION_INDEX_MASK, ServerConfig};
+use crate::congestion::{Congestion, DelayControl};
+use crate::cookie::CookieJar;
+use crate::flight::{Flight, SentFrame};
+use crate::message::{Chunk, Pieces, Sizes};
+use crate::model::ModelPlan;
+use crate::queue::Queue;
+
+pub use link::CompletionHead;
+pub use request::RequestSlot;
+use request::State;
+pub use session::{Peer, SessionSlot};
+use session::Executed;
+pub use stats::Stats;
+pub use transmit::{Control, Transmit};
+
+
+/// What to do with the payload of a frame.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// The frame is dealt with; it has no payload to place.
+    Done,
+    /// Put the tensor data where the placement says, then call [`Server::placed`]. Where the frame brought the request's
+    /// manifest, put that into the run's meta area.
+    Place(Placement),
+    /// Drop the tensor data.
+    Discard,
+    /// The stream breaks the protocol: close it. Datagrams are just dropped.
+    Close,
+}
+
+/// Where one frame's tensor data belongs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Placement {
+    /// The request.
+    pub request: RequestKey,
+    /// Its input slots.
+    pub run: Run,
+    /// What of it.
+    pub chunk: Chunk,
+    packet: u64,
+    ack_now: bool,
+}
+
+impl Placement {
+    /// Bytes of tensor data.
+    #[must_use]
+    pub fn length(&self) -> u32 {
+        self.chunk.length()
+    }
+}
+
+/// A datagram session's transport state. Storage for these is lent to the engine.
+#[derive(Debug)]
+pub struct ChannelSlot<C = DelayControl> {
+    channel: Channel<C>,
+    executed: Executed,
+}
+
+impl<C: Congestion> Default for ChannelSlot<C> {
+    fn default() -> Self {
+        ChannelSlot { channel: Channel::new(Flight::new(0, 1), 1472, 0), executed: Executed::default() }
+    }
+}
+
+/// Memory that the engine works in; the lengths follow from the configuration ([`StorageSizes`]).
+#[derive(Debug)]
+pub struct Storage<'a, C = DelayControl> {
+    /// Sessions.
+    pub sessions: &'a mut [SessionSlot],
+    /// Datagram transport.
+    pub channels: &'a mut [ChannelSlot<C>],
+    /// Timers of the datagram sessions.
+    pub timers: &'a mut [Time],
+    /// Datagrams in flight.
+    pub flight: &'a mut [SentFrame],
+    /// Requests.
+    pub requests: &'a mut [RequestSlot],
+    /// Submissions on their way to the link.
+    pub submissions: &'a mut [Submission],
+    /// Control frames to send.
+    pub control: &'a mut [Control],
+    /// Datagram sessions that may have something to send.
+    pub active: &'a mut [u32],
+}
+
+/// How long each part of [`Storage`] must be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct StorageSizes {
+    /// See [`Storage::sessions`].
+    pub sessions: usize,
+    /// See [`Storage::channels`]; also of [`Storage::timers`] and [`Storage::active`].
+    pub channels: usize,
+    /// See [`Storage::flight`].
+    pub flight: usize,
+    /// See [`Storage::requests`].
+    pub requests: usize,
+    /// See [`Storage::submissions`].
+    pub submissions: usize,
+    /// See [`Storage::control`].
+    pub control: usize,
+}
+
+/// Control replies that wait to be sent. A driver asks [`Server::accepts_frames`] before it hands in more.
+const CONTROL_QUEUE: usize = 512;
+/// Control replies that one frame can cause.
+const CONTROL_PER_FRAME: usize = 2;
+
+impl StorageSizes {
+    /// The lengths that this configuration needs.
+    #[must_use]
+    pub fn of(config: &ServerConfig) -> StorageSizes {
+        let requests = config.requests as usize;
+        StorageSizes {
+            sessions: config.stream_sessions as usize + config.datagram_sessions as usize,
+            channels: config.datagram_sessions as usize,
+            flight: config.datagram_sessions as usize * config.flight as usize,
+            requests,
+            // Each request makes at most a submission, a cancellation and a release.
+            submissions: 4 * requests + 64,
+            control: CONTROL_QUEUE,
+        }
+    }
+}
+
+/// The server's half of the protocol, generic over the congestion controller.
+#[derive(Debug)]
+pub struct Server<'a, C = DelayControl> {
+    config: ServerConfig,
+    models: &'a [ModelPlan<'a>],
+    catalog: &'a [u8],
+    pools: &'a [(u16, PoolLayout)],
+    slots: SlotAllocator<'a>,
+    sessions: &'a mut [SessionSlot],
+    free_session: u32,
+    channels: &'a mut [ChannelSlot<C>],
+    timers: &'a mut [Time],
+    flight: &'a mut [SentFrame],
+    requests: &'a mut [RequestSlot],
+    free_request: u32,
+    live_requests: u32,
+    submissions: Queue<'a, Submission>,
+    control: Queue<'a, Control>,
+    /// Responses to streams, by urgency.
+    out: [List; LEVELS],
+    active: Queue<'a, u32>,
+    /// Datagrams handed out in a row to the session at the head of `active`.
+    in_a_row: u32,
+    kept: u32,
+    cookies: CookieJar,
+    counter: u64,
+    epoch: u64,
+    draining: bool,
+    channel_timer: Time,
+    request_timer: Time,
+    session_timer: Time,
+    unknown_answers: (Time, u32),
+    scratch: [u8; MAX_ACK_LEN],
+    ranges: heapless::Vec<AckRange, MAX_ACK_RANGES>,
+    stats: Stats,
+}
+
+/// A list linked through [`RequestSlot::next_out`].
+#[derive(Clone, Copy, Debug)]
+struct List {
+    first: u32,
+    last: u32,
+}
+
+impl List {
+    const EMPTY: List = List { first: NO_INDEX, last: NO_INDEX };
+}
+
+const LEVELS: usize = 4;
+
+/// 1 is the highest priority on the wire; 0 stands for the model's default and is resolved before this.
+fn level(priority: u8) -> usize {
+    match priority {
+        1 => 0,
+        0 | 2 => 1,
+        3 => 2,
+        _ => 3,
+    }
+}
+
+impl<'a, C: Congestion> Server<'a, C> {
+    /// A server of these models. `pools` are the input pools that `slots` allocates from; `catalog` is the encoded model
+    /// catalogue; `secret` and `epoch` are random, made anew at each start.
+    ///
+    /// # Errors
+    /// A limit that cannot be, or storage that is shorter than [`StorageSizes`] says.
+    #[expect(clippy::too_many_arguments, reason = "all of them are fixed for the server's life")]
+    pub fn new(
+        config: &ServerConfig,
+        models: &'a [ModelPlan<'a>],
+        catalog: &'a [u8],
+        pools: &'a [(u16, PoolLayout)],
+        slots: SlotAllocator<'a>,
+        storage: Storage<'a, C>,
+        secret: [u8; 16],
+        epoch: u64,
+    ) -> Result<Server<'a, C>, ConfigError> {
+        config.check()?;
+        let need = StorageSizes::of(config);
+        let enough = storage.sessions.len() >= need.sessions
+            && storage.channels.len() >= need.channels
+            && storage.timers.len() >= need.channels
+            && storage.active.len() >= need.channels
+            && storage.flight.len() >= need.flight
+            && storage.requests.len() >= need.requests
+            && storage.submissions.len() >= need.submissions
+            && storage.control.len() >= need.control;
+        if !enough {
+            return Err(ConfigError { field: "storage", why: "shorter than the configuration needs" });
+        }
+        let streams = config.stream_sessions;
+        for (index, slot) in storage.requests.iter_mut().enumerate() {
+            *slot = RequestSlot { next: index as u32 + 1, ..RequestSlot::default() };
+        }
+        if let Some(last) = storage.requests.last_mut() {
+            last.next = NO_INDEX;
+        }
+        for (index, slot) in storage.sessions.iter_mut().enumerate() {
+            let next_free = if index as u32 >= streams { index as u32 + 1 } else { NO_INDEX };
+            *slot = SessionSlot { next_free, ..SessionSlot::default() };
+        }
+        if let Some(last) = storage.sessions.last_mut() {
+            last.next_free = NO_INDEX;
+        }
+        for (index, slot) in storage.channels.iter_mut().enumerate() {
+            let flight = Flight::new(index as u32 * config.flight, config.flight);
+            slot.channel = Channel::new(flight, config.datagram, config.receive_window);
+        }
+        storage.timers.fill(Time::NEVER);
+        Ok(Server {
+            config: *config,
+            models,
+            catalog,
+            pools,
+            slots,
+            free_session: if config.datagram_sessions > 0 { streams } else { NO_INDEX },
+            sessions: storage.sessions,
+            channels: storage.channels,
+            timers: storage.timers,
+            flight: storage.flight,
+            requests: storage.requests,
+            free_request: 0,
+            live_requests: 0,
+            submissions: Queue::new(storage.submissions),
+            control: Queue::new(storage.control),
+            out: [List::EMPTY; LEVELS],
+            active: Queue::new(storage.active),
+            in_a_row: 0,
+            kept: 0,
+            cookies: CookieJar::new(secret),
+            counter: 0,
+            epoch,
+            draining: false,
+            channel_timer: Time::NEVER,
+            request_timer: Time::NEVER,
+            session_timer: Time::NEVER,
+            unknown_answers: (Time::default(), 0),
+            scratch: [0; MAX_ACK_LEN],
+            ranges: heapless::Vec::new(),
+            stats: Stats::default(),
+        })
+    }
+
+    /// Whether the engine has room for what one more frame can cause. If not, call [`Server::poll_transmit`] and
+    /// [`Server::poll_submission`] first; datagrams handed in all the same may go unanswered.
+    #[must_use]
+    pub fn accepts_frames(&self) -> bool {
+        self.control.room() >= CONTROL_PER_FRAME && self.submissions.room() >= 4
+    }
+
+    /// Where a placement's data goes, piece by piece, in the order of the frame's bytes.
+    #[must_use]
+    pub fn pieces(&self, placement: &Placement) -> Pieces<'_> {
+        Pieces::new(placement.run, placement.chunk, self.sizes(placement.request))
+    }
+
+    /// Tensor sizes of a request.
+    #[must_use]
+    pub fn sizes(&self, request: RequestKey) -> &Sizes {
+        match self.requests.get(request.index as usize) {
+            Some(slot) if slot.generation == request.generation => slot.incoming.sizes(),
+            _ => &Sizes::NONE,
+        }
+    }
+
+    /// The slots that the next request like this one would get, so that bytes may land there before they are known to be
+    /// that request. Until a verdict hands them out they belong to nobody.
+    #[must_use]
+    pub fn peek_run(&self, like: &Header, manifest: &splitrpc_wire::Manifest<'_>) -> Option<Run> {
+        let plan = self.models.get(usize::from(like.model))?;
+        let (rows, sizes) = plan.admit(manifest).ok()?;
+        self.slots.peek(plan.class(self.pools, rows, &sizes).ok()?, rows)
+    }
+
+    /// Refuses new requests from now on; those under way go on.
+    pub fn begin_drain(&mut self) {
+        self.draining = true;
+    }
+
+    /// Whether no request is arriving, computing or leaving. Replies kept for duplicates do not count.
+    #[must_use]
+    pub fn is_idle(&self) -> bool {
+        self.control.is_empty()
+            && self.submissions.is_empty()
+            && self.requests.iter().all(|r| match r.state {
+                State::Free | State::Failed(_) => true,
+                State::Responding => r.kept,
+                _ => false,
+            })
+    }
+
+    /// Requests that hold a record, kept replies included.
+    #[must_use]
+    pub fn live_requests(&self) -> u32 {
+        self.live_requests
+    }
+
+    /// Open sessions.
+    #[must_use]
+    pub fn open_sessions(&self) -> usize {
+        self.sessions.iter().filter(|s| s.open).count()
+    }
+
+    /// Free slots of an input pool.
+    #[must_use]
+    pub fn free_slots(&self, pool: u16) -> u32 {
+        self.slots.available(pool)
+    }
+
+    /// What was counted since the start.
+    #[must_use]
+    pub fn stats(&self) -> &Stats {
+        &self.stats
+    }
+
+    fn is_stream(&self, session: u32) -> bool {
+        session < self.config.stream_sessions
+    }
+
+    fn channel_index(&self, session: u32) -> usize {
+        (session - self.config.stream_sessions) as usize
+    }
+
+    fn session_index(id: u64) -> u32 {
+        id as u32 & SESSION_INDEX_MASK
+    }
+}
+

@@ -1,0 +1,422 @@
+//! Request frames: from the first one of a request to its submission.
+
+use splitrpc_ring::{RequestKey, Run, Submission};
+use splitrpc_wire::{Flags, Header, Kind, Manifest, Status, StatusPayload, TOTAL_UNKNOWN};
+
+use super::transmit::{Body, Control};
+use super::{Placement, RequestSlot, Server, State, Verdict};
+use crate::Time;
+use crate::config::NO_INDEX;
+use crate::congestion::Congestion;
+use crate::incoming::Misfit;
+use crate::message::Sizes;
+use crate::time::US;
+
+/// When a refused client should try again.
+const RETRY_AFTER_US: u32 = 1_000;
+
+impl<C: Congestion> Server<'_, C> {
+    pub(super) fn on_request(&mut self, now: Time, session: u32, header: &Header, head: &[u8]) -> Verdict {
+        let stream = self.is_stream(session);
+        let manifest = if header.flags.has(Flags::MANIFEST) {
+            match Manifest::parse(head) {
+                Ok(manifest) => Some(manifest),
+                Err(error) => {
+                    self.stats.malformed[error.index()] += 1;
+                    return self.refuse(session, header, Status::BadFrame, "the manifest is malformed");
+                }
+            }
+        } else {
+            None
+        };
+        let index = match self.find_request(session, header.request) {
+            Some(index) => match self.requests[index as usize].state {
+                State::Receiving => index,
+                _ if stream => return Verdict::Close,
+                _ => return self.on_late_frame(now, session, index, header),
+            },
+            None => match self.begin(now, session, header, manifest.as_ref()) {
+                Ok(index) => index,
+                Err(verdict) => return verdict,
+            },
+        };
+        self.place(now, session, index, header, manifest.as_ref())
+    }
+
+    /// A frame of a request that needs none any more: the client has not heard of that.
+    fn on_late_frame(&mut self, now: Time, session: u32, index: u32, header: &Header) -> Verdict {
+        self.stats.duplicates += 1;
+        self.acknowledge(now, session, header, true);
+        let rtt = self.channels[self.channel_index(session)].channel.rtt.smoothed();
+        let slot = &mut self.requests[index as usize];
+        let first = header.flags.has(Flags::MANIFEST);
+        if now.since(slot.last_resend.max(slot.settled_at)) < rtt && slot.last_resend != Time::default() {
+            return Verdict::Discard;
+        }
+        match slot.state {
+            State::Failed(_) if first => {
+                slot.last_resend = now;
+                let key = slot.key(index);
+                self.push_failure(session, key);
+            }
+            State::Responding if first && slot.outgoing.all_sent() => {
+                // Its probe timer would find out too, but the client is asking now.
+                slot.last_resend = now;
+                slot.outgoing.resend_first();
+                self.activate(session);
+            }
+            _ => {}
+        }
+        Verdict::Discard
+    }
+
+    fn begin(
+        &mut self,
+        now: Time,
+        session: u32,
+        header: &Header,
+        manifest: Option<&Manifest<'_>>,
+    ) -> Result<u32, Verdict> {
+        let stream = self.is_stream(session);
+        if header.request == 0 {
+            return Err(self.refuse(session, header, Status::BadFrame, "request number 0 is reserved"));
+        }
+        if !stream && self.channels[self.channel_index(session)].executed.contains(header.request) {
+            self.stats.duplicates += 1;
+            self.acknowledge(now, session, header, true);
+            return Err(self.refuse(session, header, Status::ReplyGone, ""));
+        }
+        if self.draining {
+            return Err(self.refuse(session, header, Status::Draining, ""));
+        }
+        if header.total == TOTAL_UNKNOWN {
+            return Err(self.refuse(session, header, Status::Unsupported, "requests of unknown size"));
+        }
+        if header.total > self.config.max_request {
+            return Err(self.refuse(session, header, Status::TooLarge, "the request exceeds limits.max_request_bytes"));
+        }
+        if self.sessions[session as usize].in_flight >= self.config.requests_per_client {
+            return Err(self.refuse(session, header, Status::Quota, "limits.requests_per_client is reached"));
+        }
+        let Some(plan) = self.models.get(usize::from(header.model)) else {
+            return Err(self.refuse(session, header, Status::UnknownModel, "no model has this handle"));
+        };
+        let shape = match manifest {
+            Some(manifest) => plan.admit(manifest).and_then(|shape| match consistent(header, manifest) {
+                true => Ok(shape),
+                false => Err(Status::BadTensor),
+            }),
+            None => match plan.presume(header.total) {
+                Some(shape) => Ok(shape),
+                None if stream => return Err(self.refuse(session, header, Status::BadFrame, "manifest must come first")),
+                None => {
+                    self.stats.before_manifest += 1;
+                    return Err(Verdict::Discard);
+                }
+            },
+        };
+        let priority = if header.priority == 0 { plan.default_priority } else { header.priority };
+        let class = shape.and_then(|(rows, sizes)| Ok((rows, sizes, plan.class(self.pools, rows, &sizes)?)));
+        let (rows, sizes, pool) = match class {
+            Ok(class) => class,
+            Err(Status::TooLarge) => {
+                return Err(self.refuse(session, header, Status::TooLarge, "no slot of this model holds the request"));
+            }
+            Err(status) => {
+                return Err(self.refuse(session, header, status, "tensor count, types or shapes differ from the model's"));
+            }
+        };
+        if self.free_request == NO_INDEX {
+            self.evict_oldest_reply();
+        }
+        if self.free_request == NO_INDEX {
+            return Err(self.refuse(session, header, Status::Busy, "limits.requests is reached"));
+        }
+        let Some(input) = self.slots.alloc(pool, rows) else {
+            return Err(self.refuse(session, header, Status::Busy, "all slots of the model are taken"));
+        };
+        Ok(self.open_request(now, session, header, priority, input, sizes))
+    }
+
+    fn open_request(
+        &mut self,
+        now: Time,
+        session: u32,
+        header: &Header,
+        priority: u8,
+        input: Run,
+        sizes: Sizes,
+    ) -> u32 {
+        let index = self.free_request;
+        let owner = &mut self.sessions[session as usize];
+        let slot = &mut self.requests[index as usize];
+        self.free_request = slot.next;
+        self.live_requests += 1;
+        slot.state = State::Receiving;
+        slot.id = header.request;
+        slot.session = session;
+        slot.next = owner.first;
+        slot.next_out = NO_INDEX;
+        slot.model = header.model;
+        slot.priority = priority;
+        slot.input = input;
+        slot.output = Run::NONE;
+        slot.incoming.start(sizes);
+        slot.head_len = 0;
+        slot.begun_at = now;
+        slot.settled_at = Time::default();
+        slot.copied = 0;
+        slot.fixup = 0;
+        slot.progress_mark = (0, now);
+        slot.partial = 0;
+        slot.header_built = false;
+        slot.kept = false;
+        slot.last_resend = Time::default();
+        slot.deadline = match header.deadline_us {
+            0 => Time::NEVER,
+            us => now + u64::from(us) * US,
+        };
+        owner.first = index;
+        owner.in_flight += 1;
+        self.request_timer = self.request_timer.min(slot.deadline).min(now + self.config.progress_grace);
+        index
+    }
+
+    fn place(
+        &mut self,
+        now: Time,
+        session: u32,
+        index: u32,
+        header: &Header,
+        manifest: Option<&Manifest<'_>>,
+    ) -> Verdict {
+        let stream = self.is_stream(session);
+        let slot = &self.requests[index as usize];
+        if let Some(manifest) = manifest
+            && !slot.incoming.described()
+        {
+            // Slots may have been handed out on a presumption, which the manifest must bear out.
+            let agrees = self.models[usize::from(slot.model)]
+                .admit(manifest)
+                .is_ok_and(|(rows, sizes)| rows == slot.input.rows && sizes.as_slice() == slot.incoming.sizes().as_slice());
+            if !agrees || !consistent(header, manifest) || header.model != slot.model {
+                self.fail(now, index, Status::BadTensor, "manifest and frames contradict each other");
+                return Verdict::Discard;
+            }
+        }
+        match slot.incoming.chunk(header, manifest) {
+            Ok(chunk) => Verdict::Place(Placement {
+                request: slot.key(index),
+                run: slot.input,
+                chunk,
+                packet: match stream {
+                    true => 0,
+                    false => self.channels[self.channel_index(session)].channel.received.expand(header.packet),
+                },
+                ack_now: header.flags.has(Flags::ACK_NOW),
+            }),
+            Err(_) if stream => Verdict::Close,
+            Err(Misfit::Duplicate) => {
+                self.stats.duplicates += 1;
+                self.acknowledge(now, session, header, true);
+                Verdict::Discard
+            }
+            Err(Misfit::TooFragmented) => {
+                self.stats.fragmented += 1;
+                Verdict::Discard
+            }
+            Err(Misfit::Outside) => {
+                self.stats.outside += 1;
+                Verdict::Discard
+            }
+        }
+    }
+
+    /// Whether the placement's slots are still the request's to write. A port asks before it goes on with a payload that
+    /// arrives in pieces.
+    #[must_use]
+    pub fn still_placing(&self, placement: &Placement) -> bool {
+        self.receiving(placement.request).is_some()
+    }
+
+    /// The payload of a frame is in place. `copied` bytes of it were copied by a CPU, the kernel's copy included; `fixup` of
+    /// those a second time because they had landed elsewhere.
+    pub fn placed(&mut self, now: Time, placement: &Placement, copied: u32, fixup: u32) {
+        let Some(index) = self.receiving(placement.request) else { return };
+        let slot = &mut self.requests[index as usize];
+        let session = slot.session;
+        let new = slot.incoming.commit(&placement.chunk);
+        slot.partial = 0;
+        slot.copied = slot.copied.saturating_add(copied);
+        slot.fixup = slot.fixup.saturating_add(fixup);
+        let complete = slot.incoming.is_complete();
+        self.stats.bytes_placed += new;
+        self.stats.bytes_copied += u64::from(copied);
+        self.stats.bytes_fixup += u64::from(fixup);
+        if !self.is_stream(session) {
+            let at = self.channel_index(session);
+            let channel = &mut self.channels[at].channel;
+            channel.received_data += new;
+            channel.received.record(now, placement.packet, placement.ack_now);
+            self.activate(session);
+        }
+        if complete {
+            self.submit(now, index);
+        }
+    }
+
+    /// `bytes` of a payload that is still arriving are in place.
+    pub fn progressed(&mut self, placement: &Placement, bytes: u32) {
+        if let Some(index) = self.receiving(placement.request) {
+            self.requests[index as usize].partial = u64::from(bytes);
+        }
+    }
+
+    fn submit(&mut self, now: Time, index: u32) {
+        let slot = &mut self.requests[index as usize];
+        slot.state = State::Submitted;
+        slot.arrived_at = now;
+        let submission = Submission::Submit {
+            request: slot.key(index),
+            input: slot.input,
+            model: slot.model,
+            priority: slot.priority,
+            deadline_ns: if slot.deadline == Time::NEVER { 0 } else { slot.deadline.since(now).max(1) },
+            payload_bytes: slot.incoming.received() as u32,
+            epoch: self.epoch as u16,
+        };
+        let (session, id) = (slot.session, slot.id);
+        self.stats.submitted += 1;
+        self.push_submission(submission);
+        if !self.is_stream(session) {
+            let at = self.channel_index(session);
+            self.channels[at].executed.insert(id);
+        }
+    }
+
+    /// Ends a request whose bytes are still arriving, or whose model failed: gives its slots back and tells its client.
+    pub(super) fn fail(&mut self, now: Time, index: u32, status: Status, text: &str) {
+        let slot = &mut self.requests[index as usize];
+        let session = slot.session;
+        if slot.in_flight() {
+            let freed = self.slots.free(slot.input);
+            debug_assert!(freed.is_ok());
+            self.sessions[session as usize].in_flight -= 1;
+        }
+        slot.state = State::Failed(status);
+        slot.settled_at = now;
+        let retry_after_us = if status.retryable() { RETRY_AFTER_US } else { 0 };
+        let payload = StatusPayload { status, retry_after_us, text };
+        slot.head_len = payload.write(&mut slot.head) as u16;
+        let key = slot.key(index);
+        self.request_timer = self.request_timer.min(now + self.config.keep_reply);
+        self.stats.end(status);
+        self.forget_data(session, index);
+        self.push_failure(session, key);
+    }
+
+    fn push_failure(&mut self, session: u32, key: RequestKey) {
+        let owner = &self.sessions[session as usize];
+        let id = self.requests[key.index as usize].id;
+        let header = Header { session: owner.id, request: id, ..Header::new(Kind::Error) };
+        self.push_control(Control { peer: owner.peer, header, body: Body::Failure(key) });
+    }
+
+    /// Takes a failed request's bytes out of the session's credit, as its client does too.
+    pub(super) fn forget_data(&mut self, session: u32, index: u32) {
+        if !self.is_stream(session) {
+            let received = self.requests[index as usize].incoming.received();
+            let at = self.channel_index(session);
+            let channel = &mut self.channels[at].channel;
+            channel.received_data = channel.received_data.saturating_sub(received);
+        }
+    }
+
+    /// Answers a frame of a request that gets no record. Only the frame with the manifest is answered, so that a request of
+    /// many frames is refused once.
+    fn refuse(&mut self, session: u32, header: &Header, status: Status, text: &'static str) -> Verdict {
+        if header.flags.has(Flags::MANIFEST) || self.is_stream(session) {
+            self.stats.end(status);
+            let owner = &self.sessions[session as usize];
+            let answer = Header { session: owner.id, request: header.request, ..Header::new(Kind::Error) };
+            self.push_control(Control { peer: owner.peer, header: answer, body: Body::status(status, text) });
+        }
+        Verdict::Discard
+    }
+
+    fn acknowledge(&mut self, now: Time, session: u32, header: &Header, duplicate: bool) {
+        if self.is_stream(session) {
+            return;
+        }
+        let at = self.channel_index(session);
+        let received = &mut self.channels[at].channel.received;
+        let packet = received.expand(header.packet);
+        if !received.is_duplicate(packet) {
+            received.record(now, packet, header.flags.has(Flags::ACK_NOW));
+        }
+        if duplicate {
+            received.remind(now);
+        }
+        self.activate(session);
+    }
+
+    pub(super) fn find_request(&self, session: u32, id: u64) -> Option<u32> {
+        let mut index = self.sessions[session as usize].first;
+        while index != NO_INDEX {
+            let slot = &self.requests[index as usize];
+            if slot.id == id {
+                return Some(index);
+            }
+            index = slot.next;
+        }
+        None
+    }
+
+    fn receiving(&self, key: RequestKey) -> Option<u32> {
+        let slot = self.requests.get(key.index as usize)?;
+        (slot.generation == key.generation && slot.state == State::Receiving).then_some(key.index)
+    }
+
+    /// Takes a request from its session's list.
+    pub(super) fn unlink(&mut self, index: u32) {
+        let RequestSlot { session, next, .. } = self.requests[index as usize];
+        if session == NO_INDEX {
+            return;
+        }
+        if self.requests[index as usize].in_flight() {
+            self.sessions[session as usize].in_flight -= 1;
+        }
+        self.unlink_out(index);
+        let mut at = self.sessions[session as usize].first;
+        if at == index {
+            self.sessions[session as usize].first = next;
+        }
+        while at != NO_INDEX && at != index {
+            let after = self.requests[at as usize].next;
+            if after == index {
+                self.requests[at as usize].next = next;
+            }
+            at = after;
+        }
+        self.requests[index as usize].session = NO_INDEX;
+    }
+
+    /// Frees a record that holds nothing any more.
+    pub(super) fn retire(&mut self, index: u32) {
+        self.unlink(index);
+        let slot = &mut self.requests[index as usize];
+        if slot.kept {
+            self.kept -= 1;
+        }
+        slot.state = State::Free;
+        slot.kept = false;
+        slot.generation = slot.generation.wrapping_add(1);
+        slot.next = self.free_request;
+        self.free_request = index;
+        self.live_requests -= 1;
+    }
+}
+
+fn consistent(header: &Header, manifest: &Manifest<'_>) -> bool {
+    u64::from(header.total) == manifest.as_bytes().len() as u64 + u64::from(manifest.data_len())
+}

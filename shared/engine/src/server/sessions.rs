@@ -1,0 +1,373 @@
+//! Opening, finding and closing sessions; the frames that concern a session as a whole.
+
+use core::net::SocketAddr;
+
+use splitrpc_ring::{Run, Submission};
+use splitrpc_wire::ack::Ack;
+use splitrpc_wire::hello::{Abilities, Challenge, Hello, HelloAck, MIN_DATAGRAM};
+use splitrpc_wire::{Flags, HEADER_LEN, Header, Kind, Status, VERSION, WireError};
+
+use super::transmit::{Body, Control};
+use super::{Executed, Peer, Server, SessionSlot, State, Verdict};
+use crate::Time;
+use crate::config::{NO_INDEX, SESSION_INDEX_MASK};
+use crate::congestion::Congestion;
+use crate::flight::{Cargo, Settled};
+use crate::message::Chunk;
+use crate::time::{MS, SEC};
+
+/// Answers to frames of unknown sessions in each [`UNKNOWN_PERIOD`].
+const UNKNOWN_ANSWERS: u32 = 256;
+const UNKNOWN_PERIOD: u64 = 100 * MS;
+/// Longest slice of the catalogue in one frame on a stream.
+const CATALOG_SLICE: u32 = 1 << 20;
+
+impl<C: Congestion> Server<'_, C> {
+    /// A stream was accepted. `id` is the port's number for it, less than the configured number of streams and not in use.
+    pub fn stream_opened(&mut self, now: Time, id: u32) {
+        if let Some(session) = self.sessions.get_mut(id as usize) {
+            *session = SessionSlot { open: true, peer: Peer::Stream(id), last_heard: now, ..SessionSlot::default() };
+            self.session_timer = self.session_timer.min(now + SEC);
+        }
+    }
+
+    /// A stream is gone. The port no longer reads into or writes from any of its slots.
+    pub fn stream_closed(&mut self, id: u32) {
+        if self.sessions.get(id as usize).is_some_and(|s| s.open) && self.is_stream(id) {
+            self.close_session(id);
+            self.stats.sessions_closed += 1;
+        }
+    }
+
+    /// Takes in one frame. `head` is the part of its payload that is not tensor data: the manifest where the frame has one,
+    /// all of it for frames that are neither requests nor responses, else nothing.
+    pub fn handle_frame(&mut self, now: Time, from: Peer, header: &Header, head: &[u8]) -> Verdict {
+        self.stats.frames_in += 1;
+        if header.flags.has(Flags::TAGGED) || header.flags.has(Flags::SEALED) {
+            return self.handle_garbage(now, from, WireError::NotNegotiated);
+        }
+        if header.kind == Kind::Hello {
+            return match Hello::parse(head) {
+                Ok(hello) => self.on_hello(now, from, header, &hello),
+                Err(error) => self.handle_garbage(now, from, error),
+            };
+        }
+        let Some(session) = self.session_of(from, header.session) else {
+            return self.on_unknown(now, from, header);
+        };
+        self.sessions[session as usize].last_heard = now;
+        match header.kind {
+            Kind::Request => return self.on_request(now, session, header, head),
+            Kind::List => self.on_list(session, header),
+            Kind::Ack | Kind::Credit => match Ack::parse(head) {
+                Ok(ack) if !self.is_stream(session) => self.on_ack(now, session, &ack),
+                Ok(_) => {}
+                Err(error) => return self.handle_garbage(now, from, error),
+            },
+            Kind::Cancel => self.on_cancel(now, session, header),
+            Kind::Ping => {
+                let pong = Header { session: header.session, request: header.request, ..Header::new(Kind::Pong) };
+                self.answer(session, pong, Body::Empty);
+            }
+            Kind::Pong => {}
+            Kind::Goodbye => {
+                self.stats.sessions_closed += 1;
+                if self.is_stream(session) {
+                    // The port closes the stream and says so.
+                    return Verdict::Close;
+                }
+                self.close_session(session);
+            }
+            Kind::Hello | Kind::Challenge | Kind::HelloAck | Kind::ListAck | Kind::Response | Kind::Error => {
+                self.stats.wrong_direction += 1;
+                return Verdict::Close;
+            }
+        }
+        Verdict::Done
+    }
+
+    /// Counts bytes that did not parse as a frame.
+    pub fn handle_garbage(&mut self, _now: Time, _from: Peer, error: WireError) -> Verdict {
+        self.stats.malformed[error.index()] += 1;
+        Verdict::Close
+    }
+
+    fn session_of(&self, from: Peer, id: u64) -> Option<u32> {
+        let index = match from {
+            Peer::Stream(stream) => stream,
+            Peer::Datagram(_) => Self::session_index(id),
+        };
+        let session = self.sessions.get(index as usize)?;
+        (session.open && session.greeted && session.id == id && session.peer == from).then_some(index)
+    }
+
+    fn on_unknown(&mut self, now: Time, from: Peer, header: &Header) -> Verdict {
+        self.stats.unknown_session += 1;
+        // The answer must not be larger than what came, and a flood of these must not keep the server busy.
+        let answerable = matches!(header.kind, Kind::Request | Kind::List) && header.length >= 8;
+        if now.since(self.unknown_answers.0) >= UNKNOWN_PERIOD {
+            self.unknown_answers = (now, 0);
+        }
+        if let Peer::Datagram(_) = from
+            && answerable
+            && self.unknown_answers.1 < UNKNOWN_ANSWERS
+        {
+            self.unknown_answers.1 += 1;
+            let error = Header { session: header.session, ..Header::new(Kind::Error) };
+            self.push_control(Control { peer: from, header: error, body: Body::status(Status::UnknownSession, "") });
+        }
+        Verdict::Close
+    }
+
+    fn on_hello(&mut self, now: Time, from: Peer, header: &Header, hello: &Hello) -> Verdict {
+        let speaks = hello.version_min <= u16::from(VERSION) && u16::from(VERSION) <= hello.version_max;
+        match from {
+            Peer::Stream(stream) => {
+                let Some(session) = self.sessions.get(stream as usize).filter(|s| s.open && !s.greeted) else {
+                    return Verdict::Close;
+                };
+                let peer = session.peer;
+                if speaks {
+                    self.greet(now, stream, peer, hello);
+                } else {
+                    self.refuse_hello(peer, Status::BadVersion);
+                }
+            }
+            Peer::Datagram(addr) => {
+                if header.length as usize + HEADER_LEN < usize::from(MIN_DATAGRAM) {
+                    return self.handle_garbage(now, from, WireError::Truncated);
+                }
+                if !speaks {
+                    self.refuse_hello(from, Status::BadVersion);
+                } else if self.cookies.accepts(now, addr, hello.nonce, hello.token) {
+                    self.on_proven_hello(now, addr, hello);
+                } else {
+                    self.stats.challenges += 1;
+                    let challenge =
+                        Challenge { token: self.cookies.issue(now, addr, hello.nonce), nonce: hello.nonce };
+                    let header = Header::new(Kind::Challenge);
+                    self.push_control(Control { peer: from, header, body: Body::Challenge(challenge) });
+                }
+            }
+        }
+        Verdict::Done
+    }
+
+    fn on_proven_hello(&mut self, now: Time, addr: SocketAddr, hello: &Hello) {
+        let peer = Peer::Datagram(addr);
+        let streams = self.config.stream_sessions as usize;
+        let known = self.sessions[streams..].iter().position(|s| s.open && s.peer == peer).map(|at| (at + streams) as u32);
+        if let Some(session) = known {
+            if self.sessions[session as usize].nonce == hello.nonce {
+                // Our answer was lost, or the hello was duplicated.
+                self.acknowledge_hello(session);
+                return;
+            }
+            // The client restarted on the same address.
+            self.close_session(session);
+        }
+        if self.free_session == NO_INDEX {
+            self.stats.sessions_refused += 1;
+            self.refuse_hello(peer, Status::TooManySessions);
+            return;
+        }
+        let index = self.free_session;
+        self.free_session = self.sessions[index as usize].next_free;
+        let datagram = hello.datagram.min(self.config.datagram);
+        let at = self.channel_index(index);
+        self.channels[at].channel.reset(datagram, hello.max_data);
+        self.channels[at].executed = Executed::default();
+        self.timers[at] = Time::NEVER;
+        self.greet(now, index, peer, hello);
+    }
+
+    fn greet(&mut self, now: Time, index: u32, peer: Peer, hello: &Hello) {
+        self.counter += 1;
+        let random = self.cookies.unguessable(self.counter) & !u64::from(SESSION_INDEX_MASK);
+        self.sessions[index as usize] = SessionSlot {
+            open: true,
+            greeted: true,
+            peer,
+            id: random | u64::from(index),
+            nonce: hello.nonce,
+            last_heard: now,
+            max_response: hello.max_response,
+            ..SessionSlot::default()
+        };
+        self.stats.sessions_opened += 1;
+        self.session_timer = self.session_timer.min(now + SEC);
+        self.acknowledge_hello(index);
+    }
+
+    fn acknowledge_hello(&mut self, index: u32) {
+        let session = &self.sessions[index as usize];
+        let datagram = match self.is_stream(index) {
+            true => self.config.datagram,
+            false => self.channels[self.channel_index(index)].channel.datagram,
+        };
+        let answer = HelloAck {
+            version: u16::from(VERSION),
+            max_requests: self.config.requests_per_client,
+            abilities: Abilities(0),
+            datagram,
+            max_request: self.config.max_request,
+            catalog_len: self.catalog.len() as u32,
+            idle_timeout_ms: (self.config.idle_timeout / MS) as u32,
+            keep_reply_ms: (self.config.keep_reply / MS) as u32,
+            nonce: session.nonce,
+            epoch: self.epoch,
+            max_data: self.config.receive_window,
+        };
+        let header = Header { session: session.id, ..Header::new(Kind::HelloAck) };
+        self.answer(index, header, Body::HelloAck(answer));
+    }
+
+    fn refuse_hello(&mut self, peer: Peer, status: Status) {
+        self.push_control(Control { peer, header: Header::new(Kind::Error), body: Body::status(status, "") });
+    }
+
+    fn on_list(&mut self, session: u32, header: &Header) {
+        let room = match self.is_stream(session) {
+            true => CATALOG_SLICE,
+            false => u32::from(self.channels[self.channel_index(session)].channel.datagram) - HEADER_LEN as u32,
+        };
+        let total = self.catalog.len() as u32;
+        let offset = header.offset.min(total);
+        let answer = Header { session: header.session, offset, total, ..Header::new(Kind::ListAck) };
+        self.answer(session, answer, Body::Catalog { offset, length: (total - offset).min(room) });
+    }
+
+    fn on_ack(&mut self, now: Time, session: u32, ack: &Ack<'_>) {
+        let at = self.channel_index(session);
+        let (requests, stats) = (&mut *self.requests, &mut self.stats);
+        let mut finished: heapless::Vec<u32, 64> = heapless::Vec::new();
+        let settled = |s: Settled, acked: bool| {
+            if let Some(index) = settle_frame(requests, &s, acked)
+                && !finished.contains(&index)
+            {
+                // A request that does not fit is finished by the next acknowledgement, or by its time.
+                let _ = finished.push(index);
+            }
+            stats.frames_lost += u64::from(!acked);
+        };
+        self.channels[at].channel.on_ack(self.flight, now, ack, settled);
+        for index in finished {
+            self.finish_reply(index);
+        }
+        self.activate(session);
+    }
+
+    fn on_cancel(&mut self, now: Time, session: u32, header: &Header) {
+        if !self.is_stream(session) {
+            let at = self.channel_index(session);
+            let packet = self.channels[at].channel.received.expand(header.packet);
+            self.channels[at].channel.received.record(now, packet, false);
+            // Frames of the request that are still under way must not start it again.
+            self.channels[at].executed.insert(header.request);
+            self.activate(session);
+        }
+        if let Some(index) = self.find_request(session, header.request) {
+            if !matches!(self.requests[index as usize].state, State::Failed(_)) {
+                self.stats.end(Status::Cancelled);
+                self.forget_data(session, index);
+            }
+            self.abandon(index);
+        }
+    }
+
+    /// Takes the session's requests from it and closes it.
+    pub(super) fn close_session(&mut self, index: u32) {
+        while self.sessions[index as usize].first != NO_INDEX {
+            let request = self.sessions[index as usize].first;
+            self.abandon(request);
+        }
+        let queued = self.sessions[index as usize].queued;
+        self.sessions[index as usize] = SessionSlot { queued, ..SessionSlot::default() };
+        if !self.is_stream(index) {
+            let at = self.channel_index(index);
+            self.channels[at].channel.reset(self.config.datagram, 0);
+            self.timers[at] = Time::NEVER;
+            self.sessions[index as usize].next_free = self.free_session;
+            self.free_session = index;
+        }
+    }
+
+    /// Nobody waits for this request any more: takes it from its session and gives back what it holds, or asks the
+    /// orchestrator to.
+    pub(super) fn abandon(&mut self, index: u32) {
+        let slot = &self.requests[index as usize];
+        let key = slot.key(index);
+        match slot.state {
+            State::Submitted => {
+                self.unlink(index);
+                self.requests[index as usize].state = State::Orphaned;
+                self.push_submission(Submission::Cancel { request: key });
+            }
+            State::Receiving => {
+                // The engine has handed this run out and nobody freed it since.
+                let freed = self.slots.free(slot.input);
+                debug_assert!(freed.is_ok());
+                self.retire(index);
+            }
+            State::Responding => {
+                self.release_output(index);
+                self.retire(index);
+            }
+            State::Failed(_) => self.retire(index),
+            State::Free | State::Orphaned => {}
+        }
+    }
+
+    /// Gives the outputs of a response back: to the orchestrator, or, where they are the request's own input, to the pool.
+    pub(super) fn release_output(&mut self, index: u32) {
+        let slot = &mut self.requests[index as usize];
+        let output = core::mem::replace(&mut slot.output, Run::NONE);
+        if output == Run::NONE {
+        } else if output == slot.input {
+            let freed = self.slots.free(output);
+            debug_assert!(freed.is_ok());
+        } else {
+            self.push_submission(Submission::Release { output });
+        }
+    }
+
+    fn answer(&mut self, session: u32, header: Header, body: Body) {
+        let peer = self.sessions[session as usize].peer;
+        self.push_control(Control { peer, header, body });
+    }
+
+    pub(super) fn push_control(&mut self, control: Control) {
+        if !self.control.push(control) {
+            self.stats.control_dropped += 1;
+        }
+    }
+
+    pub(super) fn push_submission(&mut self, submission: Submission) {
+        // `accepts_frames` keeps room for these, and each request makes a bounded number of them.
+        let pushed = self.submissions.push(submission);
+        debug_assert!(pushed);
+    }
+}
+
+/// Tells a request that one of its frames was acknowledged or lost. Returns its index once the client has all of it.
+pub(super) fn settle_frame(requests: &mut [super::RequestSlot], settled: &Settled, acked: bool) -> Option<u32> {
+    let key = settled.cargo.key()?;
+    let slot = requests.get_mut(key.index as usize)?;
+    if slot.generation != key.generation || slot.state != State::Responding {
+        return None;
+    }
+    let chunk = match settled.cargo {
+        Cargo::First { length, whole, .. } => Chunk::First { length, whole },
+        Cargo::Part { tensor, offset, length, .. } => Chunk::Part { tensor, offset, length },
+        Cargo::None => return None,
+    };
+    if acked {
+        slot.outgoing.on_acked(chunk);
+        slot.outgoing.all_acked().then_some(key.index)
+    } else {
+        slot.outgoing.on_lost(chunk);
+        None
+    }
+}
+
+

@@ -1,0 +1,445 @@
+//! What to send next.
+
+use splitrpc_ring::RequestKey;
+use splitrpc_wire::ack::Ack;
+use splitrpc_wire::hello::{Challenge, HelloAck};
+use splitrpc_wire::{Flags, HEADER_LEN, Header, Kind, MANIFEST_TENSOR, Path, Stage, Status, StatusPayload};
+
+use super::{LEVELS, List, Peer, Server, State, level};
+use crate::Time;
+use crate::config::NO_INDEX;
+use crate::congestion::Congestion;
+use crate::flight::Cargo;
+use crate::message::{Chunk, Pieces, Sizes};
+
+/// Datagrams that one session may send before the next one's turn: one segmented send's worth.
+const TURN: u32 = 64;
+
+/// One frame to send.
+#[derive(Debug)]
+pub struct Transmit<'e> {
+    /// To whom.
+    pub peer: Peer,
+    /// The header.
+    pub header: Header,
+    /// What follows the header: manifest or control payload.
+    pub head: &'e [u8],
+    /// The tensor data that follows that, as stretches of slots.
+    pub data: Pieces<'e>,
+    /// Streams: to be given to [`Server::sent`] once all of it is with the kernel.
+    pub token: Option<RequestKey>,
+    /// Datagrams: may ride in the same datagram as the frame before it to the same peer.
+    pub rides_along: bool,
+}
+
+/// A small frame that waits to be sent. Storage for these is lent to the engine.
+#[derive(Clone, Copy, Debug)]
+pub struct Control {
+    pub(super) peer: Peer,
+    pub(super) header: Header,
+    pub(super) body: Body,
+}
+
+impl Default for Control {
+    fn default() -> Self {
+        Control { peer: Peer::Stream(0), header: Header::new(Kind::Ping), body: Body::Empty }
+    }
+}
+
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Body {
+    Empty,
+    Challenge(Challenge),
+    HelloAck(HelloAck),
+    Status(StatusPayload<'static>),
+    /// The status payload in a failed request's record.
+    Failure(RequestKey),
+    Catalog {
+        offset: u32,
+        length: u32,
+    },
+}
+
+impl Body {
+    pub(super) fn status(status: Status, text: &'static str) -> Body {
+        let retry_after_us = if status.retryable() { 1_000 } else { 0 };
+        Body::Status(StatusPayload { status, retry_after_us, text })
+    }
+}
+
+/// A decision of what to send, before anything is borrowed for it.
+enum Next {
+    Ack { length: usize, kind: Kind, rides_along: bool },
+    Data { index: u32, chunk: Chunk, packet: u32 },
+}
+
+impl<C: Congestion> Server<'_, C> {
+    /// The next frame to send, until there is none for now.
+    pub fn poll_transmit(&mut self, now: Time) -> Option<Transmit<'_>> {
+        while let Some(control) = self.control.pop() {
+            if let Body::Failure(key) = control.body
+                && !self.is_failed(key)
+            {
+                continue;
+            }
+            self.stats.frames_out += 1;
+            return Some(self.control_frame(control));
+        }
+        if let Some(index) = self.out.iter().position(|list| list.first != NO_INDEX).and_then(|l| self.pop_out(l)) {
+            self.stats.frames_out += 1;
+            return Some(self.whole_response(now, index));
+        }
+        while let Some(&session) = self.active.front() {
+            let next = if self.in_a_row < TURN { self.next_datagram(now, session) } else { None };
+            if let Some(next) = next {
+                self.in_a_row += 1;
+                self.stats.frames_out += 1;
+                return Some(self.datagram_frame(now, session, next));
+            }
+            self.active.pop();
+            let turn_is_up = self.in_a_row >= TURN;
+            self.in_a_row = 0;
+            self.sessions[session as usize].queued = false;
+            if turn_is_up {
+                self.activate(session);
+            } else {
+                self.set_channel_timer(session);
+            }
+        }
+        None
+    }
+
+    /// All of a stream's response is with the kernel.
+    pub fn sent(&mut self, token: RequestKey) {
+        let index = token.index;
+        let named = self
+            .requests
+            .get(index as usize)
+            .is_some_and(|r| r.generation == token.generation && r.state == State::Responding);
+        if named {
+            self.release_output(index);
+            self.retire(index);
+        }
+    }
+
+    fn is_failed(&self, key: RequestKey) -> bool {
+        self.requests
+            .get(key.index as usize)
+            .is_some_and(|r| r.generation == key.generation && matches!(r.state, State::Failed(_)))
+    }
+
+    fn control_frame(&mut self, control: Control) -> Transmit<'_> {
+        let Control { peer, mut header, body } = control;
+        if let Body::Failure(key) = body
+            && matches!(peer, Peer::Stream(_))
+        {
+            // A stream delivers this, so nothing need be kept. The record's bytes stay until it is used again.
+            self.retire(key.index);
+        }
+        let head: &[u8] = match body {
+            Body::Empty => &[],
+            Body::Challenge(challenge) => {
+                self.scratch[..Challenge::LEN].copy_from_slice(&challenge.to_bytes());
+                &self.scratch[..Challenge::LEN]
+            }
+            Body::HelloAck(ack) => {
+                self.scratch[..HelloAck::LEN].copy_from_slice(&ack.to_bytes());
+                &self.scratch[..HelloAck::LEN]
+            }
+            Body::Status(payload) => {
+                let length = payload.write(&mut self.scratch);
+                &self.scratch[..length]
+            }
+            Body::Failure(key) => {
+                let slot = &self.requests[key.index as usize];
+                &slot.head[..usize::from(slot.head_len)]
+            }
+            Body::Catalog { offset, length } => &self.catalog[offset as usize..(offset + length) as usize],
+        };
+        header.length = head.len() as u32;
+        Transmit { peer, header, head, data: nothing(), token: None, rides_along: false }
+    }
+
+    fn whole_response(&mut self, now: Time, index: u32) -> Transmit<'_> {
+        self.build_header_stage(now, index);
+        let slot = &self.requests[index as usize];
+        let session = &self.sessions[slot.session as usize];
+        let chunk = Chunk::First { length: slot.outgoing.sizes().total() as u32, whole: true };
+        let total = slot.outgoing.total();
+        let header = Header {
+            flags: Flags::MANIFEST,
+            priority: slot.priority,
+            model: slot.model,
+            session: session.id,
+            request: slot.id,
+            credit: self.config.requests_per_client.saturating_sub(session.in_flight),
+            length: total,
+            total,
+            ..Header::new(Kind::Response)
+        };
+        self.stats.bytes_sent += u64::from(chunk.length());
+        Transmit {
+            peer: session.peer,
+            header,
+            head: &slot.head[..usize::from(slot.head_len)],
+            data: Pieces::new(slot.output, chunk, slot.outgoing.sizes()),
+            token: Some(slot.key(index)),
+            rides_along: false,
+        }
+    }
+
+    fn next_datagram(&mut self, now: Time, session: u32) -> Option<Next> {
+        if !self.sessions[session as usize].open {
+            return None;
+        }
+        let at = self.channel_index(session);
+        if let Some(data) = self.next_data(now, session, at) {
+            return Some(data);
+        }
+        let channel = &mut self.channels[at].channel;
+        let with_data = self.in_a_row > 0 && channel.received.pending();
+        let due = channel.received.due() <= now;
+        if !due && !with_data && !channel.grant_is_stale() {
+            return None;
+        }
+        let kind = if channel.received.pending() { Kind::Ack } else { Kind::Credit };
+        let (delay_us, max_data) = match kind {
+            Kind::Ack => channel.take_ack(now, &mut self.ranges),
+            _ => {
+                self.ranges.clear();
+                (0, channel.grant())
+            }
+        };
+        let length = Ack { max_data, delay_us, ranges: &self.ranges }.write(&mut self.scratch);
+        Some(Next::Ack { length, kind, rides_along: self.in_a_row > 0 })
+    }
+
+    fn next_data(&mut self, now: Time, session: u32, at: usize) -> Option<Next> {
+        let channel = &mut self.channels[at].channel;
+        let datagram = u32::from(channel.datagram);
+        let mut index = self.sessions[session as usize].first_out;
+        while index != NO_INDEX {
+            let slot = &mut self.requests[index as usize];
+            if slot.outgoing.all_sent() {
+                index = slot.next_out;
+                continue;
+            }
+            channel.may_send(now, datagram).ok()?;
+            let repeat = slot.outgoing.next_is_repeat();
+            let fresh = slot.outgoing.fresh_bytes();
+            let Some(chunk) = slot.outgoing.next_chunk(datagram - HEADER_LEN as u32, channel.credit()) else {
+                // Out of credit: the client's next acknowledgement brings more.
+                index = slot.next_out;
+                continue;
+            };
+            channel.sent_data += slot.outgoing.fresh_bytes() - fresh;
+            let key = slot.key(index);
+            let cargo = match chunk {
+                Chunk::First { length, whole } => Cargo::First { key, length, whole },
+                Chunk::Part { tensor, offset, length } => Cargo::Part { key, tensor, offset, length },
+            };
+            let head = if matches!(chunk, Chunk::First { .. }) { u32::from(slot.head_len) } else { 0 };
+            let packet = channel.send(self.flight, now, cargo, HEADER_LEN as u32 + head + chunk.length());
+            if !repeat && self.sessions[session as usize].in_flight == 0 {
+                // The response itself tells the client that its request arrived.
+                channel.received.satisfied(now);
+            }
+            self.note_sent(now, index);
+            return Some(Next::Data { index, chunk, packet });
+        }
+        None
+    }
+
+    fn note_sent(&mut self, now: Time, index: u32) {
+        let slot = &mut self.requests[index as usize];
+        if slot.outgoing.all_sent() && !slot.kept {
+            slot.kept = true;
+            slot.settled_at = now;
+            self.kept += 1;
+            self.request_timer = self.request_timer.min(now + self.config.keep_reply);
+            if self.kept > self.config.kept_replies {
+                self.evict_oldest_reply_but(index);
+            }
+        }
+    }
+
+    fn datagram_frame(&mut self, now: Time, session: u32, next: Next) -> Transmit<'_> {
+        let credit =
+            self.config.requests_per_client.saturating_sub(self.sessions[session as usize].in_flight);
+        match next {
+            Next::Ack { length, kind, rides_along } => {
+                let owner = &self.sessions[session as usize];
+                let header = Header { session: owner.id, credit, length: length as u32, ..Header::new(kind) };
+                Transmit {
+                    peer: owner.peer,
+                    header,
+                    head: &self.scratch[..length],
+                    data: nothing(),
+                    token: None,
+                    rides_along,
+                }
+            }
+            Next::Data { index, chunk, packet } => {
+                if matches!(chunk, Chunk::First { .. }) {
+                    self.build_header_stage(now, index);
+                }
+                let ask = self.channels[self.channel_index(session)].channel.ask;
+                let owner = &self.sessions[session as usize];
+                let slot = &self.requests[index as usize];
+                let head: &[u8] = match chunk {
+                    Chunk::First { .. } => &slot.head[..usize::from(slot.head_len)],
+                    Chunk::Part { .. } => &[],
+                };
+                let mut header = Header {
+                    priority: slot.priority,
+                    model: slot.model,
+                    session: owner.id,
+                    request: slot.id,
+                    credit,
+                    packet,
+                    length: head.len() as u32 + chunk.length(),
+                    total: slot.outgoing.total(),
+                    ..Header::new(Kind::Response)
+                };
+                describe(&mut header, &chunk, slot.outgoing.sizes(), ask);
+                self.stats.bytes_sent += u64::from(chunk.length());
+                Transmit {
+                    peer: owner.peer,
+                    header,
+                    head,
+                    data: Pieces::new(slot.output, chunk, slot.outgoing.sizes()),
+                    token: None,
+                    rides_along: false,
+                }
+            }
+        }
+    }
+
+    /// Completes the path that the response carries, the first time its header is built.
+    fn build_header_stage(&mut self, now: Time, index: u32) {
+        let slot = &mut self.requests[index as usize];
+        if slot.header_built {
+            return;
+        }
+        slot.header_built = true;
+        let respond = now.since(slot.settled_at);
+        if let Ok(mut path) = Path::parse(slot.path_block()) {
+            path.set_stage(Stage::Respond, respond);
+            let block = path.to_bytes();
+            slot.path_block().copy_from_slice(&block);
+        }
+    }
+
+    /// Puts a response in line: streams share lines by urgency, a datagram session has its own.
+    pub(super) fn enqueue_response(&mut self, session: u32, index: u32) {
+        if self.is_stream(session) {
+            let list = &mut self.out[level(self.requests[index as usize].priority)];
+            self.requests[index as usize].next_out = NO_INDEX;
+            match list.last {
+                NO_INDEX => list.first = index,
+                last => self.requests[last as usize].next_out = index,
+            }
+            list.last = index;
+            return;
+        }
+        let urgency = level(self.requests[index as usize].priority);
+        let mut before = NO_INDEX;
+        let mut at = self.sessions[session as usize].first_out;
+        while at != NO_INDEX && level(self.requests[at as usize].priority) <= urgency {
+            before = at;
+            at = self.requests[at as usize].next_out;
+        }
+        self.requests[index as usize].next_out = at;
+        match before {
+            NO_INDEX => self.sessions[session as usize].first_out = index,
+            before => self.requests[before as usize].next_out = index,
+        }
+    }
+
+    fn pop_out(&mut self, level: usize) -> Option<u32> {
+        let first = self.out[level].first;
+        if first == NO_INDEX {
+            return None;
+        }
+        let next = self.requests[first as usize].next_out;
+        self.requests[first as usize].next_out = NO_INDEX;
+        self.out[level] = if next == NO_INDEX { List::EMPTY } else { List { first: next, ..self.out[level] } };
+        Some(first)
+    }
+
+    /// Takes a request out of the line in which its response stands, if it stands in one.
+    pub(super) fn unlink_out(&mut self, index: u32) {
+        if self.requests[index as usize].state != State::Responding {
+            return;
+        }
+        let session = self.requests[index as usize].session;
+        let next = self.requests[index as usize].next_out;
+        if self.is_stream(session) {
+            for level in 0..LEVELS {
+                let List { mut first, last } = self.out[level];
+                let before = self.before_in(first, index);
+                if first == index {
+                    first = next;
+                }
+                let last = match (before, last == index) {
+                    (Some(before), true) => before,
+                    (None, true) => NO_INDEX,
+                    _ => last,
+                };
+                if let Some(before) = before {
+                    self.requests[before as usize].next_out = next;
+                }
+                self.out[level] = List { first, last };
+            }
+        } else {
+            let first = self.sessions[session as usize].first_out;
+            if first == index {
+                self.sessions[session as usize].first_out = next;
+            } else if let Some(before) = self.before_in(first, index) {
+                self.requests[before as usize].next_out = next;
+            }
+        }
+        self.requests[index as usize].next_out = NO_INDEX;
+    }
+
+    fn before_in(&self, mut at: u32, index: u32) -> Option<u32> {
+        while at != NO_INDEX {
+            let after = self.requests[at as usize].next_out;
+            if after == index {
+                return Some(at);
+            }
+            at = after;
+        }
+        None
+    }
+
+    /// A datagram session may have something to send.
+    pub(super) fn activate(&mut self, session: u32) {
+        if !self.is_stream(session) && !self.sessions[session as usize].queued {
+            // The queue is as long as there are datagram sessions, and each stands in it once.
+            self.sessions[session as usize].queued = self.active.push(session);
+        }
+    }
+}
+
+/// Fills in the fields that say which part of a message a frame carries.
+pub(crate) fn describe(header: &mut Header, chunk: &Chunk, sizes: &Sizes, ask: bool) {
+    match *chunk {
+        Chunk::First { length, .. } => {
+            header.flags = header.flags.with(Flags::MANIFEST);
+            // A manifest alone says so, unless it is the whole message.
+            header.tensor = if length == 0 && sizes.total() > 0 { MANIFEST_TENSOR } else { 0 };
+        }
+        Chunk::Part { tensor, offset, .. } => {
+            header.tensor = tensor;
+            header.offset = offset;
+        }
+    }
+    if ask {
+        header.flags = header.flags.with(Flags::ACK_NOW);
+    }
+}
+
+pub(crate) fn nothing() -> Pieces<'static> {
+    Pieces::new(splitrpc_ring::Run::NONE, Chunk::Part { tensor: 0, offset: 0, length: 0 }, &Sizes::NONE)
+}
