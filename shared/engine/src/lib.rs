@@ -9,6 +9,7 @@
 #![forbid(unsafe_code)]
 
 mod channel;
+mod client;
 mod config;
 mod congestion;
 mod cookie;
@@ -25,6 +26,10 @@ mod rtt;
 mod server;
 mod time;
 
+pub use client::{
+    Client, ClientConfig, ClientEvent, ClientPlacement, ClientSlot, ClientStats, ClientStorage, ClientTransmit, ClientVerdict,
+    RequestSpec, SubmitError,
+};
 pub use config::{ConfigError, PathInfo, ServerConfig};
 pub use congestion::{AckSample, Congestion, DelayControl};
 pub use flight::SentFrame;

@@ -93,9 +93,21 @@ fn key_range(tensor: u16, offset: u32, length: u32) -> (u64, u64) {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Chunk {
     /// The manifest and the first `length` data bytes: of tensor 0, or of all tensors if `whole`.
-    First { length: u32, whole: bool },
+    First {
+        /// Data bytes.
+        length: u32,
+        /// Whether that is all of the message's data.
+        whole: bool,
+    },
     /// Part of a tensor.
-    Part { tensor: u16, offset: u32, length: u32 },
+    Part {
+        /// The tensor.
+        tensor: u16,
+        /// First byte.
+        offset: u32,
+        /// Data bytes.
+        length: u32,
+    },
 }
 
 impl Chunk {

@@ -36,6 +36,7 @@ pub use session::{Peer, SessionSlot};
 use session::Executed;
 pub use stats::Stats;
 pub use transmit::{Control, Transmit};
+pub(crate) use transmit::{describe, nothing};
 
 
 /// What to do with the payload of a frame.

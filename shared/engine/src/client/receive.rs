@@ -1,0 +1,201 @@
+//! What arrives at a client.
+
+use splitrpc_wire::ack::Ack;
+use splitrpc_wire::hello::{Challenge, HelloAck};
+use splitrpc_wire::{Flags, Header, Kind, Manifest, Status, StatusPayload, TOTAL_UNKNOWN};
+
+use super::slot::State;
+use super::{Client, ClientEvent, ClientPlacement, ClientStorage, ClientVerdict, Phase, transmit};
+use crate::Time;
+use crate::congestion::Congestion;
+use crate::incoming::Misfit;
+use crate::message::Sizes;
+
+impl<S: ClientStorage, C: Congestion> Client<S, C> {
+    /// Takes in one frame from the server. `head` is the part of its payload that is not tensor data: the manifest where
+    /// the frame has one, all of it for frames other than responses, else nothing.
+    pub fn handle_frame(&mut self, now: Time, header: &Header, head: &[u8]) -> ClientVerdict {
+        self.stats.frames_in += 1;
+        if header.flags.has(Flags::TAGGED) || header.flags.has(Flags::SEALED) {
+            self.stats.malformed += 1;
+            return ClientVerdict::Discard;
+        }
+        match (self.phase, header.kind) {
+            (Phase::Closed, _) => ClientVerdict::Discard,
+            (Phase::Greeting { token }, kind) => self.greeting_frame(now, token, kind, header, head),
+            (Phase::Ready, _) if header.session != self.session => {
+                self.stats.discarded += 1;
+                ClientVerdict::Discard
+            }
+            (Phase::Ready, kind) => {
+                self.last_heard = now;
+                self.session_frame(now, kind, header, head)
+            }
+        }
+    }
+
+    fn greeting_frame(&mut self, now: Time, token: u64, kind: Kind, header: &Header, head: &[u8]) -> ClientVerdict {
+        match kind {
+            Kind::Challenge => match Challenge::parse(head) {
+                Ok(challenge) if challenge.nonce == self.nonce && challenge.token != token => {
+                    self.phase = Phase::Greeting { token: challenge.token };
+                    self.hello_at = now;
+                }
+                _ => self.stats.malformed += 1,
+            },
+            Kind::HelloAck => match HelloAck::parse(head) {
+                Ok(ack) if ack.nonce == self.nonce => {
+                    self.session = header.session;
+                    self.server = Some(ack);
+                    self.channel.reset(ack.datagram.min(self.config.datagram), ack.max_data);
+                    self.phase = Phase::Ready;
+                    self.last_heard = now;
+                    let _ = self.events.push_back(ClientEvent::Connected(ack));
+                }
+                _ => self.stats.malformed += 1,
+            },
+            Kind::Error => match StatusPayload::parse(head) {
+                // Before there is a session only its refusal can come.
+                Ok(payload) if header.session == 0 => self.shut(now, payload.status),
+                _ => self.stats.malformed += 1,
+            },
+            _ => self.stats.discarded += 1,
+        }
+        ClientVerdict::Done
+    }
+
+    fn session_frame(&mut self, now: Time, kind: Kind, header: &Header, head: &[u8]) -> ClientVerdict {
+        match kind {
+            Kind::Response => return self.on_response(now, header, head),
+            Kind::Ack | Kind::Credit => match Ack::parse(head) {
+                Ok(ack) => {
+                    let (slots, flight) = self.storage.parts();
+                    let (stats, repeats) = (&mut self.stats, &mut self.repeats);
+                    self.channel.on_ack(flight, now, &ack, |settled, acked| {
+                        stats.frames_lost += u64::from(!acked);
+                        *repeats |= transmit::settle(slots, &settled, acked);
+                    });
+                }
+                Err(_) => self.stats.malformed += 1,
+            },
+            Kind::Error => self.on_error(now, header, head),
+            Kind::ListAck => {
+                if let Some((wanted, _)) = self.list
+                    && wanted == header.offset
+                {
+                    self.list = None;
+                    return ClientVerdict::Catalog { offset: header.offset, total: header.total };
+                }
+                self.stats.discarded += 1;
+            }
+            Kind::Pong => {
+                let _ = self.events.push_back(ClientEvent::Pong(header.request));
+            }
+            Kind::Goodbye => self.shut(now, Status::ConnectionLost),
+            Kind::HelloAck | Kind::Challenge => self.stats.discarded += 1,
+            Kind::Hello | Kind::List | Kind::Request | Kind::Cancel | Kind::Ping => self.stats.malformed += 1,
+        }
+        ClientVerdict::Done
+    }
+
+    fn on_error(&mut self, now: Time, header: &Header, head: &[u8]) {
+        let Ok(payload) = StatusPayload::parse(head) else {
+            self.stats.malformed += 1;
+            return;
+        };
+        if header.request == 0 {
+            self.shut(now, payload.status);
+            return;
+        }
+        match self.by_id(header.request) {
+            Some(index) if self.accepts_frames() => self.fail(now, index, payload.status),
+            _ => self.stats.discarded += 1,
+        }
+    }
+
+    fn on_response(&mut self, now: Time, header: &Header, head: &[u8]) -> ClientVerdict {
+        let packet = self.channel.received.expand(header.packet);
+        let ack_now = header.flags.has(Flags::ACK_NOW);
+        let Some(index) = self.by_id(header.request) else {
+            // Answered or given up long ago: the server may forget it too.
+            self.stats.discarded += 1;
+            self.channel.received.record(now, packet, ack_now);
+            return ClientVerdict::Discard;
+        };
+        let manifest = match header.flags.has(Flags::MANIFEST) {
+            true => match Manifest::parse(head) {
+                Ok(manifest) => Some(manifest),
+                Err(_) => {
+                    self.stats.malformed += 1;
+                    return ClientVerdict::Discard;
+                }
+            },
+            false => None,
+        };
+        if !self.storage.slots()[index].answered {
+            self.note_answered(now, index);
+        }
+        let max_response = self.config.max_response;
+        let slot = &mut self.storage.parts().0[index];
+        if !slot.incoming.described() {
+            let Some(manifest) = &manifest else {
+                self.stats.discarded += 1;
+                return ClientVerdict::Discard;
+            };
+            let total = manifest.as_bytes().len() as u64 + u64::from(manifest.data_len());
+            if header.total == TOTAL_UNKNOWN || u64::from(header.total) != total || header.total > max_response {
+                self.tell_cancelled(index);
+                self.fail(now, index, Status::TooLarge);
+                return ClientVerdict::Discard;
+            }
+            slot.incoming.start(Sizes::of(manifest));
+        }
+        match slot.incoming.chunk(header, manifest.as_ref()) {
+            Ok(chunk) => {
+                let request = slot.key(index);
+                ClientVerdict::Place(ClientPlacement { request, chunk, packet, ack_now })
+            }
+            Err(Misfit::Duplicate) => {
+                self.stats.discarded += 1;
+                if !self.channel.received.is_duplicate(packet) {
+                    self.channel.received.record(now, packet, ack_now);
+                }
+                self.channel.received.remind(now);
+                ClientVerdict::Discard
+            }
+            Err(Misfit::Outside | Misfit::TooFragmented) => {
+                self.stats.discarded += 1;
+                ClientVerdict::Discard
+            }
+        }
+    }
+
+    /// A response shows that all of its request arrived.
+    fn note_answered(&mut self, now: Time, index: usize) {
+        let (slots, flight) = self.storage.parts();
+        let key = slots[index].key(index);
+        slots[index].answered = true;
+        slots[index].outgoing.all_arrived();
+        self.channel.on_answered(flight, now, key);
+    }
+
+    /// Response data is in place.
+    pub fn placed(&mut self, now: Time, placement: &ClientPlacement) {
+        let Some(index) = self.live(placement.request) else { return };
+        let slot = &mut self.storage.parts().0[index];
+        let new = slot.incoming.commit(&placement.chunk);
+        let complete = slot.incoming.is_complete();
+        self.channel.received_data += new;
+        self.channel.received.record(now, placement.packet, placement.ack_now);
+        if complete {
+            self.end(now, index);
+            self.storage.parts().0[index].state = State::Free;
+            // `accepts_frames` keeps room for it.
+            let _ = self.events.push_back(ClientEvent::Response(placement.request));
+        }
+    }
+
+    fn by_id(&self, id: u64) -> Option<usize> {
+        self.storage.slots().iter().position(|s| s.state == State::Open && s.id == id)
+    }
+}

@@ -1,0 +1,202 @@
+//! What a client sends next.
+
+use splitrpc_ring::{RequestKey, Run};
+use splitrpc_wire::ack::Ack;
+use splitrpc_wire::hello::{Abilities, Hello};
+use splitrpc_wire::{Flags, HEADER_LEN, Header, Kind, VERSION};
+
+use super::slot::State;
+use super::{Client, ClientSlot, ClientStorage, HELLO_LEN, HELLO_RETRY, LIST_RETRY, Phase};
+use crate::Time;
+use crate::congestion::Congestion;
+use crate::flight::{Cargo, Settled};
+use crate::message::{Chunk, Pieces};
+use crate::server::{describe, nothing};
+
+/// One frame to send to the server.
+#[derive(Debug)]
+pub struct ClientTransmit<'e> {
+    /// The header.
+    pub header: Header,
+    /// What follows the header: manifest or control payload.
+    pub head: &'e [u8],
+    /// The request whose data follows that.
+    pub request: Option<RequestKey>,
+    /// The data, as stretches of the request's tensors.
+    pub data: Pieces<'e>,
+    /// May ride in the same datagram as the frame before it.
+    pub rides_along: bool,
+}
+
+impl<S: ClientStorage, C: Congestion> Client<S, C> {
+    /// The next frame to send, until there is none for now.
+    pub fn poll_transmit(&mut self, now: Time) -> Option<ClientTransmit<'_>> {
+        match self.phase {
+            Phase::Greeting { token } if self.hello_at <= now => {
+                self.hello_at = now + HELLO_RETRY;
+                return Some(self.hello(token));
+            }
+            Phase::Greeting { .. } => return None,
+            Phase::Closed if self.goodbye => {
+                self.goodbye = false;
+                return Some(self.bare(Header::new(Kind::Goodbye)));
+            }
+            Phase::Closed => return None,
+            Phase::Ready => {}
+        }
+        if let Some(token) = self.ping.take() {
+            return Some(self.bare(Header { request: token, ..Header::new(Kind::Ping) }));
+        }
+        if let Some(id) = self.cancels.pop_front() {
+            return Some(self.cancel_frame(now, id));
+        }
+        if let Some((offset, at)) = self.list
+            && at <= now
+        {
+            self.list = Some((offset, now + LIST_RETRY));
+            return Some(self.bare(Header { offset, ..Header::new(Kind::List) }));
+        }
+        if let Some((index, chunk, packet)) = self.next_data(now) {
+            self.sent_data = true;
+            return Some(self.data_frame(now, index, chunk, packet));
+        }
+        let rides_along = core::mem::take(&mut self.sent_data);
+        let due = self.channel.received.due() <= now;
+        let with_data = rides_along && self.channel.received.pending();
+        if due || with_data || self.channel.grant_is_stale() {
+            return Some(self.ack_frame(now, rides_along));
+        }
+        None
+    }
+
+    fn hello(&mut self, token: u64) -> ClientTransmit<'_> {
+        let hello = Hello {
+            version_min: u16::from(VERSION),
+            version_max: u16::from(VERSION),
+            abilities: Abilities(0),
+            datagram: self.config.datagram,
+            max_response: self.config.max_response,
+            nonce: self.nonce,
+            token,
+            key_id: 0,
+            max_data: self.config.receive_window,
+        };
+        self.scratch = [0; HELLO_LEN];
+        self.scratch[..Hello::LEN].copy_from_slice(&hello.to_bytes());
+        self.stats.frames_out += 1;
+        let header = Header { length: HELLO_LEN as u32, ..Header::new(Kind::Hello) };
+        ClientTransmit { header, head: &self.scratch, request: None, data: nothing(), rides_along: false }
+    }
+
+    fn bare(&mut self, header: Header) -> ClientTransmit<'_> {
+        self.stats.frames_out += 1;
+        let header = Header { session: self.session, ..header };
+        ClientTransmit { header, head: &[], request: None, data: nothing(), rides_along: false }
+    }
+
+    fn cancel_frame(&mut self, now: Time, id: u64) -> ClientTransmit<'_> {
+        let packet = match self.channel.flight.is_full() {
+            true => 0,
+            false => self.channel.send(self.storage.parts().1, now, Cargo::None, HEADER_LEN as u32),
+        };
+        self.bare(Header { request: id, packet, ..Header::new(Kind::Cancel) })
+    }
+
+    fn ack_frame(&mut self, now: Time, rides_along: bool) -> ClientTransmit<'_> {
+        let pending = self.channel.received.pending();
+        let (kind, delay_us, max_data) = if pending {
+            let (delay_us, max_data) = self.channel.take_ack(now, &mut self.ranges);
+            (Kind::Ack, delay_us, max_data)
+        } else {
+            self.ranges.clear();
+            (Kind::Credit, 0, self.channel.grant())
+        };
+        let length = Ack { max_data, delay_us, ranges: &self.ranges }.write(&mut self.scratch);
+        self.stats.frames_out += 1;
+        let header = Header { session: self.session, length: length as u32, ..Header::new(kind) };
+        ClientTransmit { header, head: &self.scratch[..length], request: None, data: nothing(), rides_along }
+    }
+
+    fn next_data(&mut self, now: Time) -> Option<(usize, Chunk, u32)> {
+        let datagram = u32::from(self.channel.datagram);
+        let count = self.storage.slots().len();
+        let start = if core::mem::take(&mut self.repeats) { 0 } else { self.current };
+        for step in 0..count {
+            let index = (start + step) % count;
+            let (slots, flight) = self.storage.parts();
+            let slot = &mut slots[index];
+            if slot.state != State::Open || slot.outgoing.all_sent() {
+                continue;
+            }
+            if self.channel.may_send(now, datagram).is_err() {
+                self.repeats = true;
+                return None;
+            }
+            let fresh = slot.outgoing.fresh_bytes();
+            let room = datagram - HEADER_LEN as u32;
+            let Some(chunk) = slot.outgoing.next_chunk(room, self.channel.credit()) else { continue };
+            self.channel.sent_data += slot.outgoing.fresh_bytes() - fresh;
+            self.current = index;
+            let key = slot.key(index);
+            let (cargo, head) = match chunk {
+                Chunk::First { length, whole } => (Cargo::First { key, length, whole }, u32::from(slot.head_len)),
+                Chunk::Part { tensor, offset, length } => (Cargo::Part { key, tensor, offset, length }, 0),
+            };
+            let packet = self.channel.send(flight, now, cargo, HEADER_LEN as u32 + head + chunk.length());
+            return Some((index, chunk, packet));
+        }
+        None
+    }
+
+    fn data_frame(&mut self, now: Time, index: usize, chunk: Chunk, packet: u32) -> ClientTransmit<'_> {
+        self.stats.frames_out += 1;
+        let ask = self.channel.ask;
+        let slot = &self.storage.slots()[index];
+        let head: &[u8] = match chunk {
+            Chunk::First { .. } => &slot.head[..usize::from(slot.head_len)],
+            Chunk::Part { .. } => &[],
+        };
+        let mut header = Header {
+            flags: if slot.repeatable { Flags::REPEATABLE } else { Flags::NONE },
+            priority: slot.priority,
+            model: slot.model,
+            session: self.session,
+            request: slot.id,
+            packet,
+            length: head.len() as u32 + chunk.length(),
+            deadline_us: remaining_us(slot, now),
+            total: slot.outgoing.total(),
+            ..Header::new(Kind::Request)
+        };
+        describe(&mut header, &chunk, slot.outgoing.sizes(), ask);
+        let data = Pieces::new(Run::NONE, chunk, slot.outgoing.sizes());
+        ClientTransmit { header, head, request: Some(slot.key(index)), data, rides_along: false }
+    }
+}
+
+/// Tells a request that one of its frames was acknowledged or lost. Returns whether something must go again.
+pub(super) fn settle(slots: &mut [ClientSlot], settled: &Settled, acked: bool) -> bool {
+    let Some(key) = settled.cargo.key() else { return false };
+    let Some(slot) = slots.get_mut(key.index as usize) else { return false };
+    if slot.generation != key.generation || slot.state != State::Open {
+        return false;
+    }
+    let chunk = match settled.cargo {
+        Cargo::First { length, whole, .. } => Chunk::First { length, whole },
+        Cargo::Part { tensor, offset, length, .. } => Chunk::Part { tensor, offset, length },
+        Cargo::None => return false,
+    };
+    if acked {
+        slot.outgoing.on_acked(chunk);
+        false
+    } else {
+        slot.outgoing.on_lost(chunk)
+    }
+}
+
+fn remaining_us(slot: &ClientSlot, now: Time) -> u32 {
+    if slot.deadline == Time::NEVER {
+        return 0;
+    }
+    u32::try_from(slot.deadline.since(now) / 1_000).unwrap_or(u32::MAX).max(1)
+}
