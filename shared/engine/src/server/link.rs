@@ -1,6 +1,6 @@
 //! The engine's side of the link: submissions out, completions in.
 
-use splitrpc_ring::{Completion, Run, Submission};
+use splitrpc_ring::{Completion, RequestKey, Run, Submission};
 use splitrpc_wire::{Manifest, Path, Stage, Status, StatusPayload};
 
 use super::{Server, State};
@@ -29,6 +29,14 @@ impl<C: Congestion> Server<'_, C> {
     /// The link took the submission that [`Server::next_submission`] showed.
     pub fn submission_taken(&mut self) {
         self.submissions.pop();
+    }
+
+    /// The input slots of a request in the orchestrator's hands. Where such a request failed, their meta area says why.
+    #[must_use]
+    pub fn input_of(&self, request: RequestKey) -> Option<Run> {
+        let slot = self.requests.get(request.index as usize)?;
+        let held = matches!(slot.state, State::Submitted | State::Orphaned);
+        (slot.generation == request.generation && held).then_some(slot.input)
     }
 
     /// Takes a completion back from the orchestrator, whose word on what it names is checked.

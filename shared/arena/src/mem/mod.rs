@@ -1,0 +1,13 @@
+//! The memory itself. All of this crate's `unsafe` is below here.
+
+mod arena;
+mod copy;
+mod external;
+mod iovec;
+mod map;
+mod span;
+
+pub use arena::{Arena, ArenaError, Lease, MAX_ARENA_BYTES};
+pub use external::{AdoptError, External};
+pub use iovec::{IoVec, IoVecBuf, IoVecSend, IoVecSendBuf};
+pub use span::Span;

@@ -1,0 +1,257 @@
+//! A client that keeps requests in flight and checks every answer.
+
+use std::collections::{BTreeMap, HashMap};
+use std::net::SocketAddr;
+
+use splitrpc_engine::{
+    Client, ClientConfig, ClientEvent, ClientSlot, ClientStorage, ClientVerdict, MS, RequestSpec, SEC, SentFrame, Time,
+};
+use splitrpc_ring::RequestKey;
+use splitrpc_wire::{DType, Header, HEADER_LEN, Manifest, ManifestWriter, Shape, TensorDesc};
+
+use super::frames::{encode, split};
+use super::rng::Rng;
+
+pub struct Heap {
+    slots: Vec<ClientSlot>,
+    flight: Vec<SentFrame>,
+}
+
+impl ClientStorage for Heap {
+    fn parts(&mut self) -> (&mut [ClientSlot], &mut [SentFrame]) {
+        (&mut self.slots, &mut self.flight)
+    }
+    fn slots(&self) -> &[ClientSlot] {
+        &self.slots
+    }
+    fn flight(&self) -> &[SentFrame] {
+        &self.flight
+    }
+}
+
+struct Open {
+    tensors: Vec<Vec<u8>>,
+    answer: Vec<Vec<u8>>,
+}
+
+/// How a request ended.
+#[derive(Default, Debug)]
+pub struct Tally {
+    pub answered: u64,
+    pub failed: u64,
+    pub cancelled: u64,
+    pub reconnects: u64,
+    pub by_status: BTreeMap<&'static str, u64>,
+}
+
+impl Tally {
+    pub fn add(&mut self, other: &Tally) {
+        self.answered += other.answered;
+        self.failed += other.failed;
+        self.cancelled += other.cancelled;
+        self.reconnects += other.reconnects;
+        for (status, count) in &other.by_status {
+            *self.by_status.entry(status).or_default() += count;
+        }
+    }
+}
+
+pub struct SimClient {
+    pub addr: SocketAddr,
+    server: SocketAddr,
+    engine: Client<Heap>,
+    open: HashMap<RequestKey, Open>,
+    /// Requests still to be made.
+    pub left: u32,
+    width: usize,
+    pub vanished: bool,
+    pub vanish_at: Time,
+    pub tally: Tally,
+    batched_model: bool,
+}
+
+impl SimClient {
+    pub fn new(rng: &mut Rng, now: Time, addr: SocketAddr, server: SocketAddr, left: u32) -> SimClient {
+        SimClient {
+            addr,
+            server,
+            engine: engine(rng, now),
+            open: HashMap::new(),
+            left,
+            width: rng.range(1, 6) as usize,
+            vanished: false,
+            vanish_at: if rng.chance(150) { now + rng.below(200 * MS) } else { Time::NEVER },
+            tally: Tally::default(),
+            batched_model: rng.chance(500),
+        }
+    }
+
+    pub fn is_done(&self) -> bool {
+        self.vanished || (self.left == 0 && self.open.is_empty())
+    }
+
+    pub fn next_at(&self) -> Time {
+        if self.vanished { Time::NEVER } else { self.engine.next_timeout().min(self.vanish_at) }
+    }
+
+    /// Takes a datagram in.
+    pub fn deliver(&mut self, now: Time, bytes: &[u8]) {
+        if self.vanished {
+            return;
+        }
+        for frame in split(bytes) {
+            let Ok((header, payload)) = frame else { return };
+            let head = match head_of(&header, payload) {
+                Some(head) => head,
+                None => return,
+            };
+            let verdict = self.engine.handle_frame(now, &header, &payload[..head]);
+            if let ClientVerdict::Place(placement) = verdict {
+                let open = self.open.get_mut(&placement.request).expect("placed for a request that is not open");
+                if header.flags.has(splitrpc_wire::Flags::MANIFEST) && open.answer.is_empty() {
+                    let manifest = Manifest::parse(&payload[..head]).unwrap();
+                    open.answer = manifest.tensors().map(|t| vec![0; t.bytes as usize]).collect();
+                }
+                let mut data = &payload[head..];
+                for piece in self.engine.pieces(&placement) {
+                    let (now_piece, rest) = data.split_at(piece.length as usize);
+                    let at = piece.offset as usize;
+                    open.answer[piece.tensor as usize][at..at + now_piece.len()].copy_from_slice(now_piece);
+                    data = rest;
+                }
+                assert!(data.is_empty());
+                self.engine.placed(now, &placement);
+            }
+            self.take_events();
+        }
+    }
+
+    fn take_events(&mut self) {
+        while let Some(event) = self.engine.poll_event() {
+            match event {
+                ClientEvent::Connected(_) | ClientEvent::Pong(_) => {}
+                ClientEvent::Response(key) => {
+                    let open = self.open.remove(&key).expect("answered twice");
+                    let wanted: Vec<Vec<u8>> = open.tensors.iter().map(|t| t.iter().map(|b| !b).collect()).collect();
+                    assert!(open.answer == wanted, "a wrong byte was delivered");
+                    self.tally.answered += 1;
+                }
+                ClientEvent::Failed(key, status) => {
+                    *self.tally.by_status.entry(status.name()).or_default() += 1;
+                    assert!(self.open.remove(&key).is_some(), "failed after it had ended");
+                    self.tally.failed += 1;
+                }
+                ClientEvent::Closed(status) => {
+                    *self.tally.by_status.entry(status.name()).or_default() += self.open.len() as u64;
+                    self.tally.failed += self.open.len() as u64;
+                    self.open.clear();
+                }
+            }
+        }
+    }
+
+    /// Does what is due and returns the datagrams to send.
+    pub fn step(&mut self, rng: &mut Rng, now: Time) -> Vec<Vec<u8>> {
+        if now >= self.vanish_at {
+            self.vanished = true;
+        }
+        if self.vanished {
+            return Vec::new();
+        }
+        self.engine.handle_timeout(now);
+        self.take_events();
+        while self.left > 0 && self.open.len() < self.width {
+            match self.submit(rng, now) {
+                Ok(()) => self.left -= 1,
+                Err(splitrpc_engine::SubmitError::NotConnected) => break,
+                Err(error) => panic!("{error:?}"),
+            }
+        }
+        if !self.open.is_empty() && rng.chance(2) {
+            let key = *self.open.keys().min_by_key(|k| k.index).unwrap();
+            self.engine.cancel(now, key);
+            self.open.remove(&key);
+            self.tally.cancelled += 1;
+        }
+        let mut datagrams: Vec<Vec<u8>> = Vec::new();
+        while let Some(transmit) = self.engine.poll_transmit(now) {
+            let mut data = Vec::new();
+            for piece in transmit.data {
+                let open = &self.open[&transmit.request.unwrap()];
+                let at = piece.offset as usize;
+                data.extend_from_slice(&open.tensors[piece.tensor as usize][at..at + piece.length as usize]);
+            }
+            let frame = encode(&transmit.header, transmit.head, &data);
+            match datagrams.last_mut() {
+                Some(last) if transmit.rides_along && last.len() + frame.len() <= 1232 => last.extend(frame),
+                _ => datagrams.push(frame),
+            }
+        }
+        if self.engine.next_timeout() == Time::NEVER && self.left > 0 && self.open.is_empty() {
+            // The session is over: a client library opens another.
+            self.engine = engine(rng, now);
+            self.tally.reconnects += 1;
+        }
+        datagrams
+    }
+
+    pub fn server(&self) -> SocketAddr {
+        self.server
+    }
+
+    fn submit(&mut self, rng: &mut Rng, now: Time) -> Result<(), splitrpc_engine::SubmitError> {
+        let mut writer = ManifestWriter::new();
+        let model = if self.batched_model {
+            let rows = rng.range(1, 4) as u32;
+            writer.push(&TensorDesc::fixed(0, DType::Fp32, Shape::new(&[rows, 300]).unwrap()).unwrap()).unwrap();
+            writer.push(&TensorDesc::fixed(1, DType::Int64, Shape::new(&[rows, 7]).unwrap()).unwrap()).unwrap();
+            0
+        } else {
+            let bytes = *rng.pick(&[16, 64, 900, 4000, 30_000, 120_000]) as u32;
+            writer.push(&TensorDesc::fixed(0, DType::Uint8, Shape::new(&[bytes]).unwrap()).unwrap()).unwrap();
+            1
+        };
+        let bytes = writer.finish().to_vec();
+        let manifest = Manifest::parse(&bytes).unwrap();
+        let spec = RequestSpec {
+            model,
+            manifest,
+            priority: rng.below(4) as u8,
+            deadline_us: if rng.chance(100) { rng.range(100, 100_000) as u32 } else { 30_000_000 },
+            repeatable: false,
+        };
+        let key = self.engine.submit(now, &spec)?;
+        // 16 random bytes at the start mark the request.
+        let tensors = manifest
+            .tensors()
+            .map(|t| (0..t.bytes.div_ceil(8)).flat_map(|_| rng.next().to_le_bytes()).take(t.bytes as usize).collect())
+            .collect();
+        self.open.insert(key, Open { tensors, answer: Vec::new() });
+        Ok(())
+    }
+}
+
+fn engine(rng: &mut Rng, now: Time) -> Client<Heap> {
+    let storage = Heap { slots: vec![ClientSlot::default(); 8], flight: vec![SentFrame::default(); 256] };
+    let config = ClientConfig {
+        datagram: *rng.pick(&[1232, 1472, 8256]),
+        receive_window: 256 << 10,
+        silence_limit: 5 * SEC,
+        ..ClientConfig::default()
+    };
+    Client::new(now, &config, storage, rng.next()).unwrap()
+}
+
+/// Where a frame's head ends and its data begins.
+pub fn head_of(header: &Header, payload: &[u8]) -> Option<usize> {
+    use splitrpc_wire::{Flags, Kind};
+    match header.kind {
+        Kind::Request | Kind::Response if header.flags.has(Flags::MANIFEST) => {
+            Manifest::peek_len(payload).ok().filter(|len| *len <= payload.len())
+        }
+        Kind::Request | Kind::Response => Some(0),
+        _ => Some(payload.len()),
+    }
+}
+
+const _: () = assert!(HEADER_LEN == 64);

@@ -1,0 +1,230 @@
+//! Server, clients and network under virtual time.
+
+use std::net::SocketAddr;
+
+use splitrpc_arena::{PoolLayout, SlotAllocator, SlotEntry};
+use splitrpc_engine::{
+    ChannelSlot, CompletionHead, Control, InputPlan, MS, ModelPlan, Peer, RequestSlot, SEC, SentFrame, Server,
+    ServerConfig, SessionSlot, Storage, StorageSizes, Time, Verdict,
+};
+use splitrpc_ring::{RequestKey, Submission};
+use splitrpc_wire::{DType, Flags, MAX_RANK, StatusPayload};
+
+use super::client::{SimClient, Tally, head_of};
+use super::frames::{encode, split};
+use super::host::{Host, parse};
+use super::net::{Net, Weather};
+use super::rng::Rng;
+
+const SERVER: &str = "10.0.0.1:7100";
+const REQUESTS_EACH: u64 = 12;
+
+fn config(rng: &mut Rng) -> ServerConfig {
+    ServerConfig {
+        stream_sessions: 4,
+        datagram_sessions: 8,
+        requests: 24,
+        requests_per_client: 8,
+        flight: 256,
+        max_request: 1 << 20,
+        datagram: *rng.pick(&[1472, 8256]),
+        receive_window: 256 << 10,
+        idle_timeout: 3 * SEC,
+        keep_reply: 300 * MS,
+        kept_replies: *rng.pick(&[4, 16]),
+        min_progress: 1000,
+        progress_grace: SEC,
+        ..ServerConfig::small()
+    }
+}
+
+fn input(dtype: DType, dims: &[i32]) -> InputPlan {
+    let mut all = [0; MAX_RANK];
+    all[..dims.len()].copy_from_slice(dims);
+    InputPlan { dtype, dims: all, rank: dims.len() as u8 }
+}
+
+pub struct World {
+    rng: Rng,
+    now: Time,
+    net: Net,
+    clients: Vec<SimClient>,
+    restart_at: Time,
+    weather_at: Time,
+}
+
+impl World {
+    pub fn new(seed: u64) -> World {
+        let mut rng = Rng::new(seed);
+        let weather = if rng.chance(100) { Weather::calm() } else { Weather::random(&mut rng) };
+        let clients = (0..rng.range(1, 6))
+            .map(|n| {
+                let addr = format!("10.0.0.2:{}", 1000 + n).parse().unwrap();
+                let left = rng.range(1, REQUESTS_EACH) as u32;
+                SimClient::new(&mut rng, Time::from_nanos(0), addr, SERVER.parse().unwrap(), left)
+            })
+            .collect();
+        let restart_at = if rng.chance(200) { Time::from_nanos(rng.below(300 * MS)) } else { Time::NEVER };
+        World { net: Net::new(weather), clients, restart_at, weather_at: Time::from_nanos(50 * MS), now: Time::from_nanos(1), rng }
+    }
+
+    /// Runs until every client is done and the server has forgotten them all.
+    pub fn run(&mut self) {
+        while !self.life() {}
+        for client in &self.clients {
+            assert!(client.is_done(), "a request never ended: {:?}", client.tally);
+        }
+    }
+
+    /// How all clients' requests ended.
+    pub fn tally(&self) -> Tally {
+        let mut total = Tally::default();
+        for client in &self.clients {
+            total.add(&client.tally);
+        }
+        total
+    }
+
+    /// One life of the server. Returns whether it was the last.
+    fn life(&mut self) -> bool {
+        let config = config(&mut self.rng);
+        let pools = [
+            (0, PoolLayout::new(&[1200, 56], 4, 3).unwrap()),
+            (1, PoolLayout::new(&[4096], 1, 8).unwrap()),
+            (2, PoolLayout::new(&[131_072], 1, 4).unwrap()),
+        ];
+        let batched = [input(DType::Fp32, &[-1, 300]), input(DType::Int64, &[-1, 7])];
+        let bytes = [input(DType::Uint8, &[-1])];
+        let models = [
+            ModelPlan { inputs: &batched, max_batch: 4, default_priority: 0, classes: &[0] },
+            ModelPlan { inputs: &bytes, max_batch: 0, default_priority: 2, classes: &[1, 2] },
+        ];
+        let need = StorageSizes::of(&config);
+        let mut entries = vec![SlotEntry::default(); SlotAllocator::storage_len(&pools)];
+        let mut sessions = vec![SessionSlot::default(); need.sessions];
+        let mut channels: Vec<ChannelSlot> = (0..need.channels).map(|_| ChannelSlot::default()).collect();
+        let mut timers = vec![Time::NEVER; need.channels];
+        let mut active = vec![0; need.channels];
+        let mut flight = vec![SentFrame::default(); need.flight];
+        let mut requests = vec![RequestSlot::default(); need.requests];
+        let mut submissions = vec![Submission::Cancel { request: RequestKey::default() }; need.submissions];
+        let mut control = vec![Control::default(); need.control];
+        let storage = Storage {
+            sessions: &mut sessions,
+            channels: &mut channels,
+            timers: &mut timers,
+            flight: &mut flight,
+            requests: &mut requests,
+            submissions: &mut submissions,
+            control: &mut control,
+            active: &mut active,
+        };
+        let slots = SlotAllocator::new(&pools, &mut entries).unwrap();
+        let secret = [self.rng.next().to_le_bytes(), self.rng.next().to_le_bytes()].concat().try_into().unwrap();
+        let epoch = self.rng.next();
+        let mut server: Server<'_> =
+            Server::new(&config, &models, b"catalogue", &pools, slots, storage, secret, epoch).unwrap();
+        let mut host = Host::new(&pools);
+        let mut steps = 0u64;
+        loop {
+            steps += 1;
+            assert!(steps < 3_000_000, "livelock: {:?}", server.stats());
+            self.step(&mut server, &mut host);
+            if self.now >= self.restart_at {
+                self.restart_at = Time::NEVER;
+                return false;
+            }
+            if self.clients.iter().all(SimClient::is_done) && server.open_sessions() == 0 && host.jobs.is_empty() {
+                break;
+            }
+            let next = self.next_at(&server, &host);
+            assert!(next != Time::NEVER, "stuck with nothing to wait for: {:?}", server.stats());
+            self.now = self.now.max(next);
+        }
+        assert_eq!(server.live_requests(), 0, "a request's record was lost: {:?}", server.stats());
+        host.assert_empty();
+        for (pool, layout) in &pools {
+            assert_eq!(server.free_slots(*pool), layout.slots(), "a slot was lost: {:?}", server.stats());
+        }
+        true
+    }
+
+    fn next_at(&self, server: &Server<'_>, host: &Host) -> Time {
+        let clients = self.clients.iter().filter(|c| !c.is_done()).map(SimClient::next_at).min().unwrap_or(Time::NEVER);
+        let others = server.next_timeout().min(host.next_at()).min(self.net.next_at()).min(self.restart_at);
+        clients.min(others)
+    }
+
+    fn step(&mut self, server: &mut Server<'_>, host: &mut Host) {
+        let now = self.now;
+        if now >= self.weather_at {
+            self.weather_at = now + 50 * MS;
+            self.net.weather.mtu = *self.rng.pick(&[1232, 1472, 9000]);
+        }
+        while let Some((from, to, bytes)) = self.net.deliver(now) {
+            // A client's socket is connected: its kernel drops what strangers send.
+            if to == SERVER.parse::<SocketAddr>().unwrap() {
+                self.serve(server, host, from, &bytes);
+            } else if let Some(client) = self.clients.iter_mut().find(|c| c.addr == to && c.server() == from) {
+                client.deliver(now, &bytes);
+            }
+        }
+        server.handle_timeout(now);
+        while let Some(job) = host.finished(now) {
+            let head = if job.completion.status == splitrpc_wire::Status::Ok {
+                CompletionHead::Manifest(parse(&job.manifest))
+            } else {
+                let payload = StatusPayload { status: job.completion.status, retry_after_us: 0, text: "no" };
+                CompletionHead::Status(payload)
+            };
+            server.handle_completion(now, &job.completion, &head);
+        }
+        while let Some(submission) = server.next_submission().copied() {
+            let sizes = match submission {
+                Submission::Submit { request, .. } => server.sizes(request).as_slice().to_vec(),
+                _ => Vec::new(),
+            };
+            host.submit(&mut self.rng, now, &submission, &sizes, true);
+            server.submission_taken();
+        }
+        while let Some(transmit) = server.poll_transmit(now) {
+            let Peer::Datagram(to) = transmit.peer else { unreachable!("no streams here") };
+            let mut data = Vec::new();
+            for piece in transmit.data {
+                data.extend(host.read(&piece));
+            }
+            let bytes = encode(&transmit.header, transmit.head, &data);
+            self.net.send(&mut self.rng, now, SERVER.parse().unwrap(), to, bytes);
+        }
+        for client in &mut self.clients {
+            for datagram in client.step(&mut self.rng, now) {
+                self.net.send(&mut self.rng, now, client.addr, client.server(), datagram);
+            }
+        }
+    }
+
+    fn serve(&mut self, server: &mut Server<'_>, host: &mut Host, from: SocketAddr, bytes: &[u8]) {
+        for frame in split(bytes) {
+            let (header, payload) = match frame {
+                Ok(frame) => frame,
+                Err(error) => {
+                    server.handle_garbage(self.now, Peer::Datagram(from), error);
+                    return;
+                }
+            };
+            let Some(head) = head_of(&header, payload) else { return };
+            let verdict = server.handle_frame(self.now, Peer::Datagram(from), &header, &payload[..head]);
+            if let Verdict::Place(placement) = verdict {
+                assert!(!header.flags.has(Flags::SEALED));
+                let mut data = &payload[head..];
+                for piece in server.pieces(&placement) {
+                    let (this, rest) = data.split_at(piece.length as usize);
+                    host.place(&piece, this);
+                    data = rest;
+                }
+                assert!(data.is_empty());
+                server.placed(self.now, &placement, placement.length(), 0);
+            }
+        }
+    }
+}
