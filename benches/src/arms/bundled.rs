@@ -1,0 +1,293 @@
+//! The bundled way, done as well as it can be done over TCP: a whole length-prefixed protobuf message is received into a
+//! heap buffer that is used again, decoded without copying, its tensors copied to the model's input, and the answer
+//! encoded and sent with one gathering write. Nothing is allocated once the buffers have grown; what remains beside the
+//! floor is what bundling costs: the second copy and the codec.
+
+use std::io::{self, IoSlice, Read, Write};
+use std::net::{SocketAddr, TcpStream};
+use std::os::fd::{AsFd, BorrowedFd};
+use std::time::Instant;
+
+use bytes::Bytes;
+use splitrpc_wire::Path;
+use splitrpc_wire::path::{Link, Memory, Mover, Port};
+
+use super::floor_tcp::now_or_later;
+use super::protobuf::{self, Malformed, Message, PREFIX_LEN, Side, Tensor};
+use super::tcp_server::{self, Progress, Session};
+use super::{ClientOptions, MAX_MESSAGE, ServerOptions, null_response};
+use crate::load::connection::{Connection, Fault, Step};
+
+const MODEL: &str = "null";
+const INPUT: &str = "INPUT";
+const OUTPUT: &str = "OUTPUT";
+const DATATYPE: &str = "UINT8";
+/// Room for everything in a message but the tensors' data.
+const HEAD_ROOM: usize = 4096;
+const FIRST_READ: usize = 64 << 10;
+
+/// Runs the server until the process ends.
+pub(crate) fn serve(options: &ServerOptions, ready: impl FnOnce(SocketAddr)) -> anyhow::Result<()> {
+    let model = null_response(options.response_bytes);
+    tcp_server::serve(options, ready, |stream| BundledSession {
+        stream,
+        incoming: Incoming::new(),
+        input: Vec::new(),
+        output: vec![0; model.len()],
+        model: model.clone(),
+        head: Vec::with_capacity(HEAD_ROOM),
+        sent: None,
+        respond_ns: 0,
+    })
+}
+
+/// Gathers prefixed messages from a stream into one buffer that only ever grows.
+struct Incoming {
+    buffer: Vec<u8>,
+    filled: usize,
+    first_byte: Option<Instant>,
+}
+
+impl Incoming {
+    fn new() -> Incoming {
+        Incoming { buffer: vec![0; FIRST_READ], filled: 0, first_byte: None }
+    }
+
+    /// Length of prefix and message, once the prefix is there.
+    fn length(&self) -> io::Result<Option<usize>> {
+        let Some(prefix) = self.buffer[..self.filled].first_chunk() else { return Ok(None) };
+        let length = protobuf::parse_prefix(prefix).map_err(invalid)?;
+        if length > MAX_MESSAGE as usize + HEAD_ROOM {
+            return Err(io::ErrorKind::InvalidData.into());
+        }
+        Ok(Some(PREFIX_LEN + length))
+    }
+
+    fn read(&mut self, stream: &mut TcpStream) -> io::Result<Progress> {
+        match now_or_later(stream.read(&mut self.buffer[self.filled..]))? {
+            None => return Ok(Progress::Idle),
+            Some(0) => return Ok(Progress::Closed),
+            Some(count) => self.filled += count,
+        }
+        self.first_byte.get_or_insert_with(Instant::now);
+        if let Some(length) = self.length()?
+            && self.buffer.len() < length
+        {
+            self.buffer.resize(length, 0);
+        }
+        Ok(Progress::Moved)
+    }
+
+    /// The first message, once it is complete.
+    fn message(&self) -> io::Result<Option<&[u8]>> {
+        Ok(self.length()?.filter(|&length| length <= self.filled).map(|length| &self.buffer[PREFIX_LEN..length]))
+    }
+
+    /// Drops the first message.
+    fn consume(&mut self) -> io::Result<()> {
+        if let Some(length) = self.length()? {
+            self.buffer.copy_within(length..self.filled, 0);
+            self.filled -= length;
+            self.first_byte = (self.filled > 0).then(Instant::now);
+        }
+        Ok(())
+    }
+}
+
+struct BundledSession {
+    stream: TcpStream,
+    incoming: Incoming,
+    /// The model's input tensor.
+    input: Vec<u8>,
+    /// The model's output tensor.
+    output: Vec<u8>,
+    /// What the model computes.
+    model: Vec<u8>,
+    head: Vec<u8>,
+    /// Bytes of head and output that have left, while an answer is under way.
+    sent: Option<usize>,
+    /// Encoding of the answer before: that of the present one is known too late to be told in it.
+    respond_ns: u64,
+}
+
+impl BundledSession {
+    fn answer(&mut self) -> io::Result<bool> {
+        let received = Instant::now();
+        let Some(bytes) = self.incoming.message()? else { return Ok(false) };
+        let message = Message::parse(Side::Request, bytes).map_err(invalid)?;
+        if message.model != MODEL {
+            return Err(io::ErrorKind::NotFound.into());
+        }
+        let mut copied = bytes.len();
+        for (tensor, raw) in message.tensors().map_err(invalid)? {
+            let fits = tensor.name == INPUT && tensor.datatype == DATATYPE && tensor.shape() == [raw.len() as i64];
+            if !fits {
+                return Err(io::ErrorKind::InvalidData.into());
+            }
+            if self.input.len() < raw.len() {
+                self.input.resize(raw.len(), 0);
+            }
+            self.input[..raw.len()].copy_from_slice(raw);
+            copied += raw.len();
+        }
+        let placed = Instant::now();
+        self.output.copy_from_slice(&self.model);
+        let computed = Instant::now();
+        let nanos = |from: Instant, to: Instant| to.saturating_duration_since(from).as_nanos() as u64;
+        let receive = self.incoming.first_byte.map_or(0, |first| nanos(first, received));
+        let trace = [receive, nanos(received, placed), nanos(placed, computed), self.respond_ns, copied as u64];
+        let output = Tensor::flat(OUTPUT, DATATYPE, self.output.len());
+        protobuf::write_head(Side::Response, MODEL, &output, Some(&trace), self.output.len(), &mut self.head);
+        self.respond_ns = nanos(computed, Instant::now());
+        self.incoming.consume()?;
+        self.sent = Some(0);
+        Ok(true)
+    }
+}
+
+impl Session for BundledSession {
+    fn advance(&mut self) -> io::Result<Progress> {
+        if self.sent.is_none() {
+            match self.incoming.read(&mut self.stream)? {
+                Progress::Moved => {}
+                other => return Ok(other),
+            }
+            if !self.answer()? {
+                return Ok(Progress::Moved);
+            }
+        }
+        while let Some(sent) = self.sent {
+            match write_both(&mut self.stream, &self.head, &self.output, sent)? {
+                None => return Ok(Progress::Moved),
+                Some(count) if sent + count < self.head.len() + self.output.len() => self.sent = Some(sent + count),
+                Some(_) => {
+                    self.sent = None;
+                    // A message that came with the one just answered is not announced again.
+                    self.answer()?;
+                }
+            }
+        }
+        Ok(Progress::Moved)
+    }
+
+    fn wants_write(&self) -> bool {
+        self.sent.is_some()
+    }
+
+    fn stream(&self) -> &TcpStream {
+        &self.stream
+    }
+}
+
+fn invalid(_: Malformed) -> io::Error {
+    io::ErrorKind::InvalidData.into()
+}
+
+/// Writes what is left of `head` and then `data` after their first `sent` bytes.
+fn write_both(stream: &mut TcpStream, head: &[u8], data: &[u8], sent: usize) -> io::Result<Option<usize>> {
+    now_or_later(match head.get(sent..) {
+        Some(head) => stream.write_vectored(&[IoSlice::new(head), IoSlice::new(data)]),
+        None => stream.write(&data[sent - head.len()..]),
+    })
+}
+
+/// A client's connection.
+pub(crate) struct Client {
+    stream: TcpStream,
+    request: Bytes,
+    expected: Bytes,
+    head: Vec<u8>,
+    sent: usize,
+    incoming: Incoming,
+    path: Path,
+    correct: bool,
+}
+
+impl Client {
+    /// Connects.
+    pub(crate) fn connect(options: &ClientOptions) -> io::Result<Client> {
+        let stream = TcpStream::connect(options.server)?;
+        stream.set_nodelay(true)?;
+        stream.set_nonblocking(true)?;
+        Ok(Client {
+            stream,
+            request: options.request.clone(),
+            expected: options.expected.clone(),
+            head: Vec::with_capacity(HEAD_ROOM),
+            sent: 0,
+            incoming: Incoming::new(),
+            path: Path::default(),
+            correct: false,
+        })
+    }
+
+    fn total(&self) -> usize {
+        self.head.len() + self.request.len()
+    }
+
+    fn write(&mut self) -> io::Result<Step> {
+        match write_both(&mut self.stream, &self.head, &self.request, self.sent)? {
+            None => Ok(Step::Idle),
+            Some(count) => {
+                self.sent += count;
+                Ok(Step::Moved)
+            }
+        }
+    }
+
+    fn decode(&mut self) -> io::Result<bool> {
+        let Some(bytes) = self.incoming.message()? else { return Ok(false) };
+        let message = Message::parse(Side::Response, bytes).map_err(invalid)?;
+        let output = message.tensors().map_err(invalid)?.next();
+        self.correct = output.is_some_and(|(tensor, raw)| {
+            tensor.name == OUTPUT && tensor.shape() == [raw.len() as i64] && *raw == self.expected[..]
+        });
+        self.path = Path {
+            port: Port::Tcp,
+            mover: Mover::Bundled,
+            memory: Memory::Host,
+            link: Link::InProcess,
+            batch_rows: 1,
+            payload_bytes: self.request.len() as u32,
+            ..message.path()
+        };
+        self.incoming.consume()?;
+        Ok(true)
+    }
+}
+
+impl Connection for Client {
+    fn begin(&mut self) -> io::Result<()> {
+        let input = Tensor::flat(INPUT, DATATYPE, self.request.len());
+        protobuf::write_head(Side::Request, MODEL, &input, None, self.request.len(), &mut self.head);
+        self.sent = 0;
+        self.write().map(drop)
+    }
+
+    fn advance(&mut self) -> io::Result<Step> {
+        if self.sent < self.total() {
+            return self.write();
+        }
+        match self.incoming.read(&mut self.stream)? {
+            Progress::Idle => Ok(Step::Idle),
+            Progress::Closed => Err(io::ErrorKind::UnexpectedEof.into()),
+            Progress::Moved => Ok(if self.decode()? { Step::Done } else { Step::Moved }),
+        }
+    }
+
+    fn check(&self) -> Result<(), Fault> {
+        if self.correct { Ok(()) } else { Err(Fault::WrongBytes) }
+    }
+
+    fn path(&self) -> Option<Path> {
+        Some(self.path)
+    }
+
+    fn fd(&self) -> BorrowedFd<'_> {
+        self.stream.as_fd()
+    }
+
+    fn wants_write(&self) -> bool {
+        self.sent < self.total()
+    }
+}

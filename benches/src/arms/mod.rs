@@ -1,0 +1,187 @@
+//! The arms: what each is, how its server starts and how a client connects.
+
+pub(crate) mod bundled;
+pub(crate) mod floor_tcp;
+pub(crate) mod floor_udp;
+pub(crate) mod protobuf;
+pub(crate) mod tcp_server;
+
+use std::fmt;
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use bytes::Bytes;
+use serde::Serialize;
+
+use crate::load::connection::Connection;
+use crate::wait::Wait;
+
+/// Bytes that the null model answers with, unless told otherwise.
+pub(crate) const RESPONSE_BYTES: u32 = 4_000;
+/// Bytes of a datagram's UDP payload that an Ethernet of ordinary size carries.
+pub(crate) const DATAGRAM: u16 = 1_472;
+/// The same for jumbo frames.
+pub(crate) const JUMBO_DATAGRAM: u16 = 8_256;
+/// Bytes asked of the kernel for each buffer of a datagram socket, in every arm.
+pub(crate) const UDP_BUFFER: usize = 4 << 20;
+/// No arm takes a larger request or response.
+pub(crate) const MAX_MESSAGE: u32 = 64 << 20;
+
+/// An arm of the comparison.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, clap::ValueEnum)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum Arm {
+    /// Raw TCP.
+    FloorTcp,
+    /// Raw TCP once more.
+    FloorTcpAgain,
+    /// Raw UDP.
+    FloorUdp,
+    /// Raw UDP once more.
+    FloorUdpAgain,
+    /// The bundled way over TCP.
+    BundledTcp,
+    /// splitrpc over TCP.
+    CommodityTcp,
+    /// splitrpc over UDP.
+    CommodityUdp,
+}
+
+/// What an arm runs over.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub(crate) enum Transport {
+    /// Streams.
+    Tcp,
+    /// Datagrams.
+    Udp,
+}
+
+impl Arm {
+    /// Every arm, in the order of reports and of port numbers.
+    pub(crate) const ALL: [Arm; 7] = [
+        Arm::FloorTcp,
+        Arm::FloorTcpAgain,
+        Arm::FloorUdp,
+        Arm::FloorUdpAgain,
+        Arm::BundledTcp,
+        Arm::CommodityTcp,
+        Arm::CommodityUdp,
+    ];
+
+    /// The name in options and reports.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Arm::FloorTcp => "floor-tcp",
+            Arm::FloorTcpAgain => "floor-tcp-again",
+            Arm::FloorUdp => "floor-udp",
+            Arm::FloorUdpAgain => "floor-udp-again",
+            Arm::BundledTcp => "bundled-tcp",
+            Arm::CommodityTcp => "commodity-tcp",
+            Arm::CommodityUdp => "commodity-udp",
+        }
+    }
+
+    /// What it is, in a line.
+    pub(crate) fn about(self) -> &'static str {
+        match self {
+            Arm::FloorTcp => "raw TCP sockets: the same bytes in and out, no protocol",
+            Arm::FloorTcpAgain => "floor-tcp once more, to see how far this machine agrees with itself",
+            Arm::FloorUdp => "raw UDP sockets with segmentation offload: the same bytes in and out, no protocol",
+            Arm::FloorUdpAgain => "floor-udp once more",
+            Arm::BundledTcp => {
+                "the usual way, done well: whole protobuf message to the heap, decode, copy to the input"
+            }
+            Arm::CommodityTcp => "splitrpc over TCP: the kernel copies payload straight into the model's input slot",
+            Arm::CommodityUdp => "splitrpc over UDP: payload scattered into the model's input slot",
+        }
+    }
+
+    /// What it runs over.
+    pub(crate) fn transport(self) -> Transport {
+        match self {
+            Arm::FloorUdp | Arm::FloorUdpAgain | Arm::CommodityUdp => Transport::Udp,
+            Arm::FloorTcp | Arm::FloorTcpAgain | Arm::BundledTcp | Arm::CommodityTcp => Transport::Tcp,
+        }
+    }
+
+    /// The floor of a transport and its second run.
+    pub(crate) fn floors(transport: Transport) -> [Arm; 2] {
+        match transport {
+            Transport::Tcp => [Arm::FloorTcp, Arm::FloorTcpAgain],
+            Transport::Udp => [Arm::FloorUdp, Arm::FloorUdpAgain],
+        }
+    }
+
+    /// Where the arm listens, counted from the port base that `--server` names.
+    pub(crate) fn port_offset(self) -> u16 {
+        Arm::ALL.iter().position(|&arm| arm == self).unwrap_or(0) as u16
+    }
+}
+
+impl fmt::Display for Arm {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.name())
+    }
+}
+
+/// How a server of an arm is to be.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct ServerOptions {
+    /// Where it listens; port 0 takes any.
+    pub(crate) bind: SocketAddr,
+    /// How it waits.
+    pub(crate) wait: Wait,
+    /// Bytes of UDP payload in each datagram.
+    pub(crate) datagram: u16,
+    /// Share of arriving datagrams that the port throws away, for the arms that have such a hook.
+    pub(crate) drop: f64,
+    /// Bytes that the null model answers with.
+    pub(crate) response_bytes: u32,
+}
+
+/// How a client connects.
+#[derive(Clone, Debug)]
+pub(crate) struct ClientOptions {
+    /// The server.
+    pub(crate) server: SocketAddr,
+    /// The request's payload.
+    pub(crate) request: Bytes,
+    /// The response that the model gives.
+    pub(crate) expected: Bytes,
+    /// Bytes of UDP payload in each datagram.
+    pub(crate) datagram: u16,
+    /// How many connections share the server.
+    pub(crate) peers: usize,
+    /// When a request that nobody answered has failed.
+    pub(crate) timeout: Duration,
+}
+
+/// Runs an arm's server until the process ends. Calls `ready` with the address once it listens.
+pub(crate) fn serve(arm: Arm, options: &ServerOptions, ready: impl FnOnce(SocketAddr)) -> anyhow::Result<()> {
+    match arm {
+        Arm::FloorTcp | Arm::FloorTcpAgain => floor_tcp::serve(options, ready),
+        Arm::FloorUdp | Arm::FloorUdpAgain => floor_udp::serve(options, ready),
+        Arm::BundledTcp => bundled::serve(options, ready),
+        Arm::CommodityTcp | Arm::CommodityUdp => anyhow::bail!("{arm} is not built in"),
+    }
+}
+
+/// Opens a connection to an arm's server.
+pub(crate) fn connect(arm: Arm, options: &ClientOptions) -> anyhow::Result<Box<dyn Connection>> {
+    Ok(match arm {
+        Arm::FloorTcp | Arm::FloorTcpAgain => Box::new(floor_tcp::Client::connect(options)?),
+        Arm::FloorUdp | Arm::FloorUdpAgain => Box::new(floor_udp::Client::connect(options)?),
+        Arm::BundledTcp => Box::new(bundled::Client::connect(options)?),
+        Arm::CommodityTcp | Arm::CommodityUdp => anyhow::bail!("{arm} is not built in"),
+    })
+}
+
+/// The answer of the null model.
+pub(crate) fn null_response(bytes: u32) -> Vec<u8> {
+    (0..u64::from(bytes)).map(|i| ((i * 7 + 13) % 251) as u8).collect()
+}
+
+/// A request's payload: any bytes will do, as long as they are not all alike.
+pub(crate) fn request_payload(bytes: u32) -> Vec<u8> {
+    (0..u64::from(bytes)).map(|i| ((i * 31 + i / 4096 + 7) % 253) as u8).collect()
+}

@@ -1,0 +1,392 @@
+//! The protobuf messages of the bundled arm: `ModelInferRequest` and `ModelInferResponse` of the Open Inference
+//! Protocol, read without copying and written without allocating, as a good generated codec would at its best.
+
+use splitrpc_wire::{Path, Stage};
+
+/// Tensors in a message, at most.
+const MAX_TENSORS: usize = 8;
+/// Dimensions of a tensor, at most.
+const MAX_DIMS: usize = 8;
+
+/// A message that cannot be read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Malformed;
+
+/// What stands before each message: a flag for compression, never set here, and the length, as in gRPC.
+pub(crate) const PREFIX_LEN: usize = 5;
+
+/// The prefix of a message of `length` bytes.
+pub(crate) fn prefix(length: usize) -> [u8; PREFIX_LEN] {
+    let [a, b, c, d] = (length as u32).to_be_bytes();
+    [0, a, b, c, d]
+}
+
+/// The length of the message after a prefix.
+pub(crate) fn parse_prefix(prefix: &[u8; PREFIX_LEN]) -> Result<usize, Malformed> {
+    let [flag, a, b, c, d] = *prefix;
+    if flag == 0 { Ok(u32::from_be_bytes([a, b, c, d]) as usize) } else { Err(Malformed) }
+}
+
+/// A tensor's description.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Tensor<'a> {
+    /// Its name.
+    pub(crate) name: &'a str,
+    /// Its type.
+    pub(crate) datatype: &'a str,
+    dims: [i64; MAX_DIMS],
+    rank: usize,
+}
+
+impl<'a> Tensor<'a> {
+    /// A tensor of one dimension.
+    pub(crate) fn flat(name: &'a str, datatype: &'a str, elements: usize) -> Tensor<'a> {
+        let mut dims = [0; MAX_DIMS];
+        dims[0] = elements as i64;
+        Tensor { name, datatype, dims, rank: 1 }
+    }
+
+    /// Its dimensions.
+    pub(crate) fn shape(&self) -> &[i64] {
+        &self.dims[..self.rank]
+    }
+
+    fn write(&self, field: u32, out: &mut Vec<u8>) {
+        let shape: usize = self.shape().iter().map(|&dim| varint_len(dim as u64)).sum();
+        let length = text_len(self.name) + text_len(self.datatype) + 1 + varint_len(shape as u64) + shape;
+        put_tag(field, LEN, out);
+        put_varint(length as u64, out);
+        put_bytes(1, self.name.as_bytes(), out);
+        put_bytes(2, self.datatype.as_bytes(), out);
+        put_tag(3, LEN, out);
+        put_varint(shape as u64, out);
+        for &dim in self.shape() {
+            put_varint(dim as u64, out);
+        }
+    }
+
+    fn parse(bytes: &'a [u8]) -> Result<Tensor<'a>, Malformed> {
+        let mut tensor = Tensor::default();
+        let mut fields = Fields { rest: bytes };
+        while let Some((number, value)) = fields.step()? {
+            match (number, value) {
+                (1, Value::Bytes(name)) => tensor.name = text(name)?,
+                (2, Value::Bytes(datatype)) => tensor.datatype = text(datatype)?,
+                (3, Value::Varint(dim)) => tensor.push_dim(dim)?,
+                (3, Value::Bytes(packed)) => {
+                    let mut packed = Fields { rest: packed };
+                    while !packed.rest.is_empty() {
+                        tensor.push_dim(packed.varint()?)?;
+                    }
+                }
+                _ => {}
+            }
+        }
+        Ok(tensor)
+    }
+
+    fn push_dim(&mut self, dim: u64) -> Result<(), Malformed> {
+        *self.dims.get_mut(self.rank).ok_or(Malformed)? = dim as i64;
+        self.rank += 1;
+        Ok(())
+    }
+}
+
+/// A request or a response, borrowed from the bytes that it was read from.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Message<'a> {
+    /// The model.
+    pub(crate) model: &'a str,
+    tensors: [Tensor<'a>; MAX_TENSORS],
+    tensor_count: usize,
+    raw: [&'a [u8]; MAX_TENSORS],
+    raw_count: usize,
+    /// Responses: nanoseconds in receive, place, compute and respond, and bytes copied.
+    pub(crate) trace: [u64; TRACE.len()],
+}
+
+/// Which of the two messages: they number their fields apart.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Side {
+    /// `ModelInferRequest`.
+    Request,
+    /// `ModelInferResponse`.
+    Response,
+}
+
+/// The response parameters that tell where the time went.
+const TRACE: [&str; 5] = ["receive_ns", "place_ns", "compute_ns", "respond_ns", "copied_bytes"];
+const PARAMETERS: u32 = 4;
+
+impl Side {
+    /// Field numbers of the tensors and of their raw contents.
+    fn fields(self) -> (u32, u32) {
+        match self {
+            Side::Request => (5, 7),
+            Side::Response => (5, 6),
+        }
+    }
+}
+
+impl<'a> Message<'a> {
+    /// Reads a message.
+    pub(crate) fn parse(side: Side, bytes: &'a [u8]) -> Result<Message<'a>, Malformed> {
+        let (tensors, raw) = side.fields();
+        let mut message = Message::default();
+        let mut fields = Fields { rest: bytes };
+        while let Some((number, value)) = fields.step()? {
+            match value {
+                Value::Bytes(name) if number == 1 => message.model = text(name)?,
+                Value::Bytes(tensor) if number == tensors => {
+                    *message.tensors.get_mut(message.tensor_count).ok_or(Malformed)? = Tensor::parse(tensor)?;
+                    message.tensor_count += 1;
+                }
+                Value::Bytes(contents) if number == raw => {
+                    *message.raw.get_mut(message.raw_count).ok_or(Malformed)? = contents;
+                    message.raw_count += 1;
+                }
+                Value::Bytes(entry) if number == PARAMETERS => message.parse_parameter(entry)?,
+                _ => {}
+            }
+        }
+        Ok(message)
+    }
+
+    /// The tensors with their raw contents.
+    pub(crate) fn tensors(&self) -> Result<impl Iterator<Item = (Tensor<'a>, &'a [u8])> + '_, Malformed> {
+        if self.tensor_count != self.raw_count {
+            return Err(Malformed);
+        }
+        Ok((0..self.raw_count).map(|i| (self.tensors[i], self.raw[i])))
+    }
+
+    /// The path that a response tells of.
+    pub(crate) fn path(&self) -> Path {
+        let [receive, place, compute, respond, copied] = self.trace;
+        let mut path = Path { copied_bytes: copied as u32, ..Path::default() };
+        path.set_stage(Stage::Receive, receive);
+        path.set_stage(Stage::Place, place);
+        path.set_stage(Stage::Compute, compute);
+        path.set_stage(Stage::Respond, respond);
+        path
+    }
+
+    fn parse_parameter(&mut self, entry: &'a [u8]) -> Result<(), Malformed> {
+        let (mut key, mut parameter) = ("", &[][..]);
+        let mut fields = Fields { rest: entry };
+        while let Some((number, value)) = fields.step()? {
+            match (number, value) {
+                (1, Value::Bytes(name)) => key = text(name)?,
+                (2, Value::Bytes(inner)) => parameter = inner,
+                _ => {}
+            }
+        }
+        let Some(index) = TRACE.iter().position(|&name| name == key) else { return Ok(()) };
+        let mut fields = Fields { rest: parameter };
+        while let Some((number, value)) = fields.step()? {
+            if let (5, Value::Varint(count)) = (number, value) {
+                self.trace[index] = count;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Writes all of a message but its raw contents, `raw_len` bytes that follow as they are. Replaces what is in `out`;
+/// the prefix comes first.
+pub(crate) fn write_head(
+    side: Side,
+    model: &str,
+    tensor: &Tensor<'_>,
+    trace: Option<&[u64; 5]>,
+    raw_len: usize,
+    out: &mut Vec<u8>,
+) {
+    let (tensors, raw) = side.fields();
+    out.clear();
+    out.extend_from_slice(&[0; PREFIX_LEN]);
+    put_bytes(1, model.as_bytes(), out);
+    for (name, &count) in TRACE.iter().zip(trace.into_iter().flatten()) {
+        let inner = 1 + varint_len(count);
+        put_tag(PARAMETERS, LEN, out);
+        put_varint((text_len(name) + 2 + inner) as u64, out);
+        put_bytes(1, name.as_bytes(), out);
+        put_tag(2, LEN, out);
+        put_varint(inner as u64, out);
+        put_tag(5, VARINT, out);
+        put_varint(count, out);
+    }
+    tensor.write(tensors, out);
+    put_tag(raw, LEN, out);
+    put_varint(raw_len as u64, out);
+    let length = out.len() - PREFIX_LEN + raw_len;
+    out[..PREFIX_LEN].copy_from_slice(&prefix(length));
+}
+
+const VARINT: u32 = 0;
+const LEN: u32 = 2;
+
+enum Value<'a> {
+    Varint(u64),
+    Bytes(&'a [u8]),
+    Fixed,
+}
+
+struct Fields<'a> {
+    rest: &'a [u8],
+}
+
+impl<'a> Fields<'a> {
+    fn step(&mut self) -> Result<Option<(u32, Value<'a>)>, Malformed> {
+        if self.rest.is_empty() {
+            return Ok(None);
+        }
+        let tag = self.varint()?;
+        let number = u32::try_from(tag >> 3).map_err(|_| Malformed)?;
+        let value = match tag & 7 {
+            0 => Value::Varint(self.varint()?),
+            1 => self.take(8).map(|_| Value::Fixed)?,
+            2 => {
+                let length = usize::try_from(self.varint()?).map_err(|_| Malformed)?;
+                Value::Bytes(self.take(length)?)
+            }
+            5 => self.take(4).map(|_| Value::Fixed)?,
+            _ => return Err(Malformed),
+        };
+        Ok(Some((number, value)))
+    }
+
+    fn varint(&mut self) -> Result<u64, Malformed> {
+        let mut value = 0u64;
+        for shift in (0..64).step_by(7) {
+            let (&byte, rest) = self.rest.split_first().ok_or(Malformed)?;
+            self.rest = rest;
+            value |= u64::from(byte & 0x7f) << shift;
+            if byte < 0x80 {
+                return Ok(value);
+            }
+        }
+        Err(Malformed)
+    }
+
+    fn take(&mut self, length: usize) -> Result<&'a [u8], Malformed> {
+        let (taken, rest) = self.rest.split_at_checked(length).ok_or(Malformed)?;
+        self.rest = rest;
+        Ok(taken)
+    }
+}
+
+fn text(bytes: &[u8]) -> Result<&str, Malformed> {
+    std::str::from_utf8(bytes).map_err(|_| Malformed)
+}
+
+fn text_len(text: &str) -> usize {
+    1 + varint_len(text.len() as u64) + text.len()
+}
+
+fn varint_len(value: u64) -> usize {
+    (64 - (value | 1).leading_zeros() as usize).div_ceil(7)
+}
+
+fn put_varint(mut value: u64, out: &mut Vec<u8>) {
+    while value >= 0x80 {
+        out.push(value as u8 | 0x80);
+        value >>= 7;
+    }
+    out.push(value as u8);
+}
+
+fn put_tag(field: u32, kind: u32, out: &mut Vec<u8>) {
+    put_varint(u64::from(field << 3 | kind), out);
+}
+
+fn put_bytes(field: u32, bytes: &[u8], out: &mut Vec<u8>) {
+    put_tag(field, LEN, out);
+    put_varint(bytes.len() as u64, out);
+    out.extend_from_slice(bytes);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use prost::Message as _;
+    use std::collections::HashMap;
+
+    #[derive(Clone, PartialEq, prost::Message)]
+    struct OracleTensor {
+        #[prost(string, tag = "1")]
+        name: String,
+        #[prost(string, tag = "2")]
+        datatype: String,
+        #[prost(int64, repeated, tag = "3")]
+        shape: Vec<i64>,
+    }
+
+    #[derive(Clone, PartialEq, prost::Message)]
+    struct OracleParameter {
+        #[prost(uint64, tag = "5")]
+        count: u64,
+    }
+
+    #[derive(Clone, PartialEq, prost::Message)]
+    struct OracleRequest {
+        #[prost(string, tag = "1")]
+        model: String,
+        #[prost(string, tag = "3")]
+        id: String,
+        #[prost(message, repeated, tag = "5")]
+        inputs: Vec<OracleTensor>,
+        #[prost(bytes = "vec", repeated, tag = "7")]
+        raw: Vec<Vec<u8>>,
+    }
+
+    #[derive(Clone, PartialEq, prost::Message)]
+    struct OracleResponse {
+        #[prost(string, tag = "1")]
+        model: String,
+        #[prost(map = "string, message", tag = "4")]
+        parameters: HashMap<String, OracleParameter>,
+        #[prost(message, repeated, tag = "5")]
+        outputs: Vec<OracleTensor>,
+        #[prost(bytes = "vec", repeated, tag = "6")]
+        raw: Vec<Vec<u8>>,
+    }
+
+    #[test]
+    fn another_codec_reads_what_this_one_writes() {
+        let mut out = vec![9; 3];
+        let trace = [1, 200, 3_000_000, u64::MAX, 0];
+        write_head(Side::Response, "null", &Tensor::flat("OUTPUT", "UINT8", 4_000), Some(&trace), 4_000, &mut out);
+        out.extend_from_slice(&[5; 4_000]);
+        let length = parse_prefix(out.first_chunk().unwrap()).unwrap();
+        assert_eq!(length, out.len() - PREFIX_LEN);
+        let read = OracleResponse::decode(&out[PREFIX_LEN..]).unwrap();
+        assert_eq!(read.model, "null");
+        assert_eq!(read.outputs[0].shape, [4_000]);
+        assert_eq!(read.raw[0], [5; 4_000]);
+        assert_eq!(read.parameters["respond_ns"].count, u64::MAX);
+        assert_eq!(Message::parse(Side::Response, &out[PREFIX_LEN..]).unwrap().trace, trace);
+    }
+
+    #[test]
+    fn this_codec_reads_what_another_one_writes() {
+        let tensor = |name: &str| OracleTensor { name: name.into(), datatype: "FP32".into(), shape: vec![1, 300, 2] };
+        let request = OracleRequest {
+            model: "m".into(),
+            id: "an id, which is passed over".into(),
+            inputs: vec![tensor("A"), tensor("B")],
+            raw: vec![vec![1; 2_400], vec![2; 2_400]],
+        };
+        let bytes = request.encode_to_vec();
+        let read = Message::parse(Side::Request, &bytes).unwrap();
+        let tensors: Vec<_> = read.tensors().unwrap().collect();
+        assert_eq!(tensors.len(), 2);
+        assert_eq!((tensors[1].0.name, tensors[1].0.shape()), ("B", &[1, 300, 2][..]));
+        assert_eq!(tensors[1].1, [2; 2_400]);
+        for cut in 1..bytes.len() {
+            if let Ok(part) = Message::parse(Side::Request, &bytes[..cut]) {
+                assert!(part.raw_count < 2, "half a message passed for a whole one at {cut}");
+            }
+        }
+    }
+}

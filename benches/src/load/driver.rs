@@ -1,0 +1,389 @@
+//! Drives connections through one window of load and keeps what was seen.
+//!
+//! A latency counts from the time at which its request was *meant* to be sent: in a closed loop when the one before
+//! had ended, in an open loop when the schedule says, however late a connection was free for it. A server that stalls
+//! is therefore charged for every request that should have been sent meanwhile.
+
+use std::collections::VecDeque;
+use std::io;
+use std::time::{Duration, Instant};
+
+use super::connection::{Connection, Fault, Step};
+use super::window::{Load, Measured, Window};
+use crate::process::CpuClock;
+use crate::wait::{Ready, Wait, Waiter};
+
+/// The generator wakes so long before a request is due, and spins until then: what it measures is not its own sleep.
+const WAKE_EARLY: Duration = Duration::from_micros(120);
+
+#[derive(Clone, Copy)]
+enum State {
+    Free,
+    /// A request that was due at `due` is under way since `begun`.
+    Busy {
+        due: Instant,
+        begun: Instant,
+    },
+    /// The connection broke.
+    Dead,
+}
+
+/// Runs one window. `reopen` replaces a connection that broke or timed out.
+pub(crate) fn run(
+    connections: &mut [Box<dyn Connection>],
+    wait: Wait,
+    load: Load,
+    window: &Window,
+    server_cpu: &CpuClock,
+    reopen: &mut dyn FnMut() -> anyhow::Result<Box<dyn Connection>>,
+) -> anyhow::Result<Measured> {
+    let mut driver = Driver::new(connections, wait, load, window, reopen)?;
+    driver.drive(server_cpu)?;
+    Ok(driver.measured)
+}
+
+struct Driver<'a> {
+    connections: &'a mut [Box<dyn Connection>],
+    reopen: &'a mut dyn FnMut() -> anyhow::Result<Box<dyn Connection>>,
+    states: Vec<State>,
+    writing: Vec<bool>,
+    finished: Vec<u64>,
+    /// Longest free first, so that an open loop uses all of them.
+    free: VecDeque<usize>,
+    busy: usize,
+    waiter: Waiter,
+    spins: bool,
+    alarms: bool,
+    watched: bool,
+    load: Load,
+    window: Window,
+    waiting: VecDeque<Instant>,
+    next_due: Option<Instant>,
+    start: Instant,
+    /// Set once the warm-up is over.
+    counted: Option<Counted>,
+    measured: Measured,
+}
+
+#[derive(Clone, Copy)]
+struct Counted {
+    from: Instant,
+    until: Instant,
+    client_cpu: Duration,
+    server_cpu: Option<Duration>,
+    closed: bool,
+}
+
+impl<'a> Driver<'a> {
+    fn new(
+        connections: &'a mut [Box<dyn Connection>],
+        wait: Wait,
+        load: Load,
+        window: &Window,
+        reopen: &'a mut dyn FnMut() -> anyhow::Result<Box<dyn Connection>>,
+    ) -> anyhow::Result<Driver<'a>> {
+        let count = connections.len();
+        let waiter = Waiter::new(wait)?;
+        let watched = !waiter.direct(count);
+        if watched {
+            for (token, connection) in connections.iter().enumerate() {
+                waiter.add(connection.fd(), token as u64, false)?;
+            }
+        }
+        let alarms = connections.iter().any(|connection| connection.uses_alarm());
+        let measured = Measured { latencies: vec![Vec::with_capacity(4096); count], ..Measured::default() };
+        Ok(Driver {
+            connections,
+            reopen,
+            states: vec![State::Free; count],
+            writing: vec![false; count],
+            finished: vec![0; count],
+            free: (0..count).collect(),
+            busy: 0,
+            waiter,
+            spins: wait == Wait::Spin,
+            alarms,
+            watched,
+            load,
+            window: *window,
+            waiting: VecDeque::new(),
+            next_due: None,
+            start: Instant::now(),
+            counted: None,
+            measured,
+        })
+    }
+
+    fn drive(&mut self, server_cpu: &CpuClock) -> anyhow::Result<()> {
+        self.start = Instant::now();
+        self.next_due = self.schedule_next();
+        let mut moved = true;
+        let mut next_sweep = self.start + self.window.timeout / 4;
+        loop {
+            let now = Instant::now();
+            self.turn_window(now, server_cpu);
+            if let Some(counted) = self.counted
+                && now >= counted.until
+                && (self.idle() || now >= counted.until + self.window.timeout)
+            {
+                break;
+            }
+            moved |= self.start_due(now)?;
+            if now >= next_sweep {
+                next_sweep = now + self.window.timeout / 4;
+                self.expire(now)?;
+            }
+            let until = if self.spins { None } else { Some(self.wake_at(now, next_sweep)) };
+            match self.waiter.next(moved, self.connections.len(), now, until)? {
+                Ready::All => {
+                    moved = false;
+                    for index in 0..self.connections.len() {
+                        moved |= self.advance(index)?;
+                    }
+                }
+                Ready::Listed => {
+                    let ready: Vec<u64> = self.waiter.tokens().collect();
+                    moved = !ready.is_empty();
+                    for token in ready {
+                        self.advance(token as usize)?;
+                    }
+                    if self.alarms {
+                        self.ring_alarms()?;
+                    }
+                }
+            }
+        }
+        for index in 0..self.states.len() {
+            if let State::Busy { due, .. } = self.states[index]
+                && self.counts(due)
+            {
+                self.measured.fail(&Fault::Timeout);
+            }
+        }
+        let unsent = std::mem::take(&mut self.waiting);
+        for due in unsent {
+            if self.counts(due) {
+                self.measured.fail(&Fault::Timeout);
+            }
+        }
+        Ok(())
+    }
+
+    /// Opens the counted window after the warm-up, and closes the books on CPU time at its end.
+    fn turn_window(&mut self, now: Instant, server_cpu: &CpuClock) {
+        match &mut self.counted {
+            None => {
+                let warm = match self.load {
+                    Load::Closed => self.finished.iter().all(|&count| count >= self.window.warm_up_requests),
+                    Load::Open { .. } => true,
+                };
+                // A server that never answers must not keep the warm-up going.
+                let given_up = now >= self.start + self.window.warm_up + 2 * self.window.timeout;
+                if now >= self.start + self.window.warm_up && warm || given_up {
+                    let from = Instant::now();
+                    self.counted = Some(Counted {
+                        from,
+                        until: from + self.window.measure,
+                        client_cpu: CpuClock::Own.read().unwrap_or_default(),
+                        server_cpu: server_cpu.read(),
+                        closed: false,
+                    });
+                }
+            }
+            Some(counted) if !counted.closed && now >= counted.until => {
+                counted.closed = true;
+                self.measured.elapsed = self.window.measure;
+                self.measured.client_cpu = CpuClock::Own.read().unwrap_or_default().saturating_sub(counted.client_cpu);
+                self.measured.server_cpu =
+                    server_cpu.read().zip(counted.server_cpu).map(|(after, before)| after.saturating_sub(before));
+            }
+            Some(_) => {}
+        }
+    }
+
+    /// Whether a request that was due then is of the counted window.
+    fn counts(&self, due: Instant) -> bool {
+        self.counted.is_some_and(|counted| (counted.from..counted.until).contains(&due))
+    }
+
+    /// Whether all requests of the window have ended.
+    fn idle(&self) -> bool {
+        self.busy == 0 && self.waiting.is_empty() && self.next_due.is_none_or(|due| self.over(due))
+    }
+
+    fn over(&self, now: Instant) -> bool {
+        self.counted.is_some_and(|counted| now >= counted.until)
+    }
+
+    fn schedule_next(&mut self) -> Option<Instant> {
+        match &mut self.load {
+            Load::Closed => None,
+            Load::Open { schedule, .. } => schedule.next().map(|at| self.start + at),
+        }
+    }
+
+    fn start_due(&mut self, now: Instant) -> io::Result<bool> {
+        let mut began = false;
+        if matches!(self.load, Load::Closed) {
+            while !self.over(now) {
+                let Some(index) = self.free.pop_front() else { break };
+                self.begin(index, Instant::now())?;
+                began = true;
+            }
+            return Ok(began);
+        }
+        while let Some(due) = self.next_due.filter(|&due| due <= now && !self.over(due)) {
+            self.waiting.push_back(due);
+            self.next_due = self.schedule_next();
+        }
+        while let Some(&due) = self.waiting.front() {
+            let Some(index) = self.free.pop_front() else { break };
+            self.waiting.pop_front();
+            self.begin(index, due)?;
+            began = true;
+        }
+        if let Load::Open { queue, .. } = self.load {
+            while self.waiting.len() > queue {
+                // The newest is turned away, as a client with a full queue would.
+                let due = self.waiting.pop_back();
+                self.measured.turned_away += u64::from(due.is_some_and(|due| self.counts(due)));
+            }
+        }
+        Ok(began)
+    }
+
+    fn begin(&mut self, index: usize, due: Instant) -> io::Result<()> {
+        self.busy += 1;
+        self.states[index] = State::Busy { due, begun: Instant::now() };
+        match self.connections[index].begin() {
+            Ok(()) => self.watch_writes(index),
+            Err(error) => self.broke(index, &Fault::Refused(error.to_string())),
+        }
+    }
+
+    fn advance(&mut self, index: usize) -> io::Result<bool> {
+        let Some(State::Busy { due, .. }) = self.states.get(index).copied() else { return Ok(false) };
+        let step = match self.connections[index].advance() {
+            Ok(step) => step,
+            Err(error) => {
+                self.broke(index, &Fault::Refused(error.to_string()))?;
+                return Ok(true);
+            }
+        };
+        if step == Step::Done {
+            let now = Instant::now();
+            self.finish(index, due, now);
+            if matches!(self.load, Load::Closed) && !self.over(now) {
+                self.begin(index, Instant::now())?;
+            } else {
+                self.free.push_back(index);
+            }
+        }
+        self.watch_writes(index)?;
+        Ok(step != Step::Idle)
+    }
+
+    fn finish(&mut self, index: usize, due: Instant, now: Instant) {
+        self.states[index] = State::Free;
+        self.busy -= 1;
+        self.finished[index] += 1;
+        let outcome = self.connections[index].check();
+        let inside = self.counted.is_some_and(|counted| (counted.from..counted.until).contains(&now));
+        if inside && outcome.is_ok() {
+            self.measured.completed += 1;
+        }
+        if !self.counts(due) {
+            return;
+        }
+        match outcome {
+            Ok(()) => {
+                self.measured.latencies[index].push(now.saturating_duration_since(due).as_nanos() as u64);
+                if let Some(path) = self.connections[index].path() {
+                    self.measured.paths.add(&path);
+                }
+            }
+            Err(fault) => self.measured.fail(&fault),
+        }
+    }
+
+    fn expire(&mut self, now: Instant) -> io::Result<()> {
+        for index in 0..self.states.len() {
+            if let State::Busy { begun, .. } = self.states[index]
+                && now.saturating_duration_since(begun) >= self.window.timeout
+            {
+                self.broke(index, &Fault::Timeout)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// A connection failed under a request: counts it and opens another in its place.
+    fn broke(&mut self, index: usize, fault: &Fault) -> io::Result<()> {
+        if let State::Busy { due, .. } = self.states[index] {
+            if self.counts(due) {
+                self.measured.fail(fault);
+            }
+            self.busy -= 1;
+        }
+        self.states[index] = State::Dead;
+        self.finished[index] += 1;
+        let Ok(fresh) = (self.reopen)() else { return Ok(()) };
+        if self.watched {
+            // The old socket may be gone from the poller already.
+            let _ = self.waiter.remove(self.connections[index].fd());
+        }
+        self.connections[index] = fresh;
+        if self.watched {
+            self.waiter.add(self.connections[index].fd(), index as u64, false)?;
+        }
+        self.writing[index] = false;
+        self.states[index] = State::Free;
+        self.free.push_back(index);
+        Ok(())
+    }
+
+    fn watch_writes(&mut self, index: usize) -> io::Result<()> {
+        if !self.watched || !matches!(self.states[index], State::Busy { .. } | State::Free) {
+            return Ok(());
+        }
+        let writing = matches!(self.states[index], State::Busy { .. }) && self.connections[index].wants_write();
+        if writing != self.writing[index] {
+            self.waiter.modify(self.connections[index].fd(), index as u64, writing)?;
+            self.writing[index] = writing;
+        }
+        Ok(())
+    }
+
+    fn ring_alarms(&mut self) -> io::Result<()> {
+        let now = Instant::now();
+        for index in 0..self.connections.len() {
+            let due = matches!(self.states[index], State::Busy { .. })
+                && self.connections[index].alarm().is_some_and(|alarm| alarm <= now);
+            if due {
+                self.advance(index)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn wake_at(&self, now: Instant, sweep: Instant) -> Instant {
+        let mut until = sweep;
+        if let Some(counted) = self.counted.filter(|counted| !counted.closed) {
+            until = until.min(counted.until);
+        } else if self.counted.is_none() {
+            until = until.min(self.start + self.window.warm_up);
+        }
+        for (connection, state) in self.connections.iter().zip(&self.states).filter(|_| self.alarms) {
+            if let (State::Busy { .. }, Some(alarm)) = (state, connection.alarm()) {
+                until = until.min(alarm);
+            }
+        }
+        if let Some(due) = self.next_due.filter(|&due| !self.over(due)) {
+            until = until.min(due.checked_sub(WAKE_EARLY).unwrap_or(due));
+        }
+        until.max(now)
+    }
+}
+
+#[cfg(test)]
+mod tests;

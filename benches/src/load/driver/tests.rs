@@ -1,0 +1,94 @@
+use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::net::UnixDatagram;
+
+use super::*;
+use crate::load::arrivals::{Arrivals, Schedule};
+
+/// Answers each request as soon as `busy` lies behind it; a pair of sockets stands for the network.
+struct Fake {
+    busy: Vec<(Instant, Instant)>,
+    socket: UnixDatagram,
+    right: bool,
+}
+
+impl Connection for Fake {
+    fn begin(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn advance(&mut self) -> io::Result<Step> {
+        let now = Instant::now();
+        let stalled = self.busy.iter().any(|(from, until)| (*from..*until).contains(&now));
+        Ok(if stalled { Step::Idle } else { Step::Done })
+    }
+
+    fn check(&self) -> Result<(), Fault> {
+        if self.right { Ok(()) } else { Err(Fault::WrongBytes) }
+    }
+
+    fn fd(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
+    }
+
+    fn wants_write(&self) -> bool {
+        false
+    }
+}
+
+fn measure(stall: Option<(u64, u64)>, load: Load, right: bool) -> Measured {
+    let start = Instant::now();
+    let at = |ms| start + Duration::from_millis(ms);
+    let busy: Vec<_> = stall.into_iter().map(|(from, until)| (at(from), at(until))).collect();
+    let socket = || UnixDatagram::unbound().unwrap();
+    let fake: Box<dyn Connection> = Box::new(Fake { busy, socket: socket(), right });
+    let window = Window {
+        warm_up: Duration::ZERO,
+        warm_up_requests: 0,
+        measure: Duration::from_millis(200),
+        timeout: Duration::from_secs(5),
+    };
+    let mut reopen = || -> anyhow::Result<Box<dyn Connection>> { anyhow::bail!("never asked") };
+    run(&mut [fake], Wait::Spin, load, &window, &CpuClock::Own, &mut reopen).unwrap()
+}
+
+#[test]
+fn a_stall_is_charged_to_every_request_that_was_due_in_it() {
+    // 1,000 requests a second, and a server that stands still for 100 of the 200 ms.
+    let open = || Load::Open { schedule: Schedule::new(Arrivals::Deterministic, 1_000.0, 1), queue: 4_096 };
+    let mut stalled = measure(Some((50, 150)), open(), true);
+    let latencies = &mut stalled.latencies[0];
+    latencies.sort_unstable();
+    assert!((195..=200).contains(&latencies.len()), "{} requests were sent", latencies.len());
+    // Those due at the stall's beginning waited for all of it, later ones for less: a quarter waited over 50 ms.
+    let slow = latencies.iter().filter(|&&ns| ns >= 49_000_000).count();
+    assert!(slow >= 45, "only {slow} requests were charged with half of the stall or more");
+    assert!(latencies.last().is_some_and(|&ns| ns >= 98_000_000));
+    // A closed loop sees the same stall once.
+    let closed = measure(Some((50, 150)), Load::Closed, true);
+    let seen = closed.latencies[0].iter().filter(|&&ns| ns >= 49_000_000).count();
+    assert!(seen >= 1 && seen * 10 < slow, "{seen}");
+}
+
+#[test]
+fn requests_past_the_queue_are_counted_and_not_forgotten() {
+    let load = Load::Open { schedule: Schedule::new(Arrivals::Deterministic, 1_000.0, 1), queue: 10 };
+    let measured = measure(Some((50, 150)), load, true);
+    let sent = measured.latencies[0].len() as u64;
+    assert!(measured.turned_away >= 80, "{} turned away", measured.turned_away);
+    assert!((195..=200).contains(&(sent + measured.turned_away)));
+}
+
+#[test]
+fn wrong_answers_are_errors_and_no_latencies() {
+    let measured = measure(None, Load::Closed, false);
+    assert!(measured.latencies[0].is_empty() && measured.completed == 0);
+    assert!(measured.errors["wrong bytes in the response"] > 0);
+}
+
+#[test]
+fn a_request_that_nobody_answers_times_out() {
+    let load = Load::Open { schedule: Schedule::new(Arrivals::Deterministic, 100.0, 1), queue: 4 };
+    let measured = measure(Some((0, 60_000)), load, true);
+    let failed: u64 = measured.errors.values().sum();
+    assert!(failed + measured.turned_away >= 19, "{measured:?}");
+}

@@ -1,0 +1,151 @@
+//! What a comparison ran on, and what its packets crossed.
+
+use std::fs;
+use std::net::{IpAddr, SocketAddr, UdpSocket};
+
+use serde::Serialize;
+
+/// The machine, without its name.
+#[derive(Clone, Debug, Serialize)]
+pub(crate) struct Machine {
+    /// Processor.
+    pub(crate) cpu: String,
+    /// Cores that this process may use.
+    pub(crate) cores: usize,
+    /// Operating system and release.
+    pub(crate) kernel: String,
+    /// Memory in bytes.
+    pub(crate) memory_bytes: u64,
+    /// The congestion control that TCP connections start with.
+    pub(crate) tcp_congestion_control: String,
+}
+
+impl Machine {
+    /// This one.
+    pub(crate) fn this() -> Machine {
+        let field = |text: &str, name: &str| {
+            let line = text.lines().find(|line| line.starts_with(name))?;
+            Some(line.split_once(':')?.1.trim().to_owned())
+        };
+        let read = |path: &str| fs::read_to_string(path).unwrap_or_default();
+        let memory_kib = field(&read("/proc/meminfo"), "MemTotal")
+            .and_then(|text| text.split_whitespace().next()?.parse::<u64>().ok())
+            .unwrap_or_default();
+        Machine {
+            cpu: field(&read("/proc/cpuinfo"), "model name").unwrap_or_else(|| std::env::consts::ARCH.to_owned()),
+            cores: std::thread::available_parallelism().map_or(1, usize::from),
+            kernel: format!("Linux {}", read("/proc/sys/kernel/osrelease").trim()),
+            memory_bytes: memory_kib * 1024,
+            tcp_congestion_control: read("/proc/sys/net/ipv4/tcp_congestion_control").trim().to_owned(),
+        }
+    }
+}
+
+/// Cores for client and server: two that are not threads of one, where there are two at all.
+pub(crate) fn core_pair() -> Option<(usize, usize)> {
+    let cores = splitrpc_socket::allowed_cores().ok()?;
+    let (&client, others) = cores.split_first()?;
+    let siblings = |core: usize| {
+        let path = format!("/sys/devices/system/cpu/cpu{core}/topology/thread_siblings_list");
+        fs::read_to_string(path).unwrap_or_else(|_| core.to_string())
+    };
+    let own = siblings(client);
+    let server = others.iter().find(|&&core| siblings(core) != own).or(others.first())?;
+    Some((client, *server))
+}
+
+/// What lies between client and server.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum Crossed {
+    /// The loopback device.
+    Loopback,
+    /// A virtual device: another network namespace of this machine.
+    Namespace,
+    /// A network.
+    Wire,
+}
+
+impl Crossed {
+    /// The name in reports.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Crossed::Loopback => "loopback",
+            Crossed::Namespace => "namespace",
+            Crossed::Wire => "wire",
+        }
+    }
+}
+
+/// What packets to `server` cross, as far as this machine can tell: a device with no hardware behind it is taken to lead
+/// to a namespace.
+pub(crate) fn crossed(server: SocketAddr) -> Crossed {
+    if server.ip().is_loopback() || source_for(server) == Some(server.ip()) {
+        return Crossed::Loopback;
+    }
+    let route = fs::read_to_string("/proc/net/route").unwrap_or_default();
+    let device = match server.ip() {
+        IpAddr::V4(ip) => device_for(&route, u32::from_le_bytes(ip.octets())),
+        IpAddr::V6(_) => None,
+    };
+    match device {
+        Some(device) if !has_hardware(device) => Crossed::Namespace,
+        _ => Crossed::Wire,
+    }
+}
+
+fn source_for(server: SocketAddr) -> Option<IpAddr> {
+    let any: SocketAddr = if server.is_ipv4() { ([0; 4], 0).into() } else { ([0u16; 8], 0).into() };
+    let socket = UdpSocket::bind(any).ok()?;
+    // Connecting a datagram socket sends nothing; it asks for the route.
+    socket.connect(server).ok()?;
+    Some(socket.local_addr().ok()?.ip())
+}
+
+/// The device of the longest matching route. Addresses stand in `/proc/net/route` in host order of their bytes.
+fn device_for(route: &str, address: u32) -> Option<&str> {
+    let matching = route.lines().skip(1).filter_map(|line| {
+        let fields: Vec<&str> = line.split_whitespace().collect();
+        let (device, destination, mask) = (*fields.first()?, fields.get(1)?, fields.get(7)?);
+        let mask = u32::from_str_radix(mask, 16).ok()?;
+        (u32::from_str_radix(destination, 16).ok()? == address & mask).then_some((mask.count_ones(), device))
+    });
+    matching.max_by_key(|&(length, _)| length).map(|(_, device)| device)
+}
+
+fn has_hardware(device: &str) -> bool {
+    let backed = |device: &str| fs::exists(format!("/sys/class/net/{device}/device")).unwrap_or(false);
+    let members = fs::read_dir(format!("/sys/class/net/{device}/brif"));
+    let member_backed = members.is_ok_and(|mut members| {
+        members.any(|member| member.is_ok_and(|member| backed(&member.file_name().to_string_lossy())))
+    });
+    backed(device) || member_backed
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn loopback_is_told_from_the_rest() {
+        assert_eq!(crossed("127.0.0.1:1".parse().unwrap()), Crossed::Loopback);
+        assert_eq!(crossed("[::1]:1".parse().unwrap()), Crossed::Loopback);
+    }
+
+    #[test]
+    fn the_longest_route_wins() {
+        let table = "Iface\tDestination\tGateway\tFlags\tRefCnt\tUse\tMetric\tMask\tMTU\tWindow\tIRTT\n\
+                     eth0\t00000000\t0100000A\t0003\t0\t0\t0\t00000000\t0\t0\t0\n\
+                     veth1\t0000000A\t00000000\t0001\t0\t0\t0\t0000FFFF\t0\t0\t0\n";
+        let address = |octets: [u8; 4]| u32::from_le_bytes(octets);
+        assert_eq!(device_for(table, address([10, 0, 3, 4])), Some("veth1"));
+        assert_eq!(device_for(table, address([10, 1, 3, 4])), Some("eth0"));
+        assert_eq!(device_for("Iface\n", address([10, 1, 3, 4])), None);
+    }
+
+    #[test]
+    fn this_machine_is_described() {
+        let machine = Machine::this();
+        assert!(machine.cores >= 1 && machine.memory_bytes > 0 && machine.kernel.len() > "Linux ".len());
+    }
+}

@@ -1,0 +1,323 @@
+//! What is measured: points, each a load under which several entrants are compared side by side.
+
+use std::time::Duration;
+
+use crate::arms::{Arm, DATAGRAM, JUMBO_DATAGRAM, RESPONSE_BYTES, Transport};
+use crate::load::arrivals::Arrivals;
+use crate::wait::Wait;
+
+/// Fresh connections that an arm must have for its figure to count.
+pub(crate) const FRESH_CONNECTIONS: u32 = 60;
+/// An image of 3 x 224 x 224 FP32 values: the size at which most figures are read.
+pub(crate) const IMAGE: u32 = 602_112;
+const SIZES: [u32; 5] = [64, 4_096, 65_536, IMAGE, 3_244_800];
+
+/// An arm with the settings under which it takes part.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) struct Entrant {
+    /// The arm.
+    pub(crate) arm: Arm,
+    /// How client and server wait.
+    pub(crate) wait: Wait,
+    /// Bytes of UDP payload in each datagram, where it uses datagrams.
+    pub(crate) datagram: u16,
+    /// Share of arriving datagrams that the server's port throws away.
+    pub(crate) drop: f64,
+}
+
+/// How the load is made.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) enum Drive {
+    /// A closed loop.
+    Closed,
+    /// An open loop of so many requests a second.
+    Rate(Arrivals, f64),
+    /// An open loop at a share of the throughput that the entrant reached in closed loops.
+    Saturation(Arrivals, f64),
+}
+
+/// What a point is for; the report groups by it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Section {
+    /// One request at a time.
+    Single,
+    /// Now and then a request, with threads asleep between.
+    Light,
+    /// Several connections at once, each with one request under way.
+    Concurrent,
+    /// Open loops at shares of saturation.
+    Open,
+    /// Many connections.
+    FanIn,
+    /// Datagrams lost.
+    Loss,
+}
+
+impl Section {
+    /// The name in reports.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Section::Single => "one at a time",
+            Section::Light => "light load",
+            Section::Concurrent => "concurrent",
+            Section::Open => "open loop",
+            Section::FanIn => "fan-in",
+            Section::Loss => "loss",
+        }
+    }
+}
+
+/// A load under which entrants are compared.
+#[derive(Clone, Debug)]
+pub(crate) struct Point {
+    /// What it is for.
+    pub(crate) section: Section,
+    /// Payload of a request.
+    pub(crate) request_bytes: u32,
+    /// Payload of a response.
+    pub(crate) response_bytes: u32,
+    /// Connections.
+    pub(crate) concurrency: usize,
+    /// The load.
+    pub(crate) drive: Drive,
+    /// Who takes part.
+    pub(crate) entrants: Vec<Entrant>,
+    /// How often each opens fresh connections.
+    pub(crate) rounds: u32,
+    /// Load before it counts, each round. Scaled with `measure` to the time there is.
+    pub(crate) warm_up: Duration,
+    /// Load that counts, each round.
+    pub(crate) measure: Duration,
+    /// When a request that has no answer has failed.
+    pub(crate) timeout: Duration,
+}
+
+impl Point {
+    /// A name that tells it from all others.
+    pub(crate) fn id(&self) -> String {
+        let mut id = format!("{}/{}", self.section.name().replace(' ', "-"), self.request_bytes);
+        if self.concurrency > 1 {
+            id += &format!("/c{}", self.concurrency);
+        }
+        match self.drive {
+            Drive::Closed => {}
+            Drive::Rate(arrivals, rate) => id += &format!("/{}-{rate}", arrivals.name()),
+            Drive::Saturation(arrivals, share) => id += &format!("/{}-{:.0}%", arrivals.name(), share * 100.0),
+        }
+        if let Some(entrant) = self.entrants.last() {
+            id += &format!("/{}", entrant.wait.name());
+            if self.entrants.iter().all(|e| e.arm.transport() == Transport::Udp) && entrant.datagram != DATAGRAM {
+                id += &format!("/{}", entrant.datagram);
+            }
+        }
+        id
+    }
+
+    /// How long it takes, about.
+    pub(crate) fn cost(&self) -> Duration {
+        // Starting connections and pausing servers is not free.
+        let window = self.warm_up + self.measure + Duration::from_millis(2) + self.open_cost();
+        window * self.rounds * self.entrants.len() as u32
+    }
+
+    fn open_cost(&self) -> Duration {
+        Duration::from_micros(250) * self.concurrency as u32
+    }
+}
+
+fn millis(millis: u64) -> Duration {
+    Duration::from_millis(millis)
+}
+
+/// Makes points over the arms that were asked for.
+struct Planner<'a> {
+    arms: &'a [Arm],
+    points: Vec<Point>,
+}
+
+impl Planner<'_> {
+    fn entrants(&self, arms: &[Arm], wait: Wait, datagram: u16) -> Vec<Entrant> {
+        let asked = arms.iter().filter(|arm| self.arms.contains(arm));
+        asked.map(|&arm| Entrant { arm, wait, datagram, drop: 0.0 }).collect()
+    }
+
+    fn push(&mut self, point: Point) {
+        if !point.entrants.is_empty() {
+            self.points.push(point);
+        }
+    }
+
+    fn closed(&mut self, size: u32, concurrency: usize, wait: Wait, rounds: u32, measure: u64) {
+        let section = if concurrency == 1 { Section::Single } else { Section::Concurrent };
+        let entrants = self.entrants(&Arm::ALL, wait, DATAGRAM);
+        self.push(Point {
+            section,
+            request_bytes: size,
+            response_bytes: RESPONSE_BYTES,
+            concurrency,
+            drive: Drive::Closed,
+            entrants,
+            rounds,
+            warm_up: millis(measure) / 4,
+            measure: millis(measure),
+            timeout: millis(1_000),
+        });
+    }
+
+    fn jumbo(&mut self, measure: u64) {
+        let arms = [Arm::FloorUdp, Arm::FloorUdpAgain, Arm::CommodityUdp];
+        let entrants = self.entrants(&arms, Wait::Spin, JUMBO_DATAGRAM);
+        self.closed(IMAGE, 1, Wait::Spin, FRESH_CONNECTIONS, measure);
+        if let Some(mut point) = self.points.pop() {
+            point.entrants = entrants;
+            self.push(point);
+        }
+    }
+
+    /// Blocking floors beside adaptive servers, with time to fall asleep between requests.
+    fn light(&mut self, size: u32) {
+        let mut entrants = self.entrants(&[Arm::FloorTcp, Arm::FloorTcpAgain], Wait::Block, DATAGRAM);
+        entrants.extend(self.entrants(&[Arm::BundledTcp, Arm::CommodityTcp], Wait::Adaptive, DATAGRAM));
+        self.push(Point {
+            section: Section::Light,
+            request_bytes: size,
+            response_bytes: RESPONSE_BYTES,
+            concurrency: 1,
+            drive: Drive::Rate(Arrivals::Deterministic, 250.0),
+            entrants,
+            rounds: FRESH_CONNECTIONS,
+            warm_up: millis(6),
+            measure: millis(24),
+            timeout: millis(1_000),
+        });
+    }
+
+    fn open(&mut self, section: Section, size: u32, concurrency: usize, drive: Drive, measure: u64) {
+        let arms = [Arm::FloorTcp, Arm::BundledTcp, Arm::CommodityTcp, Arm::CommodityUdp];
+        let entrants = self.entrants(&arms, Wait::Adaptive, DATAGRAM);
+        self.push(Point {
+            section,
+            request_bytes: size,
+            response_bytes: RESPONSE_BYTES,
+            concurrency,
+            drive,
+            entrants,
+            rounds: 2,
+            warm_up: millis(measure) / 10,
+            measure: millis(measure) / 2,
+            timeout: millis(2_000),
+        });
+    }
+
+    fn loss(&mut self, rounds: u32, measure: u64) {
+        let entrants = self.entrants(&[Arm::CommodityUdp], Wait::Spin, DATAGRAM);
+        let Some(&entrant) = entrants.first() else { return };
+        self.push(Point {
+            section: Section::Loss,
+            request_bytes: IMAGE,
+            response_bytes: RESPONSE_BYTES,
+            concurrency: 4,
+            drive: Drive::Closed,
+            entrants: [0.0, 0.01, 0.1].map(|drop| Entrant { drop, ..entrant }).to_vec(),
+            rounds,
+            warm_up: millis(measure) / 4,
+            measure: millis(measure),
+            timeout: millis(5_000),
+        });
+    }
+}
+
+/// The short plan: the sizes and settings at which figures are read.
+pub(crate) fn quick(arms: &[Arm]) -> Vec<Point> {
+    let mut planner = Planner { arms, points: Vec::new() };
+    for wait in [Wait::Spin, Wait::Adaptive] {
+        for size in [64, IMAGE] {
+            planner.closed(size, 1, wait, FRESH_CONNECTIONS, 10);
+        }
+    }
+    planner.jumbo(10);
+    planner.closed(IMAGE, 16, Wait::Spin, 6, 120);
+    planner.light(IMAGE);
+    planner.loss(2, 300);
+    planner.points
+}
+
+/// The whole plan.
+pub(crate) fn full(arms: &[Arm]) -> Vec<Point> {
+    let mut planner = Planner { arms, points: Vec::new() };
+    for wait in [Wait::Spin, Wait::Adaptive] {
+        for size in [64, IMAGE] {
+            planner.closed(size, 1, wait, FRESH_CONNECTIONS, 16);
+        }
+    }
+    planner.jumbo(16);
+    planner.closed(IMAGE, 16, Wait::Spin, 8, 200);
+    planner.light(64);
+    planner.light(IMAGE);
+    planner.loss(4, 500);
+    for size in SIZES.into_iter().filter(|size| ![64, IMAGE].contains(size)) {
+        planner.closed(size, 1, Wait::Spin, FRESH_CONNECTIONS, 10);
+        planner.closed(size, 1, Wait::Adaptive, FRESH_CONNECTIONS / 3, 10);
+    }
+    for size in SIZES {
+        for concurrency in [4, 16, 64] {
+            if (size, concurrency) != (IMAGE, 16) {
+                planner.closed(size, concurrency, Wait::Spin, 3, 80);
+            }
+            if [64, 4_096, IMAGE].contains(&size) {
+                planner.closed(size, concurrency, Wait::Adaptive, 3, 80);
+            }
+        }
+    }
+    for size in [64, IMAGE] {
+        for share in [0.3, 0.5, 0.7, 0.9] {
+            let measure = if share == 0.7 { 1_600 } else { 600 };
+            planner.open(Section::Open, size, 16, Drive::Saturation(Arrivals::Poisson, share), measure);
+        }
+        planner.open(Section::Open, size, 16, Drive::Saturation(Arrivals::Deterministic, 0.7), 1_600);
+    }
+    for clients in [64, 256] {
+        planner.open(Section::FanIn, 4_096, clients, Drive::Saturation(Arrivals::Poisson, 0.5), 800);
+    }
+    planner.points
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashSet;
+
+    use super::*;
+
+    #[test]
+    fn the_plans_fit_their_limits_and_name_each_point_once() {
+        for (points, limit) in [(quick(&Arm::ALL), 52), (full(&Arm::ALL), 270)] {
+            let cost: Duration = points.iter().map(Point::cost).sum();
+            assert!(cost <= Duration::from_secs(limit), "{cost:?} for {limit} s");
+            let ids: HashSet<String> = points.iter().map(Point::id).collect();
+            assert_eq!(ids.len(), points.len());
+        }
+    }
+
+    #[test]
+    fn figure_points_have_their_fresh_connections_and_both_floors() {
+        for points in [quick(&Arm::ALL), full(&Arm::ALL)] {
+            for point in points.iter().filter(|p| [Section::Single, Section::Light].contains(&p.section)) {
+                if [64, IMAGE].contains(&point.request_bytes) {
+                    assert!(point.rounds >= FRESH_CONNECTIONS, "{}", point.id());
+                }
+                let arms: Vec<Arm> = point.entrants.iter().map(|e| e.arm).collect();
+                for arm in &arms {
+                    assert!(Arm::floors(arm.transport()).iter().all(|floor| arms.contains(floor)), "{}", point.id());
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn arms_not_asked_for_do_not_run() {
+        let points = full(&[Arm::BundledTcp]);
+        assert!(!points.is_empty());
+        assert!(points.iter().flat_map(|p| &p.entrants).all(|e| e.arm == Arm::BundledTcp));
+        assert!(points.iter().all(|p| p.section != Section::Loss));
+    }
+}

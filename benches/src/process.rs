@@ -1,0 +1,114 @@
+//! Server processes: this program again, one for each arm, each on a core of its own.
+
+use std::io::{BufRead, BufReader, Read};
+use std::net::SocketAddr;
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+use anyhow::Context;
+use rustix::process::{Pid, Signal};
+
+use crate::arms::{Arm, ServerOptions};
+
+/// What a server prints before its address once it listens.
+pub(crate) const READY: &str = "ready ";
+
+/// Whose CPU time is read.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum CpuClock {
+    /// This process's.
+    Own,
+    /// That of a process on this machine.
+    Process(Pid),
+    /// That of a process elsewhere: not known.
+    Elsewhere,
+}
+
+impl CpuClock {
+    /// CPU time used so far, user and system.
+    pub(crate) fn read(&self) -> Option<Duration> {
+        match self {
+            CpuClock::Own => Some(splitrpc_socket::cpu_time_process()),
+            CpuClock::Process(pid) => splitrpc_socket::cpu_time_of(pid.as_raw_nonzero().get() as u32).ok(),
+            CpuClock::Elsewhere => None,
+        }
+    }
+}
+
+/// Has the kernel end this process when the one that started it ends, however that comes about.
+pub(crate) fn end_with_parent(parent: u32) -> anyhow::Result<()> {
+    rustix::process::set_parent_process_death_signal(Some(Signal::KILL))?;
+    // It may have ended before the line above.
+    let lives = rustix::process::getppid().is_some_and(|pid| pid.as_raw_nonzero().get() as u32 == parent);
+    anyhow::ensure!(lives, "the process that wanted this server is gone");
+    Ok(())
+}
+
+/// A server process. Stopped, not ended, while others are measured; ended when dropped.
+pub(crate) struct Server {
+    child: Child,
+    pid: Pid,
+    /// Where it listens.
+    pub(crate) address: SocketAddr,
+}
+
+impl Server {
+    /// Starts a server and waits until it listens.
+    pub(crate) fn start(arm: Arm, options: &ServerOptions, core: Option<usize>) -> anyhow::Result<Server> {
+        let program = std::env::current_exe().context("this program's own path")?;
+        let mut command = Command::new(program);
+        command
+            .arg("serve-arm")
+            .arg(arm.name())
+            .args(["--bind", &options.bind.to_string()])
+            .args(["--wait", options.wait.name()])
+            .args(["--datagram", &options.datagram.to_string()])
+            .args(["--drop", &options.drop.to_string()])
+            .args(["--response-bytes", &options.response_bytes.to_string()])
+            .args(["--parent", &std::process::id().to_string()])
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped());
+        if let Some(core) = core {
+            command.args(["--core", &core.to_string()]);
+        }
+        let mut child = command.spawn().with_context(|| format!("starting the server of {arm}"))?;
+        let mut line = String::new();
+        if let Some(stdout) = child.stdout.take() {
+            BufReader::new(stdout).read_line(&mut line)?;
+        }
+        let Some(address) = line.strip_prefix(READY).and_then(|rest| rest.trim().parse().ok()) else {
+            let _ = child.kill();
+            let mut why = String::new();
+            if let Some(mut stderr) = child.stderr.take() {
+                let _ = stderr.read_to_string(&mut why);
+            }
+            let _ = child.wait();
+            anyhow::bail!("the server of {arm} did not start: {}", why.trim());
+        };
+        let pid = Pid::from_child(&child);
+        Ok(Server { child, pid, address })
+    }
+
+    /// Its CPU time.
+    pub(crate) fn cpu(&self) -> CpuClock {
+        CpuClock::Process(self.pid)
+    }
+
+    /// Takes the CPU away from it: a server that spins would disturb the others.
+    pub(crate) fn pause(&self) -> anyhow::Result<()> {
+        Ok(rustix::process::kill_process(self.pid, Signal::STOP)?)
+    }
+
+    /// Lets it run again.
+    pub(crate) fn resume(&self) -> anyhow::Result<()> {
+        Ok(rustix::process::kill_process(self.pid, Signal::CONT)?)
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}

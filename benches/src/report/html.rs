@@ -1,0 +1,357 @@
+//! The report: one HTML page with its style and its plots inside, which loads nothing from anywhere.
+
+use std::fmt::Write;
+
+use plotters::style::RGBColor;
+
+use super::plots::{self, Bar, Line};
+use super::table::floor_of;
+use super::{micros, size};
+use crate::arms::Arm;
+use crate::machine::Crossed;
+use crate::plan::Section;
+use crate::record::{Report, Run};
+use crate::verdict::Sense;
+use crate::wait::Wait;
+
+const STYLE: &str = include_str!("style.css");
+
+/// The stages in the order in which they are stacked, each with its colour, and last what is left of the latency.
+const STAGES: [(&str, RGBColor); 9] = [
+    ("receive", RGBColor(66, 133, 200)),
+    ("place", RGBColor(214, 120, 34)),
+    ("queue", RGBColor(176, 148, 50)),
+    ("batch", RGBColor(140, 110, 190)),
+    ("copy_in", RGBColor(205, 92, 92)),
+    ("compute", RGBColor(60, 150, 100)),
+    ("copy_out", RGBColor(190, 100, 150)),
+    ("respond", RGBColor(80, 160, 170)),
+    ("network and client", RGBColor(140, 146, 156)),
+];
+const CPU: [(&str, RGBColor); 2] = [("client", RGBColor(140, 146, 156)), ("server", RGBColor(66, 133, 200))];
+
+/// Writes the page.
+pub(crate) fn page(report: &Report) -> anyhow::Result<String> {
+    let mut out = String::from("<!doctype html>\n<html lang=\"en\"><head><meta charset=\"utf-8\">");
+    out += "<meta name=\"viewport\" content=\"width=device-width, initial-scale=1\">";
+    write!(out, "<title>splitrpc: comparison</title><style>{STYLE}</style></head><body><main>")?;
+    head(report, &mut out)?;
+    summary(report, &mut out)?;
+    distributions(report, &mut out)?;
+    load_curves(report, &mut out)?;
+    saturation(report, &mut out)?;
+    stage_bars(report, &mut out)?;
+    cpu_bars(report, &mut out)?;
+    tables(report, &mut out)?;
+    out += "</main></body></html>\n";
+    Ok(out)
+}
+
+fn escape(text: &str) -> String {
+    text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;").replace('"', "&quot;")
+}
+
+fn head(report: &Report, out: &mut String) -> anyhow::Result<()> {
+    let machine = &report.machine;
+    let over = match report.crossed {
+        Crossed::Loopback => "loopback: both ends on this machine, no network between them",
+        Crossed::Namespace => "a network namespace of this machine",
+        Crossed::Wire => "a network",
+    };
+    let plan = if report.quick { "the short plan" } else { "the whole plan" };
+    writeln!(
+        out,
+        "<h1>What each arm costs beside its floor</h1><p class=\"machine\">{}, {} cores, {:.0} GiB, {}, TCP congestion \
+         control {}. Over {over}. {plan}, {:.0} s, seed {}.</p>",
+        escape(&machine.cpu),
+        machine.cores,
+        machine.memory_bytes as f64 / f64::from(1 << 30),
+        escape(&machine.kernel),
+        escape(&machine.tcp_congestion_control),
+        report.elapsed_s,
+        report.seed
+    )?;
+    if report.runs.iter().any(|run| run.emulated) {
+        *out += "<p class=\"warn\">Arms marked <em>emulated</em> ran on a software BlueField: their times are not those \
+                 of a card.</p>";
+    }
+    Ok(())
+}
+
+fn summary(report: &Report, out: &mut String) -> anyhow::Result<()> {
+    *out += "<h2>Verdict</h2><table class=\"verdict\"><thead><tr><th>verdict</th><th class=\"n\">value</th>\
+             <th class=\"n\">target</th><th>figure</th></tr></thead><tbody>";
+    for figure in &report.figures {
+        let verdict = figure.verdict();
+        let class = verdict.replace(' ', "-");
+        let sense = if figure.sense == Sense::AtMost { "≤" } else { "≥" };
+        let value = figure.value.map_or("–".to_owned(), |value| format!("{value:.3}"));
+        let void = figure.void.as_deref().unwrap_or_default();
+        writeln!(
+            out,
+            "<tr class=\"{class}\"><td><span class=\"badge\">{verdict}</span></td><td class=\"n\">{value}</td>\
+             <td class=\"n\">{sense} {}</td><td>{}<br><small>{} {}</small></td></tr>",
+            figure.target,
+            escape(&figure.what),
+            escape(&figure.detail),
+            escape(void)
+        )?;
+    }
+    *out += "</tbody></table><p><small>A figure is the 10th percentile of the medians of an arm's fresh connections; arms \
+             take turns in an order drawn anew each round. Each floor runs twice: where its two runs are more than 5 % \
+             apart, what was compared with it is void. Throughputs are the 90th percentile over the rounds.</small></p>";
+    Ok(())
+}
+
+fn legend(arms: &[Arm], emulated: bool, out: &mut String) -> anyhow::Result<()> {
+    *out += "<p class=\"legend\">";
+    for &arm in arms {
+        let RGBColor(r, g, b) = plots::colour(arm);
+        let note = if emulated { " (emulated)" } else { "" };
+        write!(out, "<span><i style=\"background:rgb({r},{g},{b})\"></i>{arm}{note}</span>")?;
+    }
+    *out += "</p>";
+    Ok(())
+}
+
+fn parts_legend(parts: &[(&str, RGBColor)], out: &mut String) -> anyhow::Result<()> {
+    *out += "<p class=\"legend\">";
+    for (name, RGBColor(r, g, b)) in parts {
+        write!(out, "<span><i style=\"background:rgb({r},{g},{b})\"></i>{}</span>", name.replace('_', " "))?;
+    }
+    *out += "</p>";
+    Ok(())
+}
+
+fn figure(caption: &str, svg: &str, out: &mut String) -> anyhow::Result<()> {
+    Ok(write!(out, "<figure><figcaption>{}</figcaption>{svg}</figure>", escape(caption))?)
+}
+
+/// The runs of each point of a section, in order.
+fn by_point<'a>(report: &'a Report, section: Section) -> Vec<Vec<&'a Run>> {
+    let mut groups: Vec<Vec<&'a Run>> = Vec::new();
+    for run in report.runs.iter().filter(|run| run.section == section.name()) {
+        match groups.iter_mut().find(|group| group[0].point == run.point) {
+            Some(group) => group.push(run),
+            None => groups.push(vec![run]),
+        }
+    }
+    groups
+}
+
+fn arms_of(runs: &[&Run]) -> Vec<Arm> {
+    Arm::ALL.into_iter().filter(|&arm| runs.iter().any(|run| run.arm == arm)).collect()
+}
+
+fn distributions(report: &Report, out: &mut String) -> anyhow::Result<()> {
+    *out += "<h2>Latency distribution</h2><p>One request at a time. Lower is better; both axes are logarithmic, the lower \
+             one in the share of requests that took longer.</p>";
+    let groups = by_point(report, Section::Single);
+    legend(&arms_of(&groups.concat()), false, out)?;
+    *out += "<div class=\"plots\">";
+    for group in groups {
+        let first = group[0];
+        let datagram = first.datagram.map_or(String::new(), |bytes| format!(", {bytes}-byte datagrams"));
+        let datagram = if group.iter().all(|run| run.datagram.is_some()) { datagram } else { String::new() };
+        let void = if group.iter().any(|run| run.void) { " — void: floors disagree" } else { "" };
+        let caption = format!("{}, {}{datagram}{void}", size(first.request_bytes), first.wait.name());
+        figure(&caption, &plots::distribution(&group)?, out)?;
+    }
+    *out += "</div>";
+    Ok(())
+}
+
+/// Lines through the points of each arm, by throughput.
+fn lines(runs: &[&Run], y: impl Fn(&Run) -> f64) -> Vec<Line> {
+    let line = |arm| {
+        let mut points: Vec<(f64, f64)> =
+            runs.iter().filter(|run| run.arm == arm).map(|run| (run.throughput_rps, y(run))).collect();
+        points.sort_by(|a, b| a.0.total_cmp(&b.0));
+        Line { arm, points }
+    };
+    arms_of(runs).into_iter().map(line).collect()
+}
+
+fn load_curves(report: &Report, out: &mut String) -> anyhow::Result<()> {
+    *out += "<h2>Throughput against latency</h2>";
+    let mut drawn: Vec<(String, String)> = Vec::new();
+    let mut shown: Vec<&Run> = Vec::new();
+    let mut sizes: Vec<u32> = report.runs.iter().map(|run| run.request_bytes).collect();
+    sizes.sort_unstable();
+    sizes.dedup();
+    for &bytes in &sizes {
+        let of_size = |run: &&Run| run.request_bytes == bytes;
+        for wait in [Wait::Spin, Wait::Adaptive] {
+            let closed = |run: &&Run| {
+                run.section == Section::Concurrent.name()
+                    || run.section == Section::Single.name() && run.datagram.is_none_or(|d| d == crate::arms::DATAGRAM)
+            };
+            let runs: Vec<&Run> =
+                report.runs.iter().filter(|run| run.wait == wait).filter(of_size).filter(closed).collect();
+            if runs.iter().any(|run| run.concurrency > 1) {
+                let caption = format!("{}, closed loops of 1 to 64 connections, {}", size(bytes), wait.name());
+                drawn
+                    .push((caption, plots::load_curve(&lines(&runs, |run| run.latency_us.p50), "median latency, us")?));
+                shown.extend(runs);
+            }
+        }
+        let open: Vec<&Run> = report
+            .runs
+            .iter()
+            .filter(of_size)
+            .filter(|run| {
+                run.section == Section::Open.name() && run.arrivals == Some(crate::load::arrivals::Arrivals::Poisson)
+            })
+            .collect();
+        if !open.is_empty() {
+            let caption = format!("{}, open loop, Poisson arrivals, 16 connections, adaptive", size(bytes));
+            drawn.push((caption, plots::load_curve(&lines(&open, |run| run.latency_us.p99), "p99 latency, us")?));
+            shown.extend(open);
+        }
+    }
+    legend(&arms_of(&shown), false, out)?;
+    *out += "<div class=\"plots\">";
+    for (caption, svg) in drawn {
+        figure(&caption, &svg, out)?;
+    }
+    *out += "</div>";
+    Ok(())
+}
+
+fn saturation(report: &Report, out: &mut String) -> anyhow::Result<()> {
+    let runs: Vec<&Run> = report.runs.iter().filter(|run| run.of_saturation == Some(0.7)).collect();
+    if runs.is_empty() {
+        return Ok(());
+    }
+    *out += "<h2>At 70 % of saturation, and goodput</h2><p>Goodput is the most answers a second, over all offered loads, \
+             that came within the target: ten times the floor's median for one request at a time.</p>\
+             <table><thead><tr><th>request</th><th>arm</th><th>arrivals</th><th class=\"n\">offered /s</th>\
+             <th class=\"n\">p99 us</th><th class=\"n\">p99.9 us</th><th class=\"n\">best goodput /s</th>\
+             <th class=\"n\">target us</th></tr></thead><tbody>";
+    for run in runs {
+        let same = |other: &&Run| {
+            other.arm == run.arm && other.request_bytes == run.request_bytes && other.section == run.section
+        };
+        let goodput = report.runs.iter().filter(same).filter_map(|run| run.goodput_rps).fold(0.0, f64::max);
+        writeln!(
+            out,
+            "<tr><td>{}</td><td>{}</td><td>{}</td><td class=\"n\">{:.0}</td><td class=\"n\">{}</td><td class=\"n\">{}</td>\
+             <td class=\"n\">{goodput:.0}</td><td class=\"n\">{}</td></tr>",
+            size(run.request_bytes),
+            run.arm,
+            run.arrivals.map_or("", |arrivals| arrivals.name()),
+            run.offered_rps.unwrap_or_default(),
+            micros(run.latency_us.p99),
+            micros(run.latency_us.p999),
+            run.latency_target_us.map_or("–".to_owned(), micros)
+        )?;
+    }
+    *out += "</tbody></table>";
+    Ok(())
+}
+
+fn stage_bars(report: &Report, out: &mut String) -> anyhow::Result<()> {
+    let mut plotted = String::new();
+    for group in by_point(report, Section::Single) {
+        let mut bars = Vec::new();
+        for run in &group {
+            let Some(stages) = &run.stages_us else { continue };
+            let mut parts: Vec<f64> =
+                STAGES[..8].iter().map(|(name, _)| stages.get(name).copied().unwrap_or_default()).collect();
+            let known: f64 = parts.iter().sum();
+            parts.push((run.latency_us.mean - known).max(0.0));
+            let note = if run.emulated { " (emulated)" } else { "" };
+            bars.push(Bar { name: format!("{}{note}", run.arm), parts });
+        }
+        if !bars.is_empty() {
+            let colours: Vec<RGBColor> = STAGES.iter().map(|&(_, colour)| colour).collect();
+            let datagram = group.iter().all(|run| run.datagram.is_some()).then_some(group[0].datagram).flatten();
+            let datagram = datagram.map_or(String::new(), |bytes| format!(", {bytes}-byte datagrams"));
+            let caption = format!("{}, {}{datagram}", size(group[0].request_bytes), group[0].wait.name());
+            figure(&caption, &plots::bars(&bars, &colours, "mean, us")?, &mut plotted)?;
+        }
+    }
+    if !plotted.is_empty() {
+        *out += "<h2>Where the time goes</h2><p>One request at a time, as the server told it in each response; what is left \
+                 is the network and the client. Receiving overlaps with the client's sending.</p>";
+        parts_legend(&STAGES, out)?;
+        write!(out, "<div class=\"plots\">{plotted}</div>")?;
+    }
+    Ok(())
+}
+
+fn cpu_bars(report: &Report, out: &mut String) -> anyhow::Result<()> {
+    *out += "<h2>What it costs in CPU time</h2><p>Client and server together. A thread that spins uses its core whatever \
+             happens, so the adaptive and the crowded loads say more.</p>";
+    parts_legend(&CPU, out)?;
+    *out += "<div class=\"plots\">";
+    let single = by_point(report, Section::Single).into_iter().filter(|group| group[0].wait == Wait::Adaptive);
+    let crowded = by_point(report, Section::Concurrent).into_iter().filter(|group| group[0].concurrency == 16);
+    for group in single.chain(crowded) {
+        let run = group[0];
+        let colours: Vec<RGBColor> = CPU.iter().map(|&(_, colour)| colour).collect();
+        let large = run.request_bytes >= 65_536;
+        let scale = |run: &Run| if large { 1e3 / f64::from(run.request_bytes + run.response_bytes) } else { 1.0 };
+        let bar = |run: &&Run| Bar {
+            name: run.arm.name().to_owned(),
+            parts: vec![
+                run.cpu_us_per_request.client * scale(run),
+                run.cpu_us_per_request.server.unwrap_or_default() * scale(run),
+            ],
+        };
+        let bars: Vec<Bar> = group.iter().map(bar).collect();
+        let unit = if large { "CPU seconds for each gigabyte" } else { "CPU us for each request" };
+        let caption = format!("{}, {} at once, {}", size(run.request_bytes), run.concurrency, run.wait.name());
+        figure(&caption, &plots::bars(&bars, &colours, unit)?, out)?;
+    }
+    *out += "</div>";
+    Ok(())
+}
+
+fn tables(report: &Report, out: &mut String) -> anyhow::Result<()> {
+    *out += "<h2>All runs</h2><div class=\"wide\"><table><thead><tr><th>load</th><th>arm</th><th class=\"n\">figure us</th>\
+             <th class=\"n\">× floor</th><th class=\"n\">p50</th><th class=\"n\">p90</th><th class=\"n\">p99</th>\
+             <th class=\"n\">p99.9</th><th class=\"n\">req/s</th><th class=\"n\">MB/s</th><th class=\"n\">CPU us client</th>\
+             <th class=\"n\">CPU us server</th><th class=\"n\">CPU s/GB</th><th class=\"n\">copies</th>\
+             <th class=\"n\">errors</th></tr></thead><tbody>";
+    for run in &report.runs {
+        let latency = &run.latency_us;
+        let optional = |value: Option<f64>| value.map_or("–".to_owned(), |value| format!("{value:.2}"));
+        let mut name = run.arm.name().to_owned();
+        if run.emulated {
+            name += " <em>emulated</em>";
+        }
+        if run.drop > 0.0 {
+            name += &format!(" <em>{:.0} % lost</em>", run.drop * 100.0);
+        }
+        let reason = run.void_reason.as_deref().unwrap_or_default();
+        let (class, mark) = if run.void { (" class=\"void\"", " <em>void</em>") } else { ("", "") };
+        writeln!(
+            out,
+            "<tr{class} title=\"{}\"><td>{}</td><td>{name}{mark}</td><td class=\"n\">{}</td><td class=\"n\">{}</td>\
+             <td class=\"n\">{}</td><td class=\"n\">{}</td><td class=\"n\">{}</td><td class=\"n\">{}</td>\
+             <td class=\"n\">{:.0}</td><td class=\"n\">{:.1}</td><td class=\"n\">{:.1}</td><td class=\"n\">{}</td>\
+             <td class=\"n\">{}</td><td class=\"n\">{}</td><td class=\"n\">{}</td></tr>",
+            escape(reason),
+            escape(&run.point),
+            micros(latency.p10_of_medians),
+            optional(floor_of(run, &report.runs).map(|floor| latency.p10_of_medians / floor)),
+            micros(latency.p50),
+            micros(latency.p90),
+            micros(latency.p99),
+            micros(latency.p999),
+            run.throughput_rps,
+            run.bytes_per_s / 1e6,
+            run.cpu_us_per_request.client,
+            optional(run.cpu_us_per_request.server),
+            optional(run.cpu_s_per_gb),
+            optional(run.path.as_ref().map(|path| path.cpu_copies + path.runtime_copies)),
+            run.errors
+        )?;
+    }
+    *out += "</tbody></table></div>";
+    for idle in &report.idle {
+        write!(out, "<p>An idle {} server used {:.2} % of a core.</p>", idle.arm, idle.core_share * 100.0)?;
+    }
+    Ok(())
+}

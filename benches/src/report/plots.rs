@@ -1,0 +1,207 @@
+//! The plots: inline SVG that takes its text colour from the page, so that it can be read on light and on dark.
+
+use anyhow::anyhow;
+use plotters::coord::ranged1d::{KeyPointHint, Ranged};
+use plotters::prelude::*;
+
+use crate::arms::Arm;
+use crate::record::Run;
+
+/// Stands for the page's text colour until the SVG is done.
+const INK: RGBColor = RGBColor(1, 2, 3);
+const INK_TEXT: &str = "#010203";
+
+/// An arm's colour: mid-tones, to be told apart on white and on near-black.
+pub(crate) fn colour(arm: Arm) -> RGBColor {
+    match arm {
+        Arm::FloorTcp => RGBColor(120, 128, 140),
+        Arm::FloorTcpAgain => RGBColor(158, 164, 173),
+        Arm::FloorUdp => RGBColor(148, 118, 92),
+        Arm::FloorUdpAgain => RGBColor(184, 158, 134),
+        Arm::BundledTcp => RGBColor(214, 120, 34),
+        Arm::CommodityTcp => RGBColor(40, 128, 214),
+        Arm::CommodityUdp => RGBColor(32, 158, 112),
+    }
+}
+
+/// A line of a plot.
+pub(crate) struct Line {
+    /// Whose it is.
+    pub(crate) arm: Arm,
+    /// Its points.
+    pub(crate) points: Vec<(f64, f64)>,
+}
+
+/// A bar of stacked parts.
+pub(crate) struct Bar {
+    /// What it says below.
+    pub(crate) name: String,
+    /// Length of each part.
+    pub(crate) parts: Vec<f64>,
+}
+
+/// Latency percentiles, on an axis on which each further nine takes as much room as the one before.
+pub(crate) fn distribution(runs: &[&Run]) -> anyhow::Result<String> {
+    let nines = |percentile: f64| -(1.0 - percentile / 100.0).log10();
+    let lines: Vec<Line> = runs
+        .iter()
+        .map(|run| Line { arm: run.arm, points: run.curve.iter().map(|&(p, us)| (nines(p), us)).collect() })
+        .collect();
+    let label = |nines: &f64| {
+        let percentile = 100.0 * (1.0 - 10f64.powf(-nines));
+        if *nines < 1.5 { format!("{percentile:.0} %") } else { format!("{percentile:.2} %") }
+    };
+    lines_svg(&lines, "share of requests", "latency, us", &label, 0.0)
+}
+
+/// Latency against throughput.
+pub(crate) fn load_curve(lines: &[Line], y: &str) -> anyhow::Result<String> {
+    lines_svg(lines, "answers a second", y, &|rps: &f64| format!("{rps:.0}"), 0.0)
+}
+
+fn lines_svg(lines: &[Line], x: &str, y: &str, x_label: &dyn Fn(&f64) -> String, x_min: f64) -> anyhow::Result<String> {
+    let points = || lines.iter().flat_map(|line| line.points.iter().copied()).filter(|&(_, y)| y > 0.0);
+    let x_max = points().map(|(x, _)| x).fold(x_min, f64::max) * 1.03 + 1e-6;
+    let y_max = points().map(|(_, y)| y).fold(1.0, f64::max) * 1.3;
+    let y_min = points().map(|(_, y)| y).fold(y_max, f64::min) * 0.8;
+    draw((640, 320), |root| {
+        let mut chart = ChartBuilder::on(root)
+            .margin(8)
+            .x_label_area_size(40)
+            .y_label_area_size(64)
+            .build_cartesian_2d(x_min..x_max, LogUs { low: y_min, high: y_max })?;
+        chart
+            .configure_mesh()
+            .axis_style(INK.mix(0.5))
+            .bold_line_style(INK.mix(0.16))
+            .light_line_style(INK.mix(0.0))
+            .label_style(("sans-serif", 12).with_color(INK))
+            .axis_desc_style(("sans-serif", 13).with_color(INK))
+            .x_desc(x)
+            .y_desc(y)
+            .x_label_formatter(&x_label)
+            .y_label_formatter(&|us| super::micros(*us))
+            .draw()?;
+        for line in lines {
+            let colour = colour(line.arm);
+            let points: Vec<_> = line.points.iter().copied().filter(|&(_, y)| y > 0.0).collect();
+            chart.draw_series(LineSeries::new(points.iter().copied(), colour.stroke_width(2)))?;
+            chart.draw_series(points.iter().map(|&point| Circle::new(point, 3, colour.filled())))?;
+        }
+        Ok(())
+    })
+}
+
+/// Horizontal bars of stacked parts. `colours` has one entry a part.
+pub(crate) fn bars(bars: &[Bar], colours: &[RGBColor], x: &str) -> anyhow::Result<String> {
+    let longest = bars.iter().map(|bar| bar.parts.iter().sum::<f64>()).fold(1e-6, f64::max);
+    let count = bars.len() as i32;
+    draw((640, 70 + 30 * bars.len() as u32), |root| {
+        let mut chart = ChartBuilder::on(root)
+            .margin(8)
+            .x_label_area_size(40)
+            .y_label_area_size(150)
+            .build_cartesian_2d(0.0..longest * 1.03, (0..count - 1).into_segmented())?;
+        chart
+            .configure_mesh()
+            .disable_y_mesh()
+            .axis_style(INK.mix(0.5))
+            .bold_line_style(INK.mix(0.16))
+            .light_line_style(INK.mix(0.0))
+            .label_style(("sans-serif", 12).with_color(INK))
+            .axis_desc_style(("sans-serif", 13).with_color(INK))
+            .x_desc(x)
+            .y_labels(bars.len())
+            .y_label_formatter(&|at| match at {
+                // The first bar stands on top.
+                SegmentValue::CenterOf(at) => usize::try_from(count - 1 - at)
+                    .ok()
+                    .and_then(|at| bars.get(at))
+                    .map_or(String::new(), |bar| bar.name.clone()),
+                _ => String::new(),
+            })
+            .draw()?;
+        for (row, bar) in bars.iter().enumerate() {
+            let at = count - 1 - row as i32;
+            let mut from = 0.0;
+            for (&part, colour) in bar.parts.iter().zip(colours) {
+                let corners = [(from, SegmentValue::Exact(at)), (from + part, SegmentValue::Exact(at + 1))];
+                let mut rectangle = Rectangle::new(corners, colour.filled());
+                rectangle.set_margin(5, 5, 0, 0);
+                chart.draw_series([rectangle])?;
+                from += part;
+            }
+        }
+        Ok(())
+    })
+}
+
+type Root<'a> = DrawingArea<SVGBackend<'a>, plotters::coord::Shift>;
+
+fn draw(
+    size: (u32, u32),
+    paint: impl FnOnce(&Root<'_>) -> Result<(), Box<dyn std::error::Error + Send + Sync>>,
+) -> anyhow::Result<String> {
+    let mut svg = String::new();
+    {
+        let root = SVGBackend::with_string(&mut svg, size).into_drawing_area();
+        paint(&root).map_err(|error| anyhow!("a plot cannot be drawn: {error}"))?;
+        root.present().map_err(|error| anyhow!("a plot cannot be drawn: {error}"))?;
+    }
+    // Scales with the page instead of having a size of its own.
+    let fixed = format!("<svg width=\"{}\" height=\"{}\"", size.0, size.1);
+    Ok(svg.replace(INK_TEXT, "currentColor").replacen(&fixed, "<svg role=\"img\"", 1))
+}
+
+/// A logarithmic axis that marks 1, 2 and 5 of each decade.
+struct LogUs {
+    low: f64,
+    high: f64,
+}
+
+impl Ranged for LogUs {
+    type FormatOption = plotters::coord::ranged1d::NoDefaultFormatting;
+    type ValueType = f64;
+
+    fn map(&self, value: &f64, limit: (i32, i32)) -> i32 {
+        let share = (value / self.low).ln() / (self.high / self.low).ln();
+        limit.0 + (share * f64::from(limit.1 - limit.0)) as i32
+    }
+
+    fn key_points<Hint: KeyPointHint>(&self, _: Hint) -> Vec<f64> {
+        let wide = self.high / self.low > 300.0;
+        let steps: &[f64] = if wide { &[1.0] } else { &[1.0, 2.0, 5.0] };
+        (0..9)
+            .flat_map(|decade| steps.iter().map(move |step| step * 10f64.powi(decade)))
+            .filter(|mark| (self.low..=self.high).contains(mark))
+            .collect()
+    }
+
+    fn range(&self) -> std::ops::Range<f64> {
+        self.low..self.high
+    }
+}
+
+impl plotters::coord::ranged1d::ValueFormatter<f64> for LogUs {
+    fn format(value: &f64) -> String {
+        super::micros(*value)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::record::tests::run;
+
+    #[test]
+    fn plots_take_the_pages_colour_and_scale() {
+        let mut floor = run(Arm::FloorTcp, "p", 100.0);
+        floor.curve = vec![(0.0, 80.0), (50.0, 100.0), (99.0, 300.0), (99.9, 900.0)];
+        let plot = distribution(&[&floor]).unwrap();
+        assert!(plot.contains("currentColor") && !plot.contains(INK_TEXT));
+        assert!(plot.contains("viewBox") && !plot.contains("<svg width"));
+        let bars = bars(&[Bar { name: "a".into(), parts: vec![1.0, 2.0] }], &[RED, BLUE], "us").unwrap();
+        assert_eq!(bars.matches("<rect").count(), 2);
+        assert!(distribution(&[]).is_ok());
+    }
+}

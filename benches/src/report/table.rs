@@ -1,0 +1,100 @@
+//! The table on the terminal.
+
+use std::io::{self, Write};
+
+use super::micros;
+use crate::arms::Arm;
+use crate::record::{Report, Run};
+
+/// Prints figures and runs.
+pub(crate) fn print(report: &Report, out: &mut dyn Write) -> io::Result<()> {
+    let machine = &report.machine;
+    writeln!(
+        out,
+        "{}, {} cores, {:.0} GiB, {}; over {}; {:.0} s",
+        machine.cpu,
+        machine.cores,
+        machine.memory_bytes as f64 / f64::from(1 << 30),
+        machine.kernel,
+        report.crossed.name(),
+        report.elapsed_s
+    )?;
+    writeln!(
+        out,
+        "\n{:<34} {:<16} {:>9} {:>7} {:>9} {:>9} {:>9} {:>10} {:>8} {:>8} {:>8} {:>6}",
+        "load", "arm", "figure us", "x floor", "p50", "p99", "p99.9", "req/s", "cpu us c", "cpu us s", "s/GB", "errors"
+    )?;
+    let mut last = "";
+    for run in &report.runs {
+        let load = if run.point == last { "" } else { &run.point };
+        last = &run.point;
+        row(run, load, &report.runs, out)?;
+    }
+    for idle in &report.idle {
+        writeln!(out, "idle {:<15} {:.2} % of a core", idle.arm, idle.core_share * 100.0)?;
+    }
+    writeln!(out, "\n{:<12} {:>8} {:>9}  figure", "verdict", "value", "target")?;
+    for figure in &report.figures {
+        let value = figure.value.map_or("-".to_owned(), |value| format!("{value:.3}"));
+        let sense = match figure.sense {
+            crate::verdict::Sense::AtMost => "<=",
+            crate::verdict::Sense::AtLeast => ">=",
+        };
+        writeln!(
+            out,
+            "{:<12} {value:>8} {sense} {:>6}  {} ({})",
+            figure.verdict(),
+            figure.target,
+            figure.what,
+            figure.detail
+        )?;
+        if let Some(reason) = &figure.void {
+            writeln!(out, "{:<12} {:>8}    {:>6}  {reason}", "", "", "")?;
+        }
+    }
+    Ok(())
+}
+
+fn row(run: &Run, load: &str, runs: &[Run], out: &mut dyn Write) -> io::Result<()> {
+    let latency = &run.latency_us;
+    let mut name = run.arm.name().to_owned();
+    if run.emulated {
+        name += " (emulated)";
+    }
+    let optional =
+        |value: Option<f64>, digits: usize| value.map_or("-".to_owned(), |value| format!("{value:.digits$}"));
+    let mut note = String::new();
+    if let Some(offered) = run.offered_rps {
+        note += &format!("  offered {offered:.0}/s");
+    }
+    if run.drop > 0.0 {
+        note += &format!("  {:.0} % lost", run.drop * 100.0);
+    }
+    if run.void {
+        note += "  VOID";
+    }
+    if let Some((kind, count)) = run.error_kinds.iter().max_by_key(|(_, count)| **count) {
+        note += &format!("  ({count}x {kind})");
+    }
+    writeln!(
+        out,
+        "{load:<34} {name:<16} {:>9} {:>7} {:>9} {:>9} {:>9} {:>10.0} {:>8.1} {:>8} {:>8} {:>6}{note}",
+        micros(latency.p10_of_medians),
+        optional(floor_of(run, runs).map(|floor| latency.p10_of_medians / floor), 2),
+        micros(latency.p50),
+        micros(latency.p99),
+        micros(latency.p999),
+        run.throughput_rps,
+        run.cpu_us_per_request.client,
+        optional(run.cpu_us_per_request.server, 1),
+        optional(run.cpu_s_per_gb, 2),
+        run.errors,
+    )
+}
+
+/// The figure of the floor beside a run.
+pub(crate) fn floor_of(run: &Run, runs: &[Run]) -> Option<f64> {
+    let floor = Arm::floors(run.arm.transport())[0];
+    let beside = runs.iter().find(|other| other.arm == floor && other.point == run.point)?;
+    Some(beside.latency_us.p10_of_medians).filter(|&figure| figure > 0.0)
+}

@@ -1,0 +1,223 @@
+//! What is made of the latencies of many connections.
+
+use hdrhistogram::Histogram;
+use serde::Serialize;
+
+/// How far a floor and its second run may lie apart before what was compared with them is void.
+pub(crate) const FLOOR_TOLERANCE: f64 = 1.05;
+
+/// The percentiles of which a distribution's curve is drawn.
+const CURVE: [f64; 19] =
+    [0.0, 5.0, 10.0, 20.0, 30.0, 40.0, 50.0, 60.0, 70.0, 80.0, 90.0, 95.0, 98.0, 99.0, 99.5, 99.8, 99.9, 99.95, 99.99];
+
+/// Latencies of any number of connections.
+#[derive(Clone, Debug)]
+pub(crate) struct Latencies {
+    histogram: Histogram<u64>,
+    medians: Vec<u64>,
+}
+
+/// Latencies in microseconds, as reports give them.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
+pub(crate) struct LatencyUs {
+    /// Median over all requests.
+    pub p50: f64,
+    /// 90th percentile.
+    pub p90: f64,
+    /// 99th percentile.
+    pub p99: f64,
+    /// 99.9th percentile.
+    pub p999: f64,
+    /// Mean.
+    pub(crate) mean: f64,
+    /// Slowest.
+    pub(crate) max: f64,
+    /// 10th percentile of the connections' medians: the arm's figure.
+    pub p10_of_medians: f64,
+}
+
+impl Default for Latencies {
+    fn default() -> Self {
+        Latencies::new()
+    }
+}
+
+impl Latencies {
+    /// None yet.
+    pub(crate) fn new() -> Latencies {
+        let bounds = "1 ns to 5 minutes at three digits are bounds that the histogram takes";
+        Latencies { histogram: Histogram::new_with_bounds(1, 300_000_000_000, 3).expect(bounds), medians: Vec::new() }
+    }
+
+    /// Adds a connection's latencies in nanoseconds. Sorts them.
+    pub(crate) fn add_connection(&mut self, latencies: &mut [u64]) {
+        for &latency in latencies.iter() {
+            self.histogram.saturating_record(latency);
+        }
+        self.medians.extend(median(latencies));
+    }
+
+    /// Adds another's.
+    pub(crate) fn merge(&mut self, other: &Latencies) {
+        // Both have the bounds set in `new`.
+        self.histogram.add(&other.histogram).expect("histograms of equal bounds add up");
+        self.medians.extend_from_slice(&other.medians);
+    }
+
+    /// How many latencies there are.
+    pub(crate) fn len(&self) -> u64 {
+        self.histogram.len()
+    }
+
+    /// How many connections contributed.
+    pub(crate) fn connections(&self) -> usize {
+        self.medians.len()
+    }
+
+    /// Share of latencies of at most `limit_us` microseconds.
+    pub(crate) fn share_within(&self, limit_us: f64) -> f64 {
+        if self.len() == 0 {
+            return 0.0;
+        }
+        self.histogram.count_between(0, (limit_us * 1e3) as u64) as f64 / self.len() as f64
+    }
+
+    /// The arm's figure in microseconds: the 10th percentile of its connections' medians.
+    pub(crate) fn figure_us(&self) -> Option<f64> {
+        p10_of_medians(&self.medians).map(|ns| ns / 1e3)
+    }
+
+    /// All that reports want.
+    pub(crate) fn summary(&self) -> LatencyUs {
+        let at = |percentile| self.histogram.value_at_percentile(percentile) as f64 / 1e3;
+        LatencyUs {
+            p50: at(50.0),
+            p90: at(90.0),
+            p99: at(99.0),
+            p999: at(99.9),
+            mean: self.histogram.mean() / 1e3,
+            max: self.histogram.max() as f64 / 1e3,
+            p10_of_medians: self.figure_us().unwrap_or_default(),
+        }
+    }
+
+    /// The distribution as pairs of percentile and microseconds, as far as the number of latencies bears it.
+    pub(crate) fn curve(&self) -> Vec<(f64, f64)> {
+        let finest = 100.0 - 100.0 / (self.len().max(1) as f64);
+        let bears = |percentile: &&f64| **percentile <= finest;
+        CURVE.iter().filter(bears).map(|&p| (p, self.histogram.value_at_percentile(p) as f64 / 1e3)).collect()
+    }
+}
+
+/// The median, of an even number the mean of the middle two. Sorts.
+pub(crate) fn median(values: &mut [u64]) -> Option<u64> {
+    values.sort_unstable();
+    let middle = values.len() / 2;
+    match values {
+        [] => None,
+        values if values.len() % 2 == 1 => Some(values[middle]),
+        values => Some(values[middle - 1].midpoint(values[middle])),
+    }
+}
+
+/// The 10th percentile of connections' medians, between the neighbouring ones.
+pub(crate) fn p10_of_medians(medians: &[u64]) -> Option<f64> {
+    let values: Vec<f64> = medians.iter().map(|&median| median as f64).collect();
+    quantile(values, 0.1)
+}
+
+/// A quantile by linear interpolation between neighbours.
+pub(crate) fn quantile(mut values: Vec<f64>, share: f64) -> Option<f64> {
+    values.sort_unstable_by(f64::total_cmp);
+    let last = values.len().checked_sub(1)?;
+    let at = share.clamp(0.0, 1.0) * last as f64;
+    let below = values[at as usize];
+    let above = values[(at as usize + 1).min(last)];
+    Some(below + (above - below) * at.fract())
+}
+
+/// Why a comparison is void, or `None` where a floor agrees with its second run.
+pub(crate) fn void_reason(what: &str, floor: f64, again: f64) -> Option<String> {
+    let apart = (floor / again).max(again / floor);
+    if apart.is_finite() && apart <= FLOOR_TOLERANCE {
+        return None;
+    }
+    Some(format!(
+        "{what} and its second run are {:.0} % apart ({floor:.1} and {again:.1}), more than {:.0} %",
+        (apart - 1.0) * 100.0,
+        (FLOOR_TOLERANCE - 1.0) * 100.0
+    ))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn merging_equals_adding_all_to_one() {
+        let mut rng = fastrand::Rng::with_seed(1);
+        let connections: Vec<Vec<u64>> =
+            (0..20).map(|_| (0..rng.usize(1..300)).map(|_| rng.u64(1_000..9_000_000)).collect()).collect();
+        let (mut whole, mut first, mut second) = (Latencies::new(), Latencies::new(), Latencies::new());
+        for (i, connection) in connections.iter().enumerate() {
+            whole.add_connection(&mut connection.clone());
+            let part = if i % 2 == 0 { &mut first } else { &mut second };
+            part.add_connection(&mut connection.clone());
+        }
+        first.merge(&second);
+        assert_eq!(first.summary(), whole.summary());
+        assert_eq!(first.len(), connections.iter().map(|c| c.len() as u64).sum::<u64>());
+        assert_eq!(first.connections(), 20);
+    }
+
+    #[test]
+    fn percentiles_are_those_of_the_sorted_values() {
+        let mut latencies = Latencies::new();
+        latencies.add_connection(&mut (1..=10_000).map(|i| i * 1_000).collect::<Vec<_>>());
+        let summary = latencies.summary();
+        for (value, expected) in [
+            (summary.p50, 5_000.0),
+            (summary.p90, 9_000.0),
+            (summary.p99, 9_900.0),
+            (summary.p999, 9_990.0),
+            (summary.max, 10_000.0),
+            (summary.mean, 5_000.5),
+        ] {
+            assert!((value / expected - 1.0).abs() < 2e-3, "{value} for {expected}");
+        }
+        assert!((latencies.share_within(2_500.0) - 0.25).abs() < 1e-3);
+        assert!(latencies.curve().iter().all(|&(percentile, _)| percentile <= 99.99));
+    }
+
+    #[test]
+    fn the_figure_is_the_tenth_percentile_of_medians_and_not_of_requests() {
+        let mut latencies = Latencies::new();
+        // Ten fast requests on each connection, but the middle of each connection is its number.
+        for connection in 1..=11u64 {
+            let mut values = vec![1; 10];
+            values.push(connection * 1_000);
+            values.extend([1_000_000; 10]);
+            latencies.add_connection(&mut values);
+        }
+        assert_eq!(latencies.figure_us(), Some(2.0));
+        assert_eq!(p10_of_medians(&[]), None);
+        assert_eq!(p10_of_medians(&[10, 20]), Some(11.0));
+    }
+
+    #[test]
+    fn medians() {
+        assert_eq!(median(&mut []), None);
+        assert_eq!(median(&mut [5, 1, 9]), Some(5));
+        assert_eq!(median(&mut [4, 1, 9, 6]), Some(5));
+    }
+
+    #[test]
+    fn floors_that_disagree_void_the_comparison() {
+        assert_eq!(void_reason("floor-tcp", 100.0, 104.9), None);
+        assert_eq!(void_reason("floor-tcp", 104.9, 100.0), None);
+        assert!(void_reason("floor-tcp", 100.0, 105.2).is_some_and(|why| why.contains("5 % apart")));
+        assert!(void_reason("floor-tcp", 105.2, 100.0).is_some());
+        assert!(void_reason("floor-tcp", 0.0, 0.0).is_some());
+        assert!(void_reason("floor-tcp", f64::NAN, 1.0).is_some());
+    }
+}

@@ -1,0 +1,185 @@
+//! Configuration held against itself and against the machine.
+
+use std::fmt;
+use std::net::SocketAddr;
+
+use splitrpc_engine::{MS, PathInfo, ServerConfig};
+use splitrpc_socket::{UdpOptions, UdpSocket};
+use splitrpc_wire::path::{Link, Memory, Mover, Port};
+
+use super::{Config, Offer};
+
+/// A configuration key, and why it cannot be as it is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Problem {
+    /// The key.
+    pub key: String,
+    /// What is wrong, and what to do.
+    pub why: String,
+}
+
+impl Problem {
+    pub(crate) fn new(key: impl Into<String>, why: impl Into<String>) -> Problem {
+        Problem { key: key.into(), why: why.into() }
+    }
+}
+
+impl fmt::Display for Problem {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.key, self.why)
+    }
+}
+
+/// What the machine has, as far as the configuration depends on it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Machine {
+    /// Cores that this process may run on, by number.
+    pub cores: Vec<u16>,
+    /// File descriptors that this process may have open.
+    pub open_files: u64,
+    /// Whether the kernel segments and merges datagrams (UDP GSO and GRO).
+    pub udp_offload: bool,
+}
+
+impl Machine {
+    /// This one.
+    #[must_use]
+    pub fn here() -> Machine {
+        let cores = core_affinity::get_core_ids().unwrap_or_default();
+        let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile);
+        Machine {
+            cores: cores.iter().filter_map(|c| u16::try_from(c.id).ok()).collect(),
+            open_files: limit.current.unwrap_or(u64::MAX),
+            udp_offload: udp_offload(),
+        }
+    }
+}
+
+/// Asks the kernel by setting both options on a socket that is never used.
+fn udp_offload() -> bool {
+    let any = SocketAddr::from(([127, 0, 0, 1], 0));
+    let options = UdpOptions { gro: true, gso: true, ..UdpOptions::default() };
+    UdpSocket::bind(any, &options).is_ok_and(|s| s.gso_supported() && s.gro_supported())
+}
+
+impl Config {
+    /// Everything that is wrong with this configuration on this machine; empty where it can be served.
+    #[must_use]
+    pub fn check(&self, machine: &Machine) -> Vec<Problem> {
+        let mut found = Vec::new();
+        let mut wrong = |key: &str, why: String| found.push(Problem::new(key, why));
+        if self.listen.tcp.is_none() && self.listen.udp.is_none() {
+            wrong("listen.tcp", "both tcp and udp are off, so nobody could send a request".into());
+        }
+        let data = &self.data;
+        if data.threads == 0 {
+            wrong("data.threads", "must be at least 1".into());
+        }
+        if usize::from(data.threads) > machine.cores.len().max(1) * 4 {
+            let cores = machine.cores.len();
+            wrong("data.threads", format!("{} threads on {cores} cores only take turns", data.threads));
+        }
+        if !data.cores.is_empty() && data.cores.len() != usize::from(data.threads) {
+            let (cores, threads) = (data.cores.len(), data.threads);
+            wrong("data.cores", format!("names {cores} cores for {threads} threads; name one a thread, or none"));
+        }
+        for (i, core) in data.cores.iter().enumerate() {
+            if !machine.cores.contains(core) {
+                wrong("data.cores", format!("core {core} is not among those of this process: {:?}", machine.cores));
+            }
+            if data.cores[..i].contains(core) {
+                wrong("data.cores", format!("core {core} is named twice"));
+            }
+        }
+        if data.drop_permille > 1000 {
+            wrong("data.drop_permille", "must be 0 to 1,000".into());
+        }
+        let limits = &self.limits;
+        if limits.slots_per_model == 0 || limits.slots_per_model > 1 << 20 {
+            wrong("limits.slots_per_model", "must be 1 to 1,048,576".into());
+        }
+        if limits.max_request_bytes < 4096 || limits.max_request_bytes > 1 << 30 {
+            wrong("limits.max_request_bytes", "must be 4,096 to 1,073,741,824".into());
+        }
+        if limits.sessions == 0 && self.listen.tcp.is_some() {
+            wrong("limits.sessions", "is 0, so listen.tcp could accept nobody; turn one of them off or up".into());
+        }
+        // Besides the clients' sockets: listeners, pollers, logs, model files.
+        let files = u64::from(limits.sessions) * u64::from(data.threads) + 64;
+        if self.listen.tcp.is_some() && files > machine.open_files {
+            let have = machine.open_files;
+            wrong(
+                "limits.sessions",
+                format!("needs {files} open files, this process may have {have}: raise `ulimit -n`"),
+            );
+        }
+        if self.models.builtins.is_empty() && self.models.repository.is_none() {
+            wrong("models.builtins", "empty, and models.repository is not set: nothing to serve".into());
+        }
+        for (i, builtin) in self.models.builtins.iter().enumerate() {
+            if self.models.builtins[..i].contains(builtin) {
+                wrong("models.builtins", format!("names {builtin:?} twice"));
+            }
+        }
+        if self.models.response_bytes == 0 || self.models.response_bytes > 1 << 30 {
+            wrong("models.response_bytes", "must be 1 to 1,073,741,824".into());
+        }
+        if let Err(error) = self.engine().check() {
+            wrong(engine_key(error.field), error.why.to_owned());
+        }
+        found.extend(self.require.check(&self.offer(machine)));
+        found
+    }
+
+    /// What the path of each open port would be on this machine.
+    #[must_use]
+    pub fn offer(&self, machine: &Machine) -> Offer {
+        let ports = [(self.listen.tcp, Port::Tcp), (self.listen.udp, Port::Udp)];
+        let paths = ports.into_iter().filter(|(open, _)| open.is_some()).map(|(_, port)| path(port)).collect();
+        Offer { paths, udp_offload: machine.udp_offload }
+    }
+
+    /// The limits as the engine of one data thread takes them.
+    #[must_use]
+    pub fn engine(&self) -> ServerConfig {
+        let (limits, data) = (&self.limits, &self.data);
+        ServerConfig {
+            stream_sessions: if self.listen.tcp.is_some() { limits.sessions } else { 0 },
+            datagram_sessions: if self.listen.udp.is_some() { limits.datagram_sessions } else { 0 },
+            requests: limits.requests,
+            requests_per_client: limits.requests_per_client,
+            flight: limits.datagrams_in_flight,
+            max_request: limits.max_request_bytes,
+            datagram: data.max_datagram,
+            receive_window: limits.receive_window_bytes,
+            idle_timeout: u64::from(limits.idle_timeout_ms) * MS,
+            keep_reply: u64::from(limits.keep_reply_ms) * MS,
+            kept_replies: limits.kept_replies,
+            min_progress: limits.min_progress_bytes_per_s,
+            progress_grace: u64::from(limits.progress_grace_ms) * MS,
+            stream_path: path(Port::Tcp),
+            datagram_path: path(Port::Udp),
+        }
+    }
+}
+
+fn path(port: Port) -> PathInfo {
+    PathInfo { port, mover: Mover::KernelToSlot, memory: Memory::Host, link: Link::InProcess, emulated: false }
+}
+
+/// The key that sets a field of the engine's configuration.
+fn engine_key(field: &str) -> &'static str {
+    match field {
+        "stream_sessions" => "limits.sessions",
+        "datagram_sessions" => "limits.datagram_sessions",
+        "requests" => "limits.requests",
+        "requests_per_client" => "limits.requests_per_client",
+        "flight" => "limits.datagrams_in_flight",
+        "max_request" => "limits.max_request_bytes",
+        "datagram" => "data.max_datagram",
+        "receive_window" => "limits.receive_window_bytes",
+        "idle_timeout" => "limits.idle_timeout_ms",
+        "keep_reply" => "limits.keep_reply_ms",
+        _ => "limits",
+    }
+}

@@ -1,0 +1,330 @@
+//! The configuration: a TOML file, the environment and the command line, in rising order of precedence.
+//!
+//! Every key has a default, unknown keys are refused, and [`Config::check`] holds all values against each other and
+//! against the [`Machine`] before anything is started.
+
+mod check;
+mod require;
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+
+use figment::Figment;
+use figment::providers::{Env, Format, Serialized, Toml};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+pub use check::{Machine, Problem};
+pub use require::{Offer, Require};
+
+/// Prefix of the environment variables that set configuration keys: `SPLITRPC_LIMITS_SESSIONS` is `limits.sessions`.
+pub const ENV_PREFIX: &str = "SPLITRPC_";
+/// Variables with the prefix that are no configuration keys.
+const ENV_OTHER: [&str; 2] = ["LOG", "LOG_FORMAT"];
+
+/// The whole configuration.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Config {
+    /// Where the server listens.
+    pub listen: Listen,
+    /// The data threads.
+    pub data: Data,
+    /// Capacities and limits; those of requests and slots hold for each data thread.
+    pub limits: Limits,
+    /// What is served.
+    pub models: Models,
+    /// What the path must be for the server to start.
+    pub require: Require,
+}
+
+/// Where the server listens; each may be `"off"`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Listen {
+    /// Requests over TCP.
+    #[serde(deserialize_with = "address", serialize_with = "show_address")]
+    pub tcp: Option<SocketAddr>,
+    /// Requests over UDP.
+    #[serde(deserialize_with = "address", serialize_with = "show_address")]
+    pub udp: Option<SocketAddr>,
+    /// Metrics, health and status over HTTP.
+    #[serde(deserialize_with = "address", serialize_with = "show_address")]
+    pub http: Option<SocketAddr>,
+}
+
+impl Default for Listen {
+    fn default() -> Self {
+        let loopback = |port| Some(SocketAddr::from(([127, 0, 0, 1], port)));
+        Listen { tcp: loopback(7100), udp: loopback(7100), http: loopback(7180) }
+    }
+}
+
+/// What a data thread does when there is nothing to do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Wait {
+    /// It keeps polling.
+    Spin,
+    /// It polls for a while, then sleeps.
+    Adaptive,
+    /// It sleeps.
+    Block,
+}
+
+/// The data threads.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Data {
+    /// Data threads, each a shard that shares nothing with the others.
+    pub threads: u16,
+    /// What they do when idle.
+    pub wait: Wait,
+    /// How long an adaptive thread polls before it sleeps, in microseconds.
+    pub spin_us: u32,
+    /// Cores to pin them to, one a thread; empty leaves it to the kernel.
+    pub cores: Vec<u16>,
+    /// Largest datagram (UDP payload) in bytes.
+    pub max_datagram: u16,
+    /// Socket receive buffer in bytes, 0 for the kernel's default.
+    pub receive_buffer: u32,
+    /// Socket send buffer in bytes, 0 for the kernel's default.
+    pub send_buffer: u32,
+    /// For tests: of 1,000 received datagrams, how many are dropped.
+    pub drop_permille: u16,
+    /// For tests: seed of the drops.
+    pub drop_seed: u64,
+}
+
+impl Default for Data {
+    fn default() -> Self {
+        Data {
+            threads: 1,
+            wait: Wait::Adaptive,
+            spin_us: 50,
+            cores: Vec::new(),
+            max_datagram: 1472,
+            receive_buffer: 4 << 20,
+            send_buffer: 4 << 20,
+            drop_permille: 0,
+            drop_seed: 0,
+        }
+    }
+}
+
+/// Capacities and limits, of each data thread.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Limits {
+    /// TCP connections.
+    pub sessions: u32,
+    /// Datagram sessions.
+    pub datagram_sessions: u32,
+    /// Requests at once, kept replies included.
+    pub requests: u32,
+    /// Requests that one client may have in flight.
+    pub requests_per_client: u16,
+    /// Input slots of a model, in each of its size classes; rounded up to whole windows.
+    pub slots_per_model: u32,
+    /// Bytes that one size class of one model may take; larger slots get fewer, but always a few.
+    pub class_bytes: u64,
+    /// Largest request, in bytes.
+    pub max_request_bytes: u32,
+    /// Outputs in the runtimes' own memory at once.
+    pub external_outputs: u32,
+    /// Datagrams in flight towards one client; a power of two.
+    pub datagrams_in_flight: u32,
+    /// Data bytes that one datagram client may have in flight towards the server.
+    pub receive_window_bytes: u64,
+    /// Bytes a second that a request under way must gain.
+    pub min_progress_bytes_per_s: u32,
+    /// How long a request may stall before that is asked of it, in milliseconds.
+    pub progress_grace_ms: u32,
+    /// A session that is silent for longer is forgotten, in milliseconds.
+    pub idle_timeout_ms: u32,
+    /// How long a reply is kept to answer a duplicate, in milliseconds.
+    pub keep_reply_ms: u32,
+    /// Replies that are kept at once.
+    pub kept_replies: u32,
+    /// How long shutting down may wait for requests in flight, in milliseconds.
+    pub drain_ms: u32,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Limits {
+            sessions: 16_384,
+            datagram_sessions: 256,
+            requests: 1024,
+            requests_per_client: 64,
+            slots_per_model: 256,
+            class_bytes: 256 << 20,
+            max_request_bytes: 64 << 20,
+            external_outputs: 256,
+            datagrams_in_flight: 1024,
+            receive_window_bytes: 1 << 20,
+            min_progress_bytes_per_s: 16 << 10,
+            progress_grace_ms: 5_000,
+            idle_timeout_ms: 60_000,
+            keep_reply_ms: 1_000,
+            kept_replies: 128,
+            drain_ms: 10_000,
+        }
+    }
+}
+
+/// A model that the program itself brings.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Builtin {
+    /// Takes anything and answers with a fixed number of bytes.
+    Null,
+    /// Answers with what it was sent.
+    Echo,
+    /// Recognises handwritten digits.
+    Digits,
+}
+
+/// What is served.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Models {
+    /// Directory with a folder for each model.
+    pub repository: Option<PathBuf>,
+    /// Models that the program itself brings.
+    pub builtins: Vec<Builtin>,
+    /// Bytes with which the null model answers.
+    pub response_bytes: u32,
+}
+
+impl Default for Models {
+    fn default() -> Self {
+        Models {
+            repository: None,
+            builtins: vec![Builtin::Null, Builtin::Echo, Builtin::Digits],
+            response_bytes: 4_000,
+        }
+    }
+}
+
+/// What the command line sets.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Overrides {
+    /// The configuration file.
+    pub config: Option<PathBuf>,
+    /// `models.repository`.
+    pub model_repository: Option<PathBuf>,
+    /// `listen.tcp`.
+    pub tcp: Option<String>,
+    /// `listen.udp`.
+    pub udp: Option<String>,
+    /// `listen.http`.
+    pub http: Option<String>,
+}
+
+impl Config {
+    /// Reads the configuration from all its sources.
+    ///
+    /// # Errors
+    /// [`LoadError`] for a file that cannot be read, an unknown key, or a value of the wrong type.
+    pub fn load(overrides: &Overrides) -> Result<Config, LoadError> {
+        let mut figment = Figment::new();
+        if let Some(file) = &overrides.config {
+            readable(file)?;
+            figment = figment.merge(Toml::file_exact(file));
+        }
+        // Only the first underscore parts section from key: keys have underscores of their own.
+        let environment = Env::prefixed(ENV_PREFIX)
+            .ignore(&ENV_OTHER)
+            .map(|key| key.as_str().to_ascii_lowercase().replacen('_', ".", 1).into());
+        figment = figment.merge(environment);
+        let repository = overrides.model_repository.as_ref().map(|p| p.display().to_string());
+        for (key, option, value) in [
+            ("models.repository", "--model-repository", repository.as_ref()),
+            ("listen.tcp", "--tcp", overrides.tcp.as_ref()),
+            ("listen.udp", "--udp", overrides.udp.as_ref()),
+            ("listen.http", "--http", overrides.http.as_ref()),
+        ] {
+            if let Some(value) = value {
+                figment = figment.merge(Named(option, Serialized::default(key, value)));
+            }
+        }
+        figment.extract().map_err(|error| LoadError::Values(describe(error)))
+    }
+
+    /// The configuration as TOML, every key with its value.
+    #[must_use]
+    pub fn to_toml(&self) -> String {
+        toml::to_string(self).unwrap_or_else(|error| format!("# cannot be shown: {error}\n"))
+    }
+}
+
+/// Why no configuration came to be.
+#[derive(Debug, thiserror::Error)]
+pub enum LoadError {
+    /// The file cannot be read.
+    #[error("configuration file {}: {error}", path.display())]
+    File {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        error: std::io::Error,
+    },
+    /// Keys or values that are wrong, one a line.
+    #[error("{0}")]
+    Values(String),
+}
+
+fn readable(path: &Path) -> Result<(), LoadError> {
+    std::fs::read(path).map(drop).map_err(|error| LoadError::File { path: path.to_owned(), error })
+}
+
+/// Each of figment's errors with the key and the source that it stands in.
+fn describe(error: figment::Error) -> String {
+    let lines: Vec<String> = error
+        .into_iter()
+        .map(|error| {
+            let key = error.path.join(".");
+            let source = error.metadata.as_ref().map_or_else(String::new, |m| match &m.source {
+                Some(source) => format!(", from {} {source}", m.name),
+                None => format!(", from {}", m.name),
+            });
+            let key = if key.is_empty() { "configuration".to_owned() } else { format!("key `{key}`") };
+            format!("{key}: {}{source}", error.kind)
+        })
+        .collect();
+    lines.join("\n")
+}
+
+/// A provider that errors call by the name of a command line option.
+struct Named<P>(&'static str, P);
+
+impl<P: figment::Provider> figment::Provider for Named<P> {
+    fn metadata(&self) -> figment::Metadata {
+        figment::Metadata::named(format!("option {}", self.0))
+    }
+
+    fn data(&self) -> Result<figment::value::Map<figment::Profile, figment::value::Dict>, figment::Error> {
+        self.1.data()
+    }
+}
+
+fn address<'de, D: Deserializer<'de>>(from: D) -> Result<Option<SocketAddr>, D::Error> {
+    let text = String::deserialize(from)?;
+    if text == "off" {
+        return Ok(None);
+    }
+    text.parse().map(Some).map_err(|_| {
+        serde::de::Error::custom(format!("{text:?} is neither \"off\" nor an address such as \"127.0.0.1:7100\""))
+    })
+}
+
+#[allow(clippy::ref_option, reason = "the signature that serde calls")]
+fn show_address<S: Serializer>(address: &Option<SocketAddr>, to: S) -> Result<S::Ok, S::Error> {
+    match address {
+        Some(address) => to.collect_str(address),
+        None => to.serialize_str("off"),
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,104 @@
+use splitrpc_wire::path::Port;
+
+use super::*;
+
+fn machine() -> Machine {
+    Machine { cores: vec![0, 1], open_files: 100_000, udp_offload: true }
+}
+
+/// Loads a configuration file with this content.
+fn load(text: &str) -> Result<Config, LoadError> {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("agent.toml");
+    std::fs::write(&file, text).unwrap();
+    Config::load(&Overrides { config: Some(file), ..Overrides::default() })
+}
+
+fn problems(change: impl FnOnce(&mut Config)) -> Vec<String> {
+    let mut config = Config::default();
+    change(&mut config);
+    config.check(&machine()).into_iter().map(|p| p.key).collect()
+}
+
+#[test]
+fn the_defaults_are_served_as_they_are() {
+    let config = Config::load(&Overrides::default()).unwrap();
+    assert_eq!(config, Config::default());
+    assert_eq!(config.check(&machine()), []);
+    assert_eq!(config.listen.tcp, Some("127.0.0.1:7100".parse().unwrap()));
+}
+
+#[test]
+fn what_is_shown_can_be_read_again() {
+    let mut config = Config::default();
+    config.listen.udp = None;
+    config.require.mover = Some("kernel-to-slot".into());
+    assert_eq!(load(&config.to_toml()).unwrap(), config);
+}
+
+#[test]
+fn the_command_line_outranks_the_file() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("agent.toml");
+    std::fs::write(&file, "[listen]\ntcp = \"127.0.0.1:1\"\nhttp = \"off\"\n[data]\nwait = \"spin\"\n").unwrap();
+    let overrides = Overrides {
+        config: Some(file),
+        tcp: Some("127.0.0.1:2".into()),
+        udp: Some("off".into()),
+        ..Overrides::default()
+    };
+    let config = Config::load(&overrides).unwrap();
+    assert_eq!(config.listen, Listen { tcp: Some("127.0.0.1:2".parse().unwrap()), udp: None, http: None });
+    assert_eq!(config.data.wait, Wait::Spin);
+}
+
+#[test]
+fn an_unknown_key_is_named_with_its_file() {
+    let error = load("[limits]\nsesions = 3\n").unwrap_err().to_string();
+    assert!(error.contains("sesions") && error.contains("agent.toml"), "{error}");
+    let error = load("[limit]\nsessions = 3\n").unwrap_err().to_string();
+    assert!(error.contains("`limit`") || error.contains("limit"), "{error}");
+}
+
+#[test]
+fn a_value_of_the_wrong_type_is_named_with_its_key() {
+    let error = load("[limits]\nsessions = \"many\"\n").unwrap_err().to_string();
+    assert!(error.contains("limits.sessions") && error.contains("agent.toml"), "{error}");
+    let error = load("[listen]\ntcp = \"nowhere\"\n").unwrap_err().to_string();
+    assert!(error.contains("listen.tcp") && error.contains("nowhere"), "{error}");
+    let overrides = Overrides { tcp: Some("nowhere".into()), ..Overrides::default() };
+    let error = Config::load(&overrides).unwrap_err().to_string();
+    assert!(error.contains("--tcp"), "{error}");
+}
+
+#[test]
+fn a_missing_file_is_an_error() {
+    let overrides = Overrides { config: Some("/nonexistent/agent.toml".into()), ..Overrides::default() };
+    assert!(Config::load(&overrides).unwrap_err().to_string().contains("/nonexistent/agent.toml"));
+}
+
+#[test]
+fn what_the_machine_lacks_is_named_by_key() {
+    assert_eq!(problems(|c| c.data.cores = vec![7]), ["data.cores"]);
+    assert_eq!(problems(|c| c.data.cores = vec![0, 1]), ["data.cores"]);
+    assert_eq!(problems(|c| (c.data.threads, c.data.cores) = (2, vec![1, 1])), ["data.cores"]);
+    assert_eq!(problems(|c| c.data.threads = 0), ["data.threads"]);
+    assert_eq!(problems(|c| c.limits.sessions = 200_000), ["limits.sessions"]);
+    assert_eq!(problems(|c| c.data.max_datagram = 100), ["data.max_datagram"]);
+    assert_eq!(problems(|c| c.limits.datagrams_in_flight = 1000), ["limits.datagrams_in_flight"]);
+    assert_eq!(problems(|c| c.models.builtins.clear()), ["models.builtins"]);
+    assert_eq!(problems(|c| c.models.builtins = vec![Builtin::Null; 2]), ["models.builtins"]);
+}
+
+#[test]
+fn requirements_that_are_not_met_refuse_to_start() {
+    assert_eq!(problems(|c| c.require.mover = Some("kernel-to-slot".into())), [""; 0]);
+    assert_eq!(problems(|c| c.require.mover = Some("nic".into())), ["require.mover", "require.mover"]);
+    assert_eq!(problems(|c| c.require.memory = Some("cuda".into())), ["require.memory", "require.memory"]);
+    assert_eq!(problems(|c| c.require.ports = vec!["verbs".into(), Port::Tcp.name().into()]), ["require.ports"]);
+    assert_eq!(problems(|c| (c.listen.udp, c.require.ports) = (None, vec!["udp".into()])), ["require.ports"]);
+    assert_eq!(problems(|c| c.require.emulated = Some(false)), [""; 0]);
+    let config = Config { require: Require { udp_offload: true, ..Require::default() }, ..Config::default() };
+    let keys: Vec<_> = config.check(&Machine { udp_offload: false, ..machine() }).into_iter().map(|p| p.key).collect();
+    assert_eq!(keys, ["require.udp_offload"]);
+}

@@ -1,0 +1,145 @@
+//! The model repository, in Triton's folder layout: `MODEL/VERSION/model.onnx`, with an optional `MODEL/config.pbtxt`.
+
+use std::fmt;
+use std::path::{Path, PathBuf};
+
+use splitrpc_wire::catalog::MAX_NAME;
+
+use super::config_pbtxt::{self, ConfigError, ModelConfig, VersionPolicy};
+use super::onnx;
+use super::resolve::{Fault, resolve};
+use crate::runtime::tract::TractModel;
+
+/// Why a model, or a whole repository, is not served: which file, where in it, and what is wrong.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ModelError {
+    /// The file or folder at fault.
+    pub path: PathBuf,
+    /// The line of a text file, from 1.
+    pub line: Option<u32>,
+    /// The column, for syntax errors.
+    pub column: Option<u32>,
+    /// What is wrong.
+    pub reason: String,
+}
+
+impl ModelError {
+    fn new(path: impl Into<PathBuf>, reason: impl Into<String>) -> ModelError {
+        ModelError { path: path.into(), line: None, column: None, reason: reason.into() }
+    }
+
+    fn config(path: PathBuf, error: ConfigError) -> ModelError {
+        let line = Some(error.line).filter(|&line| line > 0);
+        ModelError { path, line, column: error.column, reason: error.what }
+    }
+}
+
+impl fmt::Display for ModelError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.path.display())?;
+        for place in [self.line, self.column].into_iter().flatten() {
+            write!(f, ":{place}")?;
+        }
+        write!(f, ": {}", self.reason)
+    }
+}
+
+impl std::error::Error for ModelError {}
+
+/// Loads every model of a repository, in the order of their names; one that cannot be served does not keep the others
+/// from it. Plain files and hidden folders in it are passed over.
+///
+/// # Errors
+/// [`ModelError`] where the folder itself cannot be read.
+pub fn load_repository(folder: &Path) -> Result<Vec<Result<TractModel, ModelError>>, ModelError> {
+    let models = folders(folder)?;
+    Ok(models.iter().filter(|name| !name.starts_with('.')).map(|name| load_model(&folder.join(name))).collect())
+}
+
+/// Loads one model from its folder, whose name is the model's.
+///
+/// # Errors
+/// [`ModelError`] with the file at fault: no version, a configuration that is not supported or does not fit the file, a
+/// file that is missing, cut short, not ONNX or not supported.
+pub fn load_model(folder: &Path) -> Result<TractModel, ModelError> {
+    let name = folder.file_name().and_then(|n| n.to_str());
+    let name = name.ok_or_else(|| ModelError::new(folder, "has a name that is not UTF-8"))?;
+    if name.len() > MAX_NAME {
+        return Err(ModelError::new(folder, format!("has a name of more than {MAX_NAME} bytes")));
+    }
+    let config_path = folder.join("config.pbtxt");
+    let config = read_config(&config_path)?;
+    if let Some(named) = config.as_ref().and_then(|c| c.name.as_deref())
+        && !named.is_empty()
+        && named != name
+    {
+        let reason = format!("names the model {named:?}, but its folder is {name:?}");
+        return Err(ModelError::new(config_path, reason));
+    }
+    let policy = config.as_ref().map_or_else(VersionPolicy::default, |c| c.version_policy.clone());
+    let version = choose_version(folder, &policy)?;
+    let file_name = config.as_ref().and_then(|c| c.default_model_filename.as_deref()).unwrap_or("model.onnx");
+    let path = folder.join(version.to_string()).join(file_name);
+    let served = u16::try_from(version)
+        .map_err(|_| ModelError::new(folder.join(version.to_string()), "is a version above 65535, which is not supported"))?;
+    let file = onnx::read(&path).map_err(|reason| ModelError::new(&path, reason))?;
+    let model = resolve(name, served, path.clone(), &file, config.as_ref()).map_err(|fault| match fault {
+        Fault::Config(error) => ModelError::config(config_path, error),
+        Fault::File(reason) => ModelError::new(path, reason),
+    })?;
+    Ok(TractModel::new(model))
+}
+
+fn read_config(path: &Path) -> Result<Option<ModelConfig>, ModelError> {
+    let bytes = match std::fs::read(path) {
+        Ok(bytes) => bytes,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(ModelError::new(path, format!("cannot be read: {error}"))),
+    };
+    let text = String::from_utf8(bytes).map_err(|_| ModelError::new(path, "is not UTF-8 text"))?;
+    config_pbtxt::parse(&text).map(Some).map_err(|error| ModelError::config(path.to_owned(), error))
+}
+
+/// The version that the policy and the folders make the one to serve.
+fn choose_version(folder: &Path, policy: &VersionPolicy) -> Result<u32, ModelError> {
+    let mut present: Vec<u32> = folders(folder)?.iter().filter_map(|name| version_number(name)).collect();
+    present.sort_unstable();
+    let error = |reason: String| Err(ModelError::new(folder, reason));
+    let Some(&highest) = present.last() else {
+        return error("has no version folder, such as 1".into());
+    };
+    let several = "serving several versions at once is not supported";
+    match policy {
+        VersionPolicy::Latest(count) if *count > 1 && present.len() > 1 => {
+            error(format!("version_policy.latest asks for {count}, and {several}"))
+        }
+        VersionPolicy::All if present.len() > 1 => error(format!("version_policy.all: {several}")),
+        VersionPolicy::Latest(_) | VersionPolicy::All => Ok(highest),
+        VersionPolicy::Specific(wanted) => match wanted[..] {
+            [one] if present.contains(&one) => Ok(one),
+            [one] => error(format!("version_policy.specific asks for version {one}, which has no folder")),
+            [] => error("version_policy.specific names no version".into()),
+            _ => error(format!("version_policy.specific: {several}")),
+        },
+    }
+}
+
+/// A version is a whole number from 1, written without anything before it; other folders are none of ours.
+fn version_number(name: &str) -> Option<u32> {
+    let plain = name.starts_with(|c| ('1'..='9').contains(&c)) && name.bytes().all(|b| b.is_ascii_digit());
+    if plain { name.parse().ok() } else { None }
+}
+
+/// Names of the folders in a folder, sorted; names that are not UTF-8 are shown as nearly as can be.
+fn folders(folder: &Path) -> Result<Vec<String>, ModelError> {
+    let failed = |e: std::io::Error| ModelError::new(folder, format!("cannot be read: {e}"));
+    let mut names = Vec::new();
+    for entry in std::fs::read_dir(folder).map_err(failed)? {
+        let path = entry.map_err(failed)?.path();
+        if path.is_dir() {
+            names.extend(path.file_name().map(|name| name.to_string_lossy().into_owned()));
+        }
+    }
+    names.sort();
+    Ok(names)
+}

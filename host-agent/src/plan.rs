@@ -1,0 +1,250 @@
+//! How the models' tensors are laid out: which pools there are, and which belong to whom.
+
+use splitrpc_arena::{LayoutError, PoolLayout};
+use splitrpc_engine::{InputPlan, ModelPlan};
+use splitrpc_wire::catalog::{TensorInfo, write_model};
+use splitrpc_wire::{MAX_RANK, WireError};
+
+use crate::config::Limits;
+use crate::model::spec::{ModelSpec, TensorSpec};
+
+/// Smallest size class of models whose inputs vary in size; the next ones are sixteen times as large each up to 1 MiB,
+/// then four times, then twice.
+const CLASSES: [u32; 4] = [4 << 10, 64 << 10, 1 << 20, 4 << 20];
+/// Slots that even the largest class has.
+const FEW: u32 = 4;
+
+/// The pools of one model.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ModelPools {
+    /// Input pools, smallest class first; a model whose inputs have a fixed size has one.
+    pub inputs: Vec<u16>,
+    /// The output pool, where the outputs' sizes are known beforehand.
+    pub output: Option<u16>,
+}
+
+/// The pools of one shard. Ids ascend: first all inputs, then all outputs.
+#[derive(Clone, Debug)]
+pub struct Plan {
+    /// Allocated by the engine.
+    pub inputs: Vec<(u16, PoolLayout)>,
+    /// Allocated by the orchestrator.
+    pub outputs: Vec<(u16, PoolLayout)>,
+    /// By model handle.
+    pub models: Vec<ModelPools>,
+}
+
+impl Plan {
+    /// The pools for these models, whose handles are their places.
+    ///
+    /// # Errors
+    /// [`PlanError`] naming the model whose tensors do not fit.
+    pub fn new<'s>(specs: impl IntoIterator<Item = &'s ModelSpec>, limits: &Limits) -> Result<Plan, PlanError> {
+        let specs: Vec<&ModelSpec> = specs.into_iter().collect();
+        let mut plan = Plan { inputs: Vec::new(), outputs: Vec::new(), models: Vec::new() };
+        for spec in &specs {
+            let refuse = |error| PlanError { model: spec.name.clone(), error };
+            let mut inputs = Vec::new();
+            for layout in input_layouts(spec, limits).map_err(refuse)? {
+                inputs.push(plan.inputs.len() as u16);
+                plan.inputs.push((plan.inputs.len() as u16, layout));
+            }
+            plan.models.push(ModelPools { inputs, output: None });
+        }
+        for (spec, pools) in specs.iter().zip(&mut plan.models) {
+            let refuse = |error| PlanError { model: spec.name.clone(), error };
+            let Some(row) = row_bytes(spec, &spec.outputs) else { continue };
+            // Outputs larger than a request may be are left to the runtime's own memory.
+            if row.iter().map(|b| u64::from(*b)).sum::<u64>() > u64::from(limits.max_request_bytes) {
+                continue;
+            }
+            // Replies stay in their slots while they are sent, and for duplicates.
+            let slots = limits.slots_per_model.saturating_add(limits.kept_replies);
+            let id = (plan.inputs.len() + plan.outputs.len()) as u16;
+            plan.outputs.push((id, layout(spec, &row, slots, limits).map_err(refuse)?));
+            pools.output = Some(id);
+        }
+        Ok(plan)
+    }
+
+    /// All pools, ids ascending.
+    #[must_use]
+    pub fn all(&self) -> Vec<(u16, PoolLayout)> {
+        self.inputs.iter().chain(&self.outputs).copied().collect()
+    }
+}
+
+/// A model whose tensors cannot be laid out.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("model {model}: {error}")]
+pub struct PlanError {
+    /// Its name.
+    pub model: String,
+    /// Why.
+    pub error: LayoutError,
+}
+
+/// Bytes of one row of each tensor, where all are known.
+fn row_bytes(spec: &ModelSpec, tensors: &[TensorSpec]) -> Option<Vec<u32>> {
+    tensors.iter().map(|t| spec.row_bytes(t)).collect()
+}
+
+fn input_layouts(spec: &ModelSpec, limits: &Limits) -> Result<Vec<PoolLayout>, LayoutError> {
+    if let Some(row) = row_bytes(spec, &spec.inputs) {
+        return Ok(vec![layout(spec, &row, limits.slots_per_model, limits)?]);
+    }
+    let mut classes: Vec<u32> = CLASSES.into_iter().filter(|c| *c < limits.max_request_bytes).collect();
+    while let Some(next) = classes.last().and_then(|c| c.checked_mul(2)) {
+        if classes.len() < CLASSES.len() || next >= limits.max_request_bytes {
+            break;
+        }
+        classes.push(next);
+    }
+    classes.push(limits.max_request_bytes.next_multiple_of(4096));
+    classes
+        .into_iter()
+        .map(|class| {
+            // A tensor of fixed size takes that; the others may each be as large as the whole class.
+            let row: Vec<u32> = spec.inputs.iter().map(|t| spec.row_bytes(t).unwrap_or(class)).collect();
+            layout(spec, &row, limits.slots_per_model, limits)
+        })
+        .collect()
+}
+
+fn layout(spec: &ModelSpec, row: &[u32], slots: u32, limits: &Limits) -> Result<PoolLayout, LayoutError> {
+    let max_batch = spec.max_batch.max(1);
+    let row_total = row.iter().map(|b| u64::from(*b)).sum::<u64>().max(1);
+    let fit = u32::try_from(limits.class_bytes / row_total).unwrap_or(u32::MAX);
+    let slots = slots.min(fit.max(FEW));
+    // A second window, so that one batch can gather while another is computed.
+    let windows = slots.div_ceil(u32::from(max_batch)).max(2);
+    PoolLayout::new(row, max_batch, windows)
+}
+
+/// What the engine needs to know of a model, owned.
+#[derive(Clone, Debug)]
+pub struct EngineModel {
+    inputs: Vec<InputPlan>,
+    classes: Vec<u16>,
+    max_batch: u16,
+    default_priority: u8,
+}
+
+impl EngineModel {
+    /// Of a model with these pools.
+    #[must_use]
+    pub fn new(spec: &ModelSpec, pools: &ModelPools) -> EngineModel {
+        let inputs = spec.inputs.iter().map(|t| {
+            let dims = wire_dims(t);
+            let mut plan = InputPlan { dtype: t.dtype, dims: [0; MAX_RANK], rank: dims.len() as u8 };
+            plan.dims[..dims.len()].copy_from_slice(&dims);
+            plan
+        });
+        EngineModel {
+            inputs: inputs.collect(),
+            classes: pools.inputs.clone(),
+            max_batch: spec.max_batch,
+            default_priority: spec.default_priority,
+        }
+    }
+
+    /// As the engine borrows it.
+    #[must_use]
+    pub fn plan(&self) -> ModelPlan<'_> {
+        ModelPlan {
+            inputs: &self.inputs,
+            max_batch: self.max_batch,
+            default_priority: self.default_priority,
+            classes: &self.classes,
+        }
+    }
+}
+
+/// Dimensions as the wire has them: -1 varies. Models with more than [`MAX_RANK`] are refused when they are loaded.
+fn wire_dims(tensor: &TensorSpec) -> Vec<i32> {
+    tensor.dims.iter().take(MAX_RANK).map(|d| d.and_then(|d| i32::try_from(d).ok()).unwrap_or(-1)).collect()
+}
+
+/// The catalogue of these models, whose handles are their places.
+///
+/// # Errors
+/// The rule of the catalogue's format that a model breaks, with the model's name.
+pub fn catalog<'s>(specs: impl IntoIterator<Item = &'s ModelSpec>) -> Result<Vec<u8>, (String, WireError)> {
+    let mut catalog = Vec::new();
+    // A record's length has 16 bits.
+    let mut record = vec![0; 1 << 16];
+    for (handle, spec) in specs.into_iter().enumerate() {
+        let refuse = |error| (spec.name.clone(), error);
+        let infos = |tensors: &'s [TensorSpec]| -> Result<Vec<TensorInfo<'s>>, WireError> {
+            tensors.iter().map(|t| TensorInfo::new(&t.name, t.dtype, &wire_dims(t))).collect()
+        };
+        let inputs = infos(&spec.inputs).map_err(refuse)?;
+        let outputs = infos(&spec.outputs).map_err(refuse)?;
+        let len = write_model(&mut record, handle as u16, &spec.name, spec.version, spec.max_batch, &inputs, &outputs)
+            .map_err(refuse)?;
+        catalog.extend_from_slice(&record[..len]);
+    }
+    Ok(catalog)
+}
+
+#[cfg(test)]
+mod tests {
+    use splitrpc_wire::DType;
+    use splitrpc_wire::catalog::Catalog;
+
+    use super::*;
+
+    fn spec(max_batch: u16, input: &[Option<u32>], output: &[Option<u32>]) -> ModelSpec {
+        let tensor = |name: &str, dims: &[Option<u32>]| TensorSpec {
+            name: name.into(),
+            dtype: DType::Fp32,
+            dims: dims.to_vec(),
+        };
+        ModelSpec {
+            name: "m".into(),
+            version: 3,
+            max_batch,
+            inputs: vec![tensor("IN", input)],
+            outputs: vec![tensor("OUT", output)],
+            batching: None,
+            priority_levels: 0,
+            default_priority: 0,
+            instances: 1,
+            warmup_launches: 0,
+        }
+    }
+
+    #[test]
+    fn inputs_come_first_and_fixed_models_have_one_class() {
+        let specs = [spec(8, &[None, Some(4)], &[None, Some(2)]), spec(0, &[None], &[None])];
+        let limits = Limits { slots_per_model: 20, max_request_bytes: 20 << 20, ..Limits::default() };
+        let plan = Plan::new(&specs, &limits).unwrap();
+        let ids: Vec<u16> = plan.all().iter().map(|p| p.0).collect();
+        assert_eq!(ids, (0..ids.len() as u16).collect::<Vec<_>>());
+        assert_eq!(plan.models[0], ModelPools { inputs: vec![0], output: Some(plan.inputs.len() as u16) });
+        assert_eq!(plan.inputs[0].1, PoolLayout::new(&[16], 8, 3).unwrap());
+        assert_eq!(plan.models[1].output, None);
+        let classes: Vec<u32> =
+            plan.models[1].inputs.iter().map(|id| plan.inputs[usize::from(*id)].1.all_row_bytes()[0]).collect();
+        assert_eq!(classes, [4 << 10, 64 << 10, 1 << 20, 4 << 20, 8 << 20, 16 << 20, 20 << 20]);
+    }
+
+    #[test]
+    fn larger_slots_are_fewer_but_there_are_always_some() {
+        let limits = Limits { class_bytes: 8 << 20, ..Limits::default() };
+        let plan = Plan::new(&[spec(0, &[None], &[None])], &limits).unwrap();
+        let slots: Vec<u32> = plan.inputs.iter().map(|p| p.1.slots()).collect();
+        assert!(slots.is_sorted_by(|a, b| a >= b), "{slots:?}");
+        assert_eq!((slots[0], slots[slots.len() - 1]), (256, FEW));
+    }
+
+    #[test]
+    fn the_catalogue_says_what_the_models_say() {
+        let specs = [spec(8, &[None, Some(4)], &[None, Some(2)])];
+        let bytes = catalog(&specs).unwrap();
+        let model = Catalog::new(&bytes).next().unwrap().unwrap();
+        assert_eq!((model.handle, model.name, model.version, model.max_batch), (0, "m", 3, 8));
+        assert_eq!(model.inputs().next().unwrap().dims(), [-1, 4]);
+        assert_eq!(model.outputs().next().unwrap().name, "OUT");
+    }
+}

@@ -1,0 +1,180 @@
+//! One data thread with everything that it owns: arena, engine, link, orchestrator, ports.
+
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::thread::{self, JoinHandle};
+use std::time::Duration;
+
+use nic_app::{
+    BuildError, DataThread, DataThreadConfig, Host, Stop, TcpPort, TcpPortConfig, WaitMode, Waker, build_engine,
+};
+use splitrpc_arena::{Arena, ArenaError};
+use splitrpc_engine::{MS, ModelPlan, PathInfo, ServerConfig, Time};
+use splitrpc_ring::{InProcessHost, in_process};
+use splitrpc_telemetry::Shard as Telemetry;
+use splitrpc_wire::path::{Link, Memory, Mover, Port};
+
+use crate::config::{Config, Wait};
+use crate::orchestrator::{self, Orchestrator, Parts, Served, Storage};
+use crate::plan::{EngineModel, Plan};
+
+/// What all shards of a server have in common.
+#[derive(Debug)]
+pub struct Common<'c> {
+    /// The configuration.
+    pub config: &'c Config,
+    /// How tensors are laid out in each shard's arena.
+    pub plan: &'c Plan,
+    /// The models, by handle.
+    pub models: &'c [Served],
+    /// The encoded catalogue of the models.
+    pub catalog: &'c [u8],
+    /// There are more data threads than cores.
+    pub crowded: bool,
+}
+
+/// A data thread that runs.
+#[derive(Debug)]
+pub struct Running {
+    /// Where it takes TCP connections.
+    pub tcp: Option<SocketAddr>,
+    /// Ends it, once what is under way is done.
+    pub stop: Stop,
+    /// The thread.
+    pub thread: JoinHandle<()>,
+}
+
+/// Why a shard could not be started.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// Its arena.
+    #[error("arena: {0}")]
+    Arena(#[from] ArenaError),
+    /// Its engine.
+    #[error(transparent)]
+    Engine(#[from] BuildError),
+    /// Its orchestrator.
+    #[error(transparent)]
+    Orchestrator(#[from] orchestrator::BuildError),
+    /// An address that cannot be listened on.
+    #[error("cannot listen on {transport} {address}: {error}")]
+    Listen {
+        /// The transport.
+        transport: &'static str,
+        /// The address.
+        address: SocketAddr,
+        /// Why.
+        error: io::Error,
+    },
+    /// The kernel refused something else.
+    #[error("data thread: {0}")]
+    Kernel(#[from] io::Error),
+}
+
+/// Starts shard number `shard`, listening on `tcp`. With several shards and a port that the kernel chooses, the others
+/// listen where the first one does.
+///
+/// # Errors
+/// [`StartError`], and nothing is left running.
+pub fn start(
+    common: &Common<'_>,
+    shard: usize,
+    tcp: Option<SocketAddr>,
+    telemetry: Arc<Telemetry>,
+) -> Result<Running, StartError> {
+    let Common { config, plan, models, .. } = common;
+    let arena = Arena::new(&format!("splitrpc-{shard}"), &plan.all(), config.limits.external_outputs as usize)?;
+    let known: Vec<EngineModel> =
+        models.iter().zip(&plan.models).map(|(model, pools)| EngineModel::new(model.factory.spec(), pools)).collect();
+    let known: Vec<ModelPlan<'_>> = known.iter().map(EngineModel::plan).collect();
+    let engine = build_engine(&engine_config(config), &known, common.catalog, &plan.inputs)?;
+    let (nic, host) = in_process(2 * config.limits.requests as usize);
+    let waker = Waker::new()?;
+    let rouse = waker.clone();
+    let parts = Parts {
+        shard,
+        arena: arena.clone(),
+        plan,
+        models,
+        requests: config.limits.requests,
+        telemetry: Arc::clone(&telemetry),
+        waker: Arc::new(move || rouse.wake()),
+    };
+    // A shard lives as long as the process.
+    let host = Orchestrator::new(host, parts, Box::leak(Box::new(Storage::new(plan))))?;
+    let tcp = tcp.map(|address| {
+        let options = TcpPortConfig { reuse_port: config.data.threads > 1, ..TcpPortConfig::default() };
+        let listen = |error| StartError::Listen { transport: "tcp", address, error };
+        TcpPort::bind(address, &options, &engine).map_err(listen)
+    });
+    let tcp = tcp.transpose()?;
+    let address = tcp.as_ref().map(TcpPort::local_addr);
+    let settings = thread_config(config, shard, common.crowded);
+    let input_pools = plan.inputs.len() as u16;
+    let mut data = DataThread::new(settings, engine, arena, input_pools, nic, host, waker, telemetry)?;
+    if let Some(port) = tcp {
+        data = data.with_tcp(port)?;
+    }
+    let stop = data.stop_handle();
+    let thread = thread::Builder::new().name(format!("data-{shard}")).spawn(move || data.run())?;
+    Ok(Running { tcp: address, stop, thread })
+}
+
+/// The engine's limits as the configuration has them.
+#[must_use]
+pub fn engine_config(config: &Config) -> ServerConfig {
+    let limits = &config.limits;
+    let path = PathInfo {
+        port: Port::Tcp,
+        mover: Mover::KernelToSlot,
+        memory: Memory::Host,
+        link: Link::InProcess,
+        emulated: false,
+    };
+    ServerConfig {
+        stream_sessions: limits.sessions,
+        datagram_sessions: limits.datagram_sessions,
+        requests: limits.requests,
+        requests_per_client: limits.requests_per_client,
+        flight: limits.datagrams_in_flight,
+        max_request: limits.max_request_bytes,
+        datagram: config.data.max_datagram,
+        receive_window: limits.receive_window_bytes,
+        idle_timeout: u64::from(limits.idle_timeout_ms) * MS,
+        keep_reply: u64::from(limits.keep_reply_ms) * MS,
+        kept_replies: limits.kept_replies,
+        min_progress: limits.min_progress_bytes_per_s,
+        progress_grace: u64::from(limits.progress_grace_ms) * MS,
+        stream_path: path,
+        datagram_path: PathInfo { port: Port::Udp, ..path },
+    }
+}
+
+fn thread_config(config: &Config, shard: usize, crowded: bool) -> DataThreadConfig {
+    let wait = match config.data.wait {
+        Wait::Spin => WaitMode::Spin,
+        Wait::Adaptive => WaitMode::Adaptive { spin: Duration::from_micros(config.data.spin_us.into()) },
+        Wait::Block => WaitMode::Block,
+    };
+    let core = config.data.cores.get(shard).map(|core| usize::from(*core));
+    DataThreadConfig { wait, core, crowded, drain: Duration::from_millis(config.limits.drain_ms.into()) }
+}
+
+impl Host for Orchestrator<'static, InProcessHost> {
+    fn poll(&mut self, now: Time) -> bool {
+        Orchestrator::poll(self, now)
+    }
+
+    fn next_deadline(&self, now: Time) -> Option<Time> {
+        Orchestrator::next_deadline(self, now)
+    }
+
+    fn drain(&mut self) {
+        Orchestrator::drain(self);
+    }
+
+    fn is_idle(&self) -> bool {
+        Orchestrator::is_idle(self)
+    }
+}

@@ -1,0 +1,24 @@
+//! What the model tests share: writing small ONNX files, and running a loaded model on slots of an arena.
+#![allow(dead_code)]
+
+pub mod onnx;
+pub mod rig;
+
+use std::path::{Path, PathBuf};
+
+/// Puts a model file into a repository folder, version 1, with an optional configuration; returns the model's folder.
+pub fn put(repository: &Path, name: &str, file: &[u8], config: Option<&str>) -> PathBuf {
+    let folder = repository.join(name);
+    put_version(&folder, 1, file);
+    if let Some(config) = config {
+        std::fs::write(folder.join("config.pbtxt"), config).unwrap();
+    }
+    folder
+}
+
+/// Puts one version of a model into its folder.
+pub fn put_version(folder: &Path, version: u32, file: &[u8]) {
+    let version = folder.join(version.to_string());
+    std::fs::create_dir_all(&version).unwrap();
+    std::fs::write(version.join("model.onnx"), file).unwrap();
+}

@@ -1,0 +1,264 @@
+//! ONNX models computed by tract on slots of an arena: one and several inputs, batched and not, fixed and varying.
+
+mod model_support;
+
+use host_agent::model::load_model;
+use host_agent::runtime::Factory;
+use host_agent::runtime::tract::TractModel;
+use model_support::onnx::{Attr, BOOL, D, FLOAT, Graph, INT64, UINT8};
+use model_support::put;
+use model_support::rig::{Data, Request, Rig, plain};
+use splitrpc_wire::DType;
+
+fn load(graph: &Graph, config: Option<&str>) -> TractModel {
+    let repository = tempfile::tempdir().unwrap();
+    load_model(&put(repository.path(), "m", &graph.file(), config)).unwrap()
+}
+
+fn dims(model: &TractModel) -> (Vec<Vec<Option<u32>>>, Vec<Vec<Option<u32>>>) {
+    let spec = model.spec();
+    (spec.inputs.iter().map(|t| t.dims.clone()).collect(), spec.outputs.iter().map(|t| t.dims.clone()).collect())
+}
+
+/// x[N, 3] times a matrix, and x plus one.
+fn dense() -> Graph {
+    Graph::default()
+        .input("x", FLOAT, &[D::S("N"), D::N(3)])
+        .floats("w", &[3, 2], &[1.0, 0.5, -2.0, 4.0, 3.0, -1.0])
+        .floats("one", &[1], &[1.0])
+        .node("MatMul", &["x", "w"], &["y"], vec![])
+        .node("Add", &["x", "one"], &["z"], vec![])
+        .output("y", FLOAT, &[D::S("N"), D::N(2)])
+        .output("z", FLOAT, &[D::S("N"), D::N(3)])
+}
+
+fn row(seed: f32) -> Data {
+    Data::f32(&[1, 3], &[seed, seed * 2.0 - 1.0, 0.25 - seed])
+}
+
+#[test]
+fn batched_rows_are_what_they_are_alone() {
+    let model = load(&dense(), None);
+    assert_eq!(model.spec().max_batch, 4);
+    assert!(model.spec().batching.is_some());
+    assert_eq!(dims(&model), (vec![vec![None, Some(3)]], vec![vec![None, Some(2)], vec![None, Some(3)]]));
+    let mut rig = Rig::new(&model);
+    let alone: Vec<_> = [0.0, 1.0, 2.5, -3.0]
+        .map(|seed| rig.one(Request { rows: 1, inputs: vec![row(seed)] }).unwrap())
+        .into();
+    assert_eq!(alone[1][0].to_f32(), [1.0 - 2.0 - 2.25, 0.5 + 4.0 + 0.75]);
+    assert_eq!(alone[1][1].to_f32(), [2.0, 2.0, 0.25]);
+
+    let requests = [0.0, 1.0, 2.5, -3.0].map(|seed| Request { rows: 1, inputs: vec![row(seed)] });
+    let together = rig.launch(&requests).unwrap();
+    assert_eq!(together.outputs, alone);
+    assert!(together.in_place);
+    assert_eq!(together.copied_bytes, 4 * (12 + 8 + 12));
+    // Three is not a size that a plan was made for.
+    assert_eq!(rig.launch(&requests[..3]).unwrap().outputs, alone[..3]);
+}
+
+#[test]
+fn requests_of_several_rows_share_a_launch() {
+    let mut rig = Rig::new(&load(&dense(), None));
+    let pair = Data::f32(&[2, 3], &[row(1.0).to_f32(), row(2.0).to_f32()].concat());
+    let requests = [
+        Request { rows: 1, inputs: vec![row(0.5)] },
+        Request { rows: 2, inputs: vec![pair] },
+        Request { rows: 1, inputs: vec![row(9.0)] },
+    ];
+    let together = rig.launch(&requests).unwrap().outputs;
+    assert_eq!(together[1][0].dims, [2, 2]);
+    let alone: Vec<_> = [0.5, 1.0, 2.0, 9.0]
+        .iter()
+        .flat_map(|&s| rig.one(Request { rows: 1, inputs: vec![row(s)] }).unwrap()[0].to_f32())
+        .collect();
+    assert_eq!(together.iter().flat_map(|r| r[0].to_f32()).collect::<Vec<_>>(), alone);
+}
+
+#[test]
+fn a_fixed_first_dimension_is_not_a_batch() {
+    let graph = Graph::default()
+        .input("a", FLOAT, &[D::N(1), D::N(2)])
+        .input("b", FLOAT, &[D::N(2)])
+        .node("Mul", &["a", "b"], &["y"], vec![])
+        .output("y", FLOAT, &[D::N(1), D::N(2)]);
+    let model = load(&graph, None);
+    assert_eq!((model.spec().max_batch, model.spec().batching.clone()), (0, None));
+    let mut rig = Rig::new(&model);
+    let request = || plain(vec![Data::f32(&[1, 2], &[2.0, 3.0]), Data::f32(&[2], &[5.0, 7.0])]);
+    assert_eq!(rig.one(request()).unwrap(), [Data::f32(&[1, 2], &[10.0, 21.0])]);
+    // Several in one launch are computed one after the other.
+    assert_eq!(rig.launch(&[request(), request()]).unwrap().outputs.len(), 2);
+}
+
+#[test]
+fn varying_dimensions_come_from_the_request() {
+    let graph = Graph::default()
+        .input("x", FLOAT, &[D::S("N"), D::S("length")])
+        .int64s("axes", &[1], &[1])
+        .node("ReduceSum", &["x", "axes"], &["sum"], vec![Attr::Int("keepdims", 0)])
+        .node("Relu", &["x"], &["positive"], vec![])
+        .output("sum", FLOAT, &[D::S("N")])
+        .output("positive", FLOAT, &[D::S("N"), D::S("length")]);
+    let model = load(&graph, None);
+    assert_eq!(model.spec().max_batch, 4);
+    assert_eq!(dims(&model).1, [vec![None], vec![None, None]]);
+    let mut rig = Rig::new(&model);
+    for length in [3u32, 1, 40, 3, 7] {
+        let values: Vec<f32> = (0..2 * length).map(|i| i as f32 - 2.0).collect();
+        let request = Request { rows: 2, inputs: vec![Data::f32(&[2, length], &values)] };
+        let answer = rig.launch(&[request]).unwrap();
+        assert!(!answer.in_place);
+        let outputs = &answer.outputs[0];
+        let sums: Vec<f32> = values.chunks(length as usize).map(|row| row.iter().sum()).collect();
+        assert_eq!(outputs[0], Data::f32(&[2], &sums));
+        assert_eq!(outputs[1], Data::f32(&[2, length], &values.iter().map(|v| v.max(0.0)).collect::<Vec<_>>()));
+    }
+}
+
+#[test]
+fn a_size_known_only_after_computing() {
+    let graph = Graph::default()
+        .input("x", FLOAT, &[D::N(5)])
+        .node("NonZero", &["x"], &["where"], vec![])
+        .output("where", INT64, &[D::N(1), D::S("found")]);
+    let model = load(&graph, None);
+    assert_eq!(dims(&model).1, [vec![Some(1), None]]);
+    let mut rig = Rig::new(&model);
+    let answer = rig.one(plain(vec![Data::f32(&[5], &[0.0, 1.0, 0.0, 2.0, 3.0])])).unwrap();
+    assert_eq!(answer, [Data::i64(&[1, 3], &[1, 3, 4])]);
+    let none = rig.one(plain(vec![Data::f32(&[5], &[0.0; 5])])).unwrap();
+    assert_eq!(none, [Data::i64(&[1, 0], &[])]);
+}
+
+#[test]
+fn every_element_type_passes_through() {
+    let kinds = [
+        (FLOAT, DType::Fp32),
+        (UINT8, DType::Uint8),
+        (3, DType::Int8),
+        (4, DType::Uint16),
+        (5, DType::Int16),
+        (6, DType::Int32),
+        (INT64, DType::Int64),
+        (10, DType::Fp16),
+        (11, DType::Fp64),
+        (12, DType::Uint32),
+        (13, DType::Uint64),
+        (BOOL, DType::Bool),
+    ];
+    for (kind, dtype) in kinds {
+        let graph = Graph::default()
+            .input("x", kind, &[D::S("N"), D::N(2)])
+            .node("Concat", &["x", "x"], &["y"], vec![Attr::Int("axis", 1)])
+            .output("y", kind, &[D::S("N"), D::N(4)]);
+        let model = load(&graph, None);
+        assert_eq!(model.spec().inputs[0].dtype, dtype);
+        let size = dtype.size().unwrap() as usize;
+        let bytes: Vec<u8> = (0..2 * size).map(|i| if dtype == DType::Bool { i as u8 & 1 } else { i as u8 + 1 }).collect();
+        let request = Request { rows: 1, inputs: vec![Data { dtype, dims: vec![1, 2], bytes: bytes.clone() }] };
+        let answer = Rig::new(&model).one(request).unwrap();
+        assert_eq!(answer, [Data { dtype, dims: vec![1, 4], bytes: [&bytes[..], &bytes[..]].concat() }], "{dtype:?}");
+    }
+}
+
+#[test]
+fn a_bool_is_one_or_zero_whatever_the_client_sends() {
+    let graph = Graph::default()
+        .input("x", BOOL, &[D::N(4)])
+        .node("Not", &["x"], &["y"], vec![])
+        .node("Not", &["y"], &["z"], vec![])
+        .output("y", BOOL, &[D::N(4)])
+        .output("z", BOOL, &[D::N(4)]);
+    let mut rig = Rig::new(&load(&graph, None));
+    let answer = rig.one(plain(vec![Data { dtype: DType::Bool, dims: vec![4], bytes: vec![0, 1, 2, 255] }])).unwrap();
+    assert_eq!(answer[0].bytes, [1, 0, 0, 0]);
+    assert_eq!(answer[1].bytes, [0, 1, 1, 1]);
+}
+
+#[test]
+fn an_input_that_is_an_output_and_a_shape_that_is_data() {
+    let graph = Graph::default()
+        .input("x", FLOAT, &[D::S("a"), D::N(2)])
+        .node("Identity", &["x"], &["same"], vec![])
+        .node("Shape", &["x"], &["shape"], vec![])
+        .output("same", FLOAT, &[D::S("a"), D::N(2)])
+        .output("shape", INT64, &[D::N(2)]);
+    let model = load(&graph, None);
+    assert_eq!(model.spec().max_batch, 0);
+    let mut rig = Rig::new(&model);
+    for rows in [1u32, 3, 3, 2] {
+        let data = Data::f32(&[rows, 2], &vec![rows as f32; 2 * rows as usize]);
+        let answer = rig.one(plain(vec![data.clone()])).unwrap();
+        assert_eq!(answer, [data, Data::i64(&[2], &[rows.into(), 2])]);
+    }
+}
+
+#[test]
+fn a_reshape_between_wire_and_model() {
+    let graph = Graph::default()
+        .input("x", FLOAT, &[D::S("N"), D::N(1), D::N(2), D::N(2)])
+        .node("Transpose", &["x"], &["y"], vec![Attr::Ints("perm", &[0, 1, 3, 2])])
+        .output("y", FLOAT, &[D::S("N"), D::N(1), D::N(2), D::N(2)]);
+    let config = "max_batch_size: 3
+        input { name: 'x' data_type: TYPE_FP32 dims: [2, 2] reshape { shape: [1, 2, 2] } }
+        output { name: 'y' data_type: TYPE_FP32 dims: 4 reshape { shape: [1, 2, 2] } }";
+    let model = load(&graph, Some(config));
+    assert_eq!(dims(&model), (vec![vec![None, Some(2), Some(2)]], vec![vec![None, Some(4)]]));
+    assert!(model.spec().batching.is_none());
+    let request = Request { rows: 1, inputs: vec![Data::f32(&[1, 2, 2], &[1.0, 2.0, 3.0, 4.0])] };
+    assert_eq!(Rig::new(&model).one(request).unwrap(), [Data::f32(&[1, 4], &[1.0, 3.0, 2.0, 4.0])]);
+}
+
+#[test]
+fn rows_that_depend_on_one_another_are_not_batched_unasked() {
+    let graph = Graph::default()
+        .input("x", FLOAT, &[D::S("steps"), D::N(2)])
+        .node("Softmax", &["x"], &["y"], vec![Attr::Int("axis", 0)])
+        .output("y", FLOAT, &[D::S("steps"), D::N(2)]);
+    assert_eq!(load(&graph, None).spec().max_batch, 0);
+    // Asked for in so many words, it is.
+    assert_eq!(load(&graph, Some("max_batch_size: 2")).spec().max_batch, 2);
+}
+
+#[test]
+fn bad_requests_leave_the_runtime_usable() {
+    let graph = Graph::default()
+        .input("x", FLOAT, &[D::S("n")])
+        .int64s("at", &[1], &[6])
+        .node("Gather", &["x", "at"], &["y"], vec![])
+        .output("y", FLOAT, &[D::N(1)]);
+    let model = load(&graph, None);
+    let mut rig = Rig::new(&model);
+    let request = |n: u32| plain(vec![Data::f32(&[n], &(0..n).map(|i| i as f32).collect::<Vec<_>>())]);
+    for _ in 0..2 {
+        assert!(rig.one(request(3)).is_err());
+        assert_eq!(rig.one(request(8)).unwrap(), [Data::f32(&[1], &[6.0])]);
+    }
+}
+
+#[test]
+fn warm_up_requests_of_the_configuration_are_computed() {
+    let config = "max_batch_size: 4 model_warmup { name: 'w' batch_size: 4 count: 2
+        inputs { key: 'x' value { data_type: TYPE_FP32 dims: 3 random_data: true } } }";
+    assert!(load(&dense(), Some(config)).instance().is_ok());
+}
+
+#[test]
+fn models_of_which_several_instances_compute_at_once() {
+    let model = load(&dense(), None);
+    let expected = Rig::new(&model).one(Request { rows: 1, inputs: vec![row(4.0)] }).unwrap();
+    std::thread::scope(|scope| {
+        for _ in 0..4 {
+            scope.spawn(|| {
+                let mut rig = Rig::new(&model);
+                for rows in [1, 3, 2, 4] {
+                    let requests: Vec<_> = (0..rows).map(|_| Request { rows: 1, inputs: vec![row(4.0)] }).collect();
+                    let outputs = rig.launch(&requests).unwrap().outputs;
+                    assert!(outputs.iter().all(|o| *o == expected));
+                }
+            });
+        }
+    });
+}

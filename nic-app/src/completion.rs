@@ -1,0 +1,48 @@
+//! Reading what the host wrote beside a request's slots.
+
+use splitrpc_arena::{Arena, EXTERNAL_POOL, META_BYTES, Run, Span};
+use splitrpc_engine::{CompletionHead, Time};
+use splitrpc_ring::Completion;
+use splitrpc_wire::manifest::MANIFEST_HEAD_LEN;
+use splitrpc_wire::{MAX_STATUS_TEXT, Manifest, Status, StatusPayload};
+
+use crate::storage::Engine;
+
+/// Bytes of the longest status payload.
+const STATUS_LEN: usize = 8 + MAX_STATUS_TEXT;
+
+/// Gives a completion to the engine. What the meta area says is copied first and only the copy is looked at, since the
+/// host may write there at any time.
+pub(crate) fn deliver(engine: &mut Engine, arena: &Arena, now: Time, completion: &Completion) {
+    let mut bytes = [0; META_BYTES as usize];
+    let head = if completion.status == Status::Ok {
+        with_meta(arena, completion.output, |meta| copy_manifest(meta, &mut bytes));
+        Manifest::parse(&bytes).map_or(CompletionHead::Nonsense, CompletionHead::Manifest)
+    } else {
+        let input = engine.input_of(completion.request);
+        with_meta(arena, input.unwrap_or(Run::NONE), |meta| {
+            meta.copy_to(&mut bytes[..STATUS_LEN]);
+        });
+        StatusPayload::parse(&bytes).map_or(CompletionHead::Nonsense, CompletionHead::Status)
+    };
+    engine.handle_completion(now, completion, &head);
+}
+
+fn with_meta(arena: &Arena, run: Run, copy: impl FnOnce(Span<'_>)) {
+    if run.pool != EXTERNAL_POOL {
+        if let Some(meta) = arena.meta(run) {
+            copy(meta);
+        }
+    } else if let Some(lease) = arena.lease(run) {
+        copy(lease.meta());
+    }
+}
+
+/// Copies no more than the manifest says it is long; if it changes meanwhile, the copy does not parse.
+fn copy_manifest(meta: Span<'_>, bytes: &mut [u8]) {
+    meta.copy_to(&mut bytes[..MANIFEST_HEAD_LEN]);
+    if let (Ok(len), Some(rest)) = (Manifest::peek_len(bytes), meta.slice(MANIFEST_HEAD_LEN, meta.len() - MANIFEST_HEAD_LEN))
+    {
+        rest.copy_to(&mut bytes[MANIFEST_HEAD_LEN..len]);
+    }
+}

@@ -1,0 +1,356 @@
+//! One thread that runs ports, engine, link and host to completion.
+
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use splitrpc_arena::Arena;
+use splitrpc_engine::{MS, Peer, Time};
+use splitrpc_ring::NicLink;
+use splitrpc_socket::{Events, Interest, Poller, pin_current_thread};
+use splitrpc_telemetry::{Event, Shard};
+
+use crate::completion;
+use crate::publish;
+use crate::storage::{BuiltEngine, Engine};
+use crate::tcp::{Handed, LISTENER, TcpPort};
+use crate::wait::{WaitMode, Waker};
+
+/// The poller's name for the waker.
+const WAKER: u64 = u64::MAX - 1;
+/// Events taken from the poller at once.
+const EVENTS: usize = 256;
+/// Rounds between engine and host in one step; what is left then waits for the next.
+const ROUNDS: usize = 4;
+/// How often the counters are published while something happens.
+const PUBLISH: u64 = 100 * MS;
+/// How often a draining thread looks whether it is done.
+const DRAIN_LOOK: u64 = 5 * MS;
+
+/// What sits at the other end of the link, on the same thread.
+pub trait Host {
+    /// Does what there is to do. Returns whether there was anything.
+    fn poll(&mut self, now: Time) -> bool;
+
+    /// When it wants to be polled without being roused; `None` if nothing is due.
+    fn next_deadline(&self, now: Time) -> Option<Time>;
+
+    /// The thread is about to end: nothing is to be held back any more.
+    fn drain(&mut self);
+
+    /// Whether it has answered all that it was given.
+    fn is_idle(&self) -> bool;
+}
+
+/// How a data thread runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DataThreadConfig {
+    /// What it does when there is nothing to do.
+    pub wait: WaitMode,
+    /// The core that it is bound to.
+    pub core: Option<usize>,
+    /// There are more threads than cores, so a spinning one lets others run.
+    pub crowded: bool,
+    /// How long it goes on for requests under way once it is told to stop.
+    pub drain: Duration,
+}
+
+impl Default for DataThreadConfig {
+    fn default() -> Self {
+        DataThreadConfig { wait: WaitMode::ADAPTIVE, core: None, crowded: false, drain: Duration::from_secs(10) }
+    }
+}
+
+/// Tells a data thread to finish what is under way and end.
+#[derive(Clone, Debug)]
+pub struct Stop {
+    flag: Arc<AtomicBool>,
+    waker: Waker,
+}
+
+impl Stop {
+    /// Tells it.
+    pub fn stop(&self) {
+        self.flag.store(true, Ordering::SeqCst);
+        self.waker.wake();
+    }
+}
+
+/// Everything that one data thread owns. Nothing of it is shared with the others.
+#[derive(Debug)]
+pub struct DataThread<L, H> {
+    config: DataThreadConfig,
+    engine: Engine,
+    arena: Arena,
+    input_pools: u16,
+    link: L,
+    host: H,
+    tcp: Option<TcpPort>,
+    poller: Poller,
+    events: Events,
+    /// `events` holds what a sleep brought.
+    roused: bool,
+    waker: Waker,
+    stop: Arc<AtomicBool>,
+    telemetry: Arc<Shard>,
+    start: Instant,
+    unpublished: bool,
+    next_publish: Time,
+}
+
+impl<L: NicLink, H: Host> DataThread<L, H> {
+    /// A thread without ports. `host` is at the other end of `link`, and rouses this thread with `waker`;
+    /// `input_pools` is how many of the arena's pools are the engine's.
+    ///
+    /// # Errors
+    /// Those of the kernel.
+    #[expect(clippy::too_many_arguments, reason = "all that a shard consists of")]
+    pub fn new(
+        config: DataThreadConfig,
+        engine: BuiltEngine,
+        arena: Arena,
+        input_pools: u16,
+        link: L,
+        host: H,
+        waker: Waker,
+        telemetry: Arc<Shard>,
+    ) -> io::Result<DataThread<L, H>> {
+        let poller = Poller::new()?;
+        poller.add(&waker, WAKER, Interest::READ)?;
+        Ok(DataThread {
+            config,
+            engine: engine.server,
+            arena,
+            input_pools,
+            link,
+            host,
+            tcp: None,
+            poller,
+            events: Events::with_capacity(EVENTS),
+            roused: false,
+            waker,
+            stop: Arc::new(AtomicBool::new(false)),
+            telemetry,
+            start: Instant::now(),
+            unpublished: true,
+            next_publish: Time::default(),
+        })
+    }
+
+    /// Adds a TCP port.
+    ///
+    /// # Errors
+    /// Those of the kernel.
+    pub fn with_tcp(mut self, port: TcpPort) -> io::Result<Self> {
+        port.register(&self.poller)?;
+        self.tcp = Some(port);
+        Ok(self)
+    }
+
+    /// What ends [`DataThread::run`].
+    #[must_use]
+    pub fn stop_handle(&self) -> Stop {
+        Stop { flag: Arc::clone(&self.stop), waker: self.waker.clone() }
+    }
+
+    /// The engine.
+    #[must_use]
+    pub fn engine(&self) -> &Engine {
+        &self.engine
+    }
+
+    /// The TCP port.
+    #[must_use]
+    pub fn tcp(&self) -> Option<&TcpPort> {
+        self.tcp.as_ref()
+    }
+
+    /// The host.
+    #[must_use]
+    pub fn host(&self) -> &H {
+        &self.host
+    }
+
+    /// Runs until it is told to stop, and then until what was under way is done or its time is up.
+    pub fn run(&mut self) {
+        if let Some(core) = self.config.core
+            && let Err(error) = pin_current_thread(core)
+        {
+            tracing::warn!(core, %error, "the data thread cannot be bound to its core");
+        }
+        let spin = self.config.wait.spin_ns();
+        let mut active = Time::default();
+        let mut drained_by = None;
+        loop {
+            let now = self.now();
+            if self.step(now) {
+                active = now;
+                self.unpublished = true;
+            }
+            if self.unpublished && self.next_publish <= now {
+                self.publish(now);
+            }
+            if self.stop.load(Ordering::Relaxed) && self.is_drained(now, &mut drained_by) {
+                return self.publish(now);
+            }
+            if now.since(active) < spin {
+                if self.config.crowded && active != now {
+                    std::thread::yield_now();
+                }
+            } else if self.engine.next_submission().is_none() {
+                self.sleep(now, drained_by);
+            }
+        }
+    }
+
+    fn now(&self) -> Time {
+        Time::from_nanos(u64::try_from(self.start.elapsed().as_nanos()).unwrap_or(u64::MAX))
+    }
+
+    /// Goes round once. Returns whether anything happened.
+    fn step(&mut self, now: Time) -> bool {
+        let mut moved = self.receive(now);
+        moved |= self.exchange(now);
+        if self.engine.next_timeout() <= now {
+            self.engine.handle_timeout(now);
+        }
+        if let Some(tcp) = &mut self.tcp
+            && tcp.next_sweep() <= now
+        {
+            tcp.sweep(now, &self.poller, &mut self.engine);
+        }
+        for _ in 0..ROUNDS {
+            moved |= self.send(now);
+            // Slots that have left, and cancellations, before the thread may fall asleep.
+            if self.engine.next_submission().is_none() || !self.exchange(now) {
+                break;
+            }
+        }
+        moved
+    }
+
+    fn receive(&mut self, now: Time) -> bool {
+        let DataThread { engine, arena, tcp, poller, events, .. } = self;
+        let roused = std::mem::take(&mut self.roused);
+        let spins = self.config.wait != WaitMode::Block;
+        let mut moved = false;
+        let ask = tcp.as_mut().is_none_or(TcpPort::wants_poller);
+        // A thread that does not spin has just been told, or has nothing to do but to ask.
+        if !roused && ask && spins && poller.wait(events, Some(Duration::ZERO)).is_err() {
+            return false;
+        }
+        if roused || (ask && spins) {
+            let mut accept = false;
+            for event in events.iter() {
+                match event.token {
+                    WAKER => self.waker.drain(),
+                    LISTENER => accept = true,
+                    _ => {
+                        if let Some(tcp) = tcp {
+                            moved |= tcp.on_event(now, poller, engine, arena, &event);
+                        }
+                    }
+                }
+            }
+            if accept && let Some(tcp) = tcp {
+                tcp.accept(now, poller, engine);
+                moved = true;
+            }
+        }
+        if spins && let Some(tcp) = tcp {
+            moved |= tcp.poll_hot(now, poller, engine, arena);
+        }
+        moved
+    }
+
+    /// Carries submissions and completions over the link until neither side has any. Returns whether there were any.
+    fn exchange(&mut self, now: Time) -> bool {
+        let mut moved = false;
+        for _ in 0..ROUNDS {
+            while let Some(submission) = self.engine.next_submission() {
+                if self.link.submit(submission).is_err() {
+                    break;
+                }
+                self.engine.submission_taken();
+            }
+            let worked = self.host.poll(now);
+            let mut completed = false;
+            while let Some(completion) = self.link.completion() {
+                completion::deliver(&mut self.engine, &self.arena, now, &completion);
+                completed = true;
+            }
+            moved |= worked | completed;
+            if self.engine.next_submission().is_none() {
+                break;
+            }
+        }
+        moved
+    }
+
+    /// Hands the engine's frames to the ports. Returns whether there were any.
+    fn send(&mut self, now: Time) -> bool {
+        let DataThread { engine, arena, tcp, poller, telemetry, .. } = self;
+        let mut sent = false;
+        while let Some(frame) = engine.poll_transmit(now) {
+            sent = true;
+            publish::record(telemetry, &frame.header, frame.head);
+            match (frame.peer, &mut *tcp) {
+                (Peer::Stream(id), Some(tcp)) => {
+                    let token = frame.token;
+                    match tcp.transmit(now, poller, arena, id, &frame) {
+                        Handed::Sent => token.into_iter().for_each(|token| engine.sent(token)),
+                        Handed::Kept => {}
+                        Handed::Broken => tcp.close(poller, engine, id),
+                    }
+                }
+                (Peer::Stream(_) | Peer::Datagram(_), _) => {}
+            }
+        }
+        sent
+    }
+
+    /// Sleeps until something comes or is due.
+    fn sleep(&mut self, now: Time, drained_by: Option<Time>) {
+        self.waker.announce_sleep();
+        // What was handed over before the announcement roused nobody.
+        if self.stop.load(Ordering::SeqCst) != drained_by.is_some() || self.exchange(now) {
+            self.waker.awake();
+            self.send(now);
+            return;
+        }
+        let mut until = self.engine.next_timeout();
+        until = until.min(self.host.next_deadline(now).unwrap_or(Time::NEVER));
+        until = until.min(self.tcp.as_ref().map_or(Time::NEVER, TcpPort::next_sweep));
+        if self.unpublished {
+            until = until.min(self.next_publish);
+        }
+        if drained_by.is_some() {
+            until = until.min(now + DRAIN_LOOK);
+        }
+        let timeout = (until != Time::NEVER).then(|| Duration::from_nanos(until.since(now)));
+        if let Err(error) = self.poller.wait(&mut self.events, timeout) {
+            tracing::error!(%error, "the data thread cannot wait for its sockets");
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        self.waker.awake();
+        self.roused = true;
+        self.telemetry.count(Event::Wakeups, 1);
+    }
+
+    /// Stops taking requests, and says when those under way are done or their time is up.
+    fn is_drained(&mut self, now: Time, drained_by: &mut Option<Time>) -> bool {
+        let by = *drained_by.get_or_insert_with(|| {
+            self.engine.begin_drain();
+            self.host.drain();
+            now + u64::try_from(self.config.drain.as_nanos()).unwrap_or(u64::MAX)
+        });
+        now >= by || (self.engine.is_idle() && self.host.is_idle())
+    }
+
+    fn publish(&mut self, now: Time) {
+        publish::publish(&self.telemetry, &self.engine, self.input_pools, self.tcp.as_ref());
+        self.unpublished = false;
+        self.next_publish = now + PUBLISH;
+    }
+}

@@ -1,0 +1,18 @@
+//! The engine's edges: ports, the in-process link, and the data thread that runs all of it to completion.
+//!
+//! May live here: what moves bytes between sockets and slots, how a data thread polls and sleeps, the storage that the
+//! engine works in. May not: protocol decisions (the engine's), what a request means or when it runs (the host's), and
+//! payload bytes outside slots, except those that landed in the wrong place, which are counted.
+#![forbid(unsafe_code)]
+
+mod completion;
+mod data_thread;
+mod publish;
+mod storage;
+mod tcp;
+mod wait;
+
+pub use data_thread::{DataThread, DataThreadConfig, Host, Stop};
+pub use storage::{BuildError, BuiltEngine, Engine, build_engine};
+pub use tcp::{TcpPort, TcpPortConfig, TcpStats};
+pub use wait::{WaitMode, Waker};

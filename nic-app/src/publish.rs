@@ -1,0 +1,55 @@
+//! What a data thread counted, handed to whoever exports it.
+
+use splitrpc_engine::Stats;
+use splitrpc_telemetry::{Event, Level, Shard};
+use splitrpc_wire::{Flags, Header, Kind, Path, Stage, Status, WireError};
+
+use crate::storage::Engine;
+use crate::tcp::TcpPort;
+
+/// Takes over the totals of engine and ports.
+pub(crate) fn publish(to: &Shard, engine: &Engine, input_pools: u16, tcp: Option<&TcpPort>) {
+    let stats: &Stats = engine.stats();
+    let tcp = tcp.map(TcpPort::stats).unwrap_or_default();
+    to.set(Event::FramesReceived, stats.frames_in);
+    to.set(Event::FramesSent, stats.frames_out);
+    to.set(Event::BytesReceived, tcp.bytes_in);
+    to.set(Event::BytesSent, tcp.bytes_out);
+    to.set(Event::StreamsAccepted, tcp.accepted);
+    to.set(Event::StreamsRefused, tcp.refused);
+    to.set(Event::StreamsClosed, tcp.closed);
+    to.set(Event::SessionsOpened, stats.sessions_opened);
+    to.set(Event::SessionsClosed, stats.sessions_closed + stats.sessions_expired);
+    to.set(Event::AddressChallenges, stats.challenges);
+    to.set(Event::RequestsAdmitted, stats.submitted);
+    to.set(Event::DuplicateFrames, stats.duplicates);
+    to.set(Event::FramesLost, stats.frames_lost);
+    to.set(Event::FramesRetransmitted, stats.frames_lost);
+    to.set(Event::FramesDiscarded, stats.unknown_session + stats.before_manifest + stats.fragmented + stats.outside);
+    to.level(Level::Streams, u64::from(tcp.open));
+    to.level(Level::RequestsInFlight, u64::from(engine.live_requests()));
+    to.level(Level::InputSlotsFree, (0..input_pools).map(|pool| u64::from(engine.free_slots(pool))).sum());
+    for (error, total) in WireError::ALL.iter().zip(stats.malformed) {
+        to.set_wire_error(*error, total);
+    }
+    let mut refused = 0;
+    for (status, total) in Status::ALL.iter().zip(stats.ended) {
+        if *status != Status::Ok {
+            to.set_refused(*status, total);
+            refused += total;
+        }
+    }
+    to.set(Event::RequestsRefused, refused);
+}
+
+/// Records the stages of a request whose answer leaves now.
+pub(crate) fn record(to: &Shard, header: &Header, head: &[u8]) {
+    if header.kind != Kind::Response || !header.flags.has(Flags::MANIFEST) {
+        return;
+    }
+    let path = head.get(splitrpc_wire::manifest::MANIFEST_HEAD_LEN..).and_then(|block| Path::parse(block).ok());
+    if let Some(path) = path {
+        let total = Stage::ALL.iter().map(|stage| u64::from(path.stage(*stage))).sum();
+        to.request(header.model, &path, Status::Ok, total);
+    }
+}

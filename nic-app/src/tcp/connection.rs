@@ -1,0 +1,236 @@
+//! One connection's state. What an idle one costs is this struct: buffers come and go with partial frames.
+
+use splitrpc_arena::{Arena, IoVec};
+use splitrpc_engine::{Piece, Placement, Time};
+use splitrpc_socket::TcpStream;
+use splitrpc_wire::{Flags, HEADER_LEN, Header, Kind, Manifest, WireError};
+
+use super::out::OutQueue;
+
+/// Longest payload of a frame that carries no tensors: a hello padded as over datagrams, with room for extensions.
+const MAX_CONTROL: u32 = 2048;
+/// Longest head: header, and manifest or control payload.
+pub(super) const HEAD_ROOM: usize = HEADER_LEN + MAX_CONTROL as usize;
+/// Manifests up to this length are remembered, so that a request like the last one takes one system call.
+const SMALL_MANIFEST: usize = 256;
+/// Payloads up to this length are read together with their header. More would have to be moved if the guess is wrong.
+pub(super) const SMALL_DATA: usize = 16 << 10;
+
+/// A TCP connection.
+#[derive(Debug)]
+pub(super) struct Connection {
+    pub(super) stream: TcpStream,
+    pub(super) id: u32,
+    pub(super) reading: Reading,
+    pub(super) shape: Shape,
+    pub(super) out: OutQueue,
+    /// When the kernel last took something of what waits in `out`.
+    pub(super) out_since: Time,
+    /// The poller watches for room to write, because something waits for it.
+    pub(super) watches_write: bool,
+    /// The poller does not watch for input, because too much waits to be written.
+    pub(super) paused: bool,
+}
+
+impl Connection {
+    pub(super) fn new(stream: TcpStream, id: u32) -> Connection {
+        Connection {
+            stream,
+            id,
+            reading: Reading::Head(None),
+            shape: Shape::default(),
+            out: OutQueue::default(),
+            out_since: Time::default(),
+            watches_write: false,
+            paused: false,
+        }
+    }
+
+    /// When the part of a head that is there came, if no more than a part is.
+    pub(super) fn partial_since(&self) -> Option<Time> {
+        match &self.reading {
+            Reading::Head(Some(part)) => Some(part.since),
+            _ => None,
+        }
+    }
+}
+
+/// What the next byte of a stream is.
+#[derive(Debug)]
+pub(super) enum Reading {
+    /// Part of a head, of which some may be there.
+    Head(Option<Box<PartialHead>>),
+    /// Tensor data on its way into slots.
+    Payload(Payload),
+    /// So many bytes that nobody wants.
+    Drain(u32),
+}
+
+/// Tensor data on its way into slots.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Payload {
+    pub(super) placement: Placement,
+    /// Bytes in place.
+    pub(super) done: u32,
+    /// Of those, bytes that landed elsewhere first.
+    pub(super) fixup: u32,
+}
+
+impl Payload {
+    pub(super) fn left(&self) -> u32 {
+        self.placement.length() - self.done
+    }
+}
+
+/// The beginning of a head.
+#[derive(Debug)]
+pub(super) struct PartialHead {
+    pub(super) since: Time,
+    len: usize,
+    bytes: [u8; HEAD_ROOM],
+}
+
+impl PartialHead {
+    pub(super) fn new() -> Box<PartialHead> {
+        Box::new(PartialHead { since: Time::default(), len: 0, bytes: [0; HEAD_ROOM] })
+    }
+
+    pub(super) fn begin(&mut self, now: Time, bytes: &[u8]) {
+        self.since = now;
+        self.len = bytes.len();
+        self.bytes[..bytes.len()].copy_from_slice(bytes);
+    }
+
+    pub(super) fn bytes(&self) -> &[u8] {
+        &self.bytes[..self.len]
+    }
+
+    /// Room for the bytes up to a length of `need`.
+    pub(super) fn room(&mut self, need: usize) -> &mut [u8] {
+        &mut self.bytes[self.len..need]
+    }
+
+    pub(super) fn filled(&mut self, bytes: usize) {
+        self.len += bytes;
+    }
+}
+
+/// How much of a head there is.
+pub(super) enum Measured {
+    /// All of it: so many bytes.
+    Whole(Header, usize),
+    /// It takes at least so many bytes; more than there are, never more than [`HEAD_ROOM`].
+    Needs(usize),
+}
+
+/// Measures the head at the beginning of `bytes`.
+pub(super) fn measure(bytes: &[u8]) -> Result<Measured, WireError> {
+    if bytes.len() < HEADER_LEN {
+        return Ok(Measured::Needs(HEADER_LEN));
+    }
+    let header = Header::parse(bytes)?;
+    let len = match header.kind {
+        Kind::Request | Kind::Response if !header.flags.has(Flags::MANIFEST) => HEADER_LEN,
+        Kind::Request | Kind::Response => {
+            const PREFIX: usize = HEADER_LEN + splitrpc_wire::manifest::MANIFEST_HEAD_LEN;
+            if bytes.len() < PREFIX {
+                return Ok(Measured::Needs(PREFIX));
+            }
+            let manifest = Manifest::peek_len(&bytes[HEADER_LEN..])?;
+            if manifest > header.length as usize {
+                return Err(WireError::BadExtent);
+            }
+            HEADER_LEN + manifest
+        }
+        _ if header.length > MAX_CONTROL => return Err(WireError::TooLong),
+        _ => HEADER_LEN + header.length as usize,
+    };
+    Ok(if len <= bytes.len() { Measured::Whole(header, len) } else { Measured::Needs(len) })
+}
+
+/// What a connection's last request looked like; the next one is expected to look the same.
+#[derive(Debug)]
+pub(super) struct Shape {
+    header: Header,
+    data: u32,
+    manifest_len: u16,
+    manifest: [u8; SMALL_MANIFEST],
+}
+
+impl Default for Shape {
+    fn default() -> Self {
+        Shape { header: Header::new(Kind::Ping), data: 0, manifest_len: 0, manifest: [0; SMALL_MANIFEST] }
+    }
+}
+
+impl Shape {
+    pub(super) fn remember(&mut self, header: &Header, manifest: &[u8], data: u32) {
+        self.header = *header;
+        self.data = data;
+        self.manifest_len = manifest.len() as u16;
+        if manifest.len() <= SMALL_MANIFEST && self.manifest[..manifest.len()] != *manifest {
+            self.manifest[..manifest.len()].copy_from_slice(manifest);
+        }
+    }
+
+    /// Bytes of the head that is expected next.
+    pub(super) fn head_len(&self) -> usize {
+        HEADER_LEN + usize::from(self.manifest_len)
+    }
+
+    pub(super) fn data(&self) -> u32 {
+        self.data
+    }
+
+    /// Whether the whole frame is so small that it is worth guessing where it belongs.
+    pub(super) fn small(&self) -> Option<(&Header, &[u8])> {
+        let len = usize::from(self.manifest_len);
+        let small = (1..=SMALL_MANIFEST).contains(&len) && self.data as usize <= SMALL_DATA;
+        small.then(|| (&self.header, &self.manifest[..len]))
+    }
+
+    /// The header of a head that is the expected one's like.
+    pub(super) fn recognise(&self, head: &[u8]) -> Option<Header> {
+        let (header, manifest) = (Header::parse(head).ok()?, head.get(HEADER_LEN..)?);
+        let alike = header.kind == Kind::Request
+            && header.flags.has(Flags::MANIFEST)
+            && header.length == self.header.length
+            && *manifest == self.manifest[..usize::from(self.manifest_len)];
+        alike.then_some(header)
+    }
+}
+
+/// Appends where the bytes of `pieces` from `skip` on belong, at most `limit` bytes. Returns how many, or `None` where a
+/// piece lies outside its slots.
+pub(super) fn scatter<'a>(
+    list: &mut Vec<IoVec<'a>>,
+    arena: &'a Arena,
+    pieces: impl Iterator<Item = Piece>,
+    mut skip: u32,
+    limit: u32,
+) -> Option<u32> {
+    let mut total = 0;
+    for piece in pieces {
+        let skipped = skip.min(piece.length);
+        skip -= skipped;
+        let length = (piece.length - skipped).min(limit - total);
+        if length > 0 {
+            list.push(arena.span(piece.run, piece.tensor, piece.offset + skipped, length)?.iovec());
+            total += length;
+        }
+    }
+    Some(total)
+}
+
+/// Copies `bytes` to where the bytes of `pieces` from `skip` on belong. Returns whether all of them had a place.
+pub(super) fn place(arena: &Arena, pieces: impl Iterator<Item = Piece>, mut skip: u32, mut bytes: &[u8]) -> bool {
+    for piece in pieces {
+        let skipped = skip.min(piece.length);
+        skip -= skipped;
+        let length = ((piece.length - skipped) as usize).min(bytes.len());
+        let Some(span) = arena.span(piece.run, piece.tensor, piece.offset + skipped, length as u32) else { return false };
+        span.copy_from(&bytes[..length]);
+        bytes = &bytes[length..];
+    }
+    bytes.is_empty()
+}

@@ -1,0 +1,126 @@
+//! Which connections a spinning thread tries itself, so that a ping-pong needs no question to the poller.
+
+/// Connections that are tried directly.
+const HOT: usize = 8;
+/// Tries in vain after which a connection is left to the poller.
+const PATIENCE: u32 = 256;
+/// Polls during which only the poller is asked after more connections were active than can be tried directly.
+const CROWDED: u32 = 1024;
+/// Tries in vain after which the poller is asked about all others.
+const POLLER_EVERY: u32 = 16;
+
+/// The most recently active connections.
+#[derive(Debug, Default)]
+pub(super) struct Hot {
+    entries: heapless::Vec<(u32, u32), HOT>,
+    crowded: u32,
+    since_poller: u32,
+}
+
+impl Hot {
+    /// A connection brought something.
+    pub(super) fn touched(&mut self, id: u32) {
+        if let Some(entry) = self.entries.iter_mut().find(|e| e.0 == id) {
+            entry.1 = 0;
+        } else if self.crowded == 0 && self.entries.push((id, 0)).is_err() {
+            match self.entries.iter_mut().max_by_key(|e| e.1) {
+                Some(coldest) if coldest.1 > 2 * HOT as u32 => *coldest = (id, 0),
+                _ => {
+                    self.entries.clear();
+                    self.crowded = CROWDED;
+                }
+            }
+        }
+    }
+
+    /// A connection was tried in vain.
+    pub(super) fn missed(&mut self, id: u32) {
+        self.since_poller += 1;
+        if let Some(at) = self.entries.iter().position(|e| e.0 == id) {
+            self.entries[at].1 += 1;
+            if self.entries[at].1 > PATIENCE {
+                self.entries.swap_remove(at);
+            }
+        }
+    }
+
+    /// A connection is gone.
+    pub(super) fn forget(&mut self, id: u32) {
+        self.entries.retain(|e| e.0 != id);
+    }
+
+    /// The connections to try now.
+    pub(super) fn to_try(&self) -> heapless::Vec<u32, HOT> {
+        self.entries.iter().map(|e| e.0).collect()
+    }
+
+    /// Whether the poller is to be asked before the next try. Called once a poll.
+    pub(super) fn wants_poller(&mut self) -> bool {
+        self.crowded = self.crowded.saturating_sub(1);
+        if self.entries.is_empty() || self.since_poller >= POLLER_EVERY {
+            self.since_poller = 0;
+            return true;
+        }
+        false
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_ping_pong_needs_the_poller_only_now_and_then() {
+        let mut hot = Hot::default();
+        assert!(hot.wants_poller());
+        hot.touched(3);
+        for _ in 0..POLLER_EVERY {
+            assert!(!hot.wants_poller());
+            assert_eq!(hot.to_try(), [3]);
+            hot.missed(3);
+        }
+        assert!(hot.wants_poller());
+        assert!(!hot.wants_poller());
+    }
+
+    #[test]
+    fn a_quiet_connection_is_left_to_the_poller() {
+        let mut hot = Hot::default();
+        hot.touched(1);
+        for _ in 0..=PATIENCE {
+            hot.missed(1);
+        }
+        assert!(hot.to_try().is_empty());
+        assert!(hot.wants_poller());
+    }
+
+    #[test]
+    fn a_crowd_is_left_to_the_poller_for_a_while() {
+        let mut hot = Hot::default();
+        for id in 0..=HOT as u32 {
+            hot.touched(id);
+        }
+        for _ in 0..CROWDED {
+            assert!(hot.to_try().is_empty());
+            assert!(hot.wants_poller());
+        }
+        hot.touched(2);
+        assert_eq!(hot.to_try(), [2]);
+    }
+
+    #[test]
+    fn a_newcomer_takes_the_place_of_the_coldest() {
+        let mut hot = Hot::default();
+        (0..HOT as u32).for_each(|id| hot.touched(id));
+        for _ in 0..20 {
+            (1..HOT as u32).for_each(|id| {
+                hot.missed(id);
+                hot.touched(id);
+            });
+            hot.missed(0);
+        }
+        hot.touched(99);
+        assert!(!hot.to_try().contains(&0));
+        assert!(hot.to_try().contains(&99));
+    }
+}

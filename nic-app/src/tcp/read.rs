@@ -1,0 +1,423 @@
+//! From a stream's bytes to frames, with tensor data read straight into its slots.
+
+use std::io;
+use std::mem;
+
+use splitrpc_arena::{Arena, IoVec, IoVecBuf, Run};
+use splitrpc_engine::{Peer, Time, Verdict};
+use splitrpc_wire::{HEADER_LEN, Header, Manifest};
+
+use super::connection::{
+    Connection, HEAD_ROOM, Measured, PartialHead, Payload, Reading, SMALL_DATA, measure, place, scatter,
+};
+use crate::storage::Engine;
+
+/// Bytes that one connection may bring before the others have their turn.
+const BYTES_PER_TURN: usize = 1 << 20;
+/// System calls that one connection may take before the others have their turn.
+const STEPS_PER_TURN: usize = 64;
+/// Bytes of one read that nobody wants.
+const SINK: usize = 64 << 10;
+
+/// What a connection's turn came to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Turn {
+    /// There was nothing to read.
+    Quiet,
+    /// Something was read; there may be more.
+    Moved,
+    /// The connection is over: its end, an error, or the protocol broken.
+    Over,
+}
+
+/// The engine, the slots and the time, as every step needs them.
+pub(super) struct Context<'c> {
+    pub(super) now: Time,
+    pub(super) engine: &'c mut Engine,
+    pub(super) arena: &'c Arena,
+}
+
+/// The connection is over.
+struct Over;
+
+/// What one step of reading did.
+enum Step {
+    /// Nothing to read.
+    Quiet,
+    /// Read so many bytes; `dry` if that was all there is for now.
+    Read { bytes: usize, dry: bool },
+    /// No bytes were read, but the state has changed.
+    Again,
+}
+
+/// Buffers that all connections of a thread share, none of them in use between turns.
+#[derive(Debug)]
+pub(super) struct Reader {
+    head: Box<[u8]>,
+    spill: Box<[u8]>,
+    sink: Box<[u8]>,
+    list: IoVecBuf,
+    partial: Vec<Box<PartialHead>>,
+    /// Bytes read.
+    pub(super) bytes: u64,
+    /// Requests that lay in their slots after one system call, head and all.
+    pub(super) foreseen: u64,
+    /// Requests for which that was tried in vain.
+    pub(super) misjudged: u64,
+}
+
+impl Reader {
+    /// Of a port with at most this many connections.
+    pub(super) fn new(connections: usize) -> Reader {
+        Reader {
+            head: vec![0; HEAD_ROOM].into(),
+            spill: vec![0; SMALL_DATA].into(),
+            sink: vec![0; SINK].into(),
+            list: IoVecBuf::with_capacity(1 + splitrpc_wire::MAX_TENSORS),
+            partial: Vec::with_capacity(connections.min(1024)),
+            bytes: 0,
+            foreseen: 0,
+            misjudged: 0,
+        }
+    }
+
+    /// Reads what a connection has, until a request is complete, nothing is left or its turn is over.
+    pub(super) fn turn(&mut self, cx: &mut Context<'_>, connection: &mut Connection) -> Turn {
+        let mut moved = 0;
+        for _ in 0..STEPS_PER_TURN {
+            if moved >= BYTES_PER_TURN || !cx.engine.accepts_frames() {
+                break;
+            }
+            let step = match &connection.reading {
+                Reading::Head(None) => self.read_frame(cx, connection),
+                Reading::Head(Some(_)) => self.read_partial_head(cx, connection),
+                Reading::Payload(payload) => {
+                    let payload = *payload;
+                    self.read_payload(cx, connection, payload)
+                }
+                Reading::Drain(left) => {
+                    let left = *left;
+                    self.drain(connection, left)
+                }
+            };
+            match step {
+                Err(Over) => return Turn::Over,
+                Ok(Step::Quiet) => break,
+                Ok(Step::Again) => {}
+                Ok(Step::Read { bytes, dry }) => {
+                    moved += bytes;
+                    self.bytes += bytes as u64;
+                    // A request that is complete is worth more than those behind it.
+                    if dry || cx.engine.next_submission().is_some() {
+                        break;
+                    }
+                }
+            }
+        }
+        if moved > 0 { Turn::Moved } else { Turn::Quiet }
+    }
+
+    /// Gives a closed connection's buffer back.
+    pub(super) fn reclaim(&mut self, connection: &mut Connection) {
+        if let Reading::Head(Some(partial)) = mem::replace(&mut connection.reading, Reading::Head(None)) {
+            self.keep(partial);
+        }
+    }
+
+    /// Between frames: reads the next head, and where the whole frame is small and looks like the last one, all of it.
+    fn read_frame(&mut self, cx: &mut Context<'_>, connection: &mut Connection) -> Result<Step, Over> {
+        if let Some((header, manifest)) = connection.shape.small()
+            && let Ok(manifest) = Manifest::parse(manifest)
+            && let Some(run) = cx.engine.peek_run(header, &manifest)
+        {
+            return self.read_foreseen(cx, connection, run);
+        }
+        // Where nothing is known the head is taken in steps, so that no tensor data comes along.
+        let want = connection.shape.head_len();
+        let read = connection.stream.read(&mut self.head[..want]);
+        let step = finish(read, want)?;
+        if let Step::Read { bytes, .. } = step {
+            self.feed_head(cx, connection, bytes)?;
+        }
+        Ok(step)
+    }
+
+    /// Reads a frame that looks like the last request: head aside, tensor data into the slots it would get.
+    fn read_foreseen(&mut self, cx: &mut Context<'_>, connection: &mut Connection, run: Run) -> Result<Step, Over> {
+        let (head_len, data) = (connection.shape.head_len(), connection.shape.data() as usize);
+        let list = self.list.begin();
+        list.push(IoVec::from(&mut self.head[..head_len]));
+        each_tensor(connection, |tensor, bytes| {
+            list.extend(cx.arena.span(run, tensor, 0, bytes).map(|span| span.iovec()));
+        });
+        let want: usize = list.iter().map(IoVec::len).sum();
+        if want != head_len + data {
+            return Err(Over);
+        }
+        let step = finish(connection.stream.readv(list), want)?;
+        let Step::Read { bytes, .. } = step else { return Ok(step) };
+        let Some(landed) = bytes.checked_sub(head_len) else {
+            self.feed_head(cx, connection, bytes)?;
+            return Ok(step);
+        };
+        let header = connection.shape.recognise(&self.head[..head_len]);
+        if header.is_none() {
+            // Before anything else can be given these slots.
+            self.pick_up(cx, connection, run, landed);
+        }
+        let Some(header) = header else {
+            self.misjudged += 1;
+            self.feed_head(cx, connection, head_len)?;
+            self.feed_spill(cx, connection, landed)?;
+            return Ok(step);
+        };
+        let head = mem::take(&mut self.head);
+        let dispatched = self.dispatch(cx, connection, &header, &head[HEADER_LEN..head_len]);
+        self.head = head;
+        dispatched?;
+        match &mut connection.reading {
+            Reading::Payload(payload) if payload.placement.run == run => {
+                payload.done = landed as u32;
+                if payload.left() == 0 {
+                    self.foreseen += 1;
+                    complete(cx, connection);
+                }
+            }
+            _ => {
+                self.misjudged += 1;
+                self.pick_up(cx, connection, run, landed);
+                self.feed_spill(cx, connection, landed)?;
+            }
+        }
+        Ok(step)
+    }
+
+    /// Copies what landed in the wrong slots out of them.
+    fn pick_up(&mut self, cx: &Context<'_>, connection: &Connection, run: Run, landed: usize) {
+        let mut spill = &mut self.spill[..landed];
+        each_tensor(connection, |tensor, bytes| {
+            let (part, rest) = mem::take(&mut spill).split_at_mut_checked(bytes as usize).unwrap_or_default();
+            spill = rest;
+            if let Some(span) = cx.arena.span(run, tensor, 0, part.len() as u32) {
+                span.copy_to(part);
+            }
+        });
+    }
+
+    fn read_partial_head(&mut self, cx: &mut Context<'_>, connection: &mut Connection) -> Result<Step, Over> {
+        let Reading::Head(Some(partial)) = &mut connection.reading else { return Ok(Step::Again) };
+        let need = match measure(partial.bytes()) {
+            Ok(Measured::Needs(need)) => need,
+            Ok(Measured::Whole(_, len)) => len,
+            Err(error) => return self.garbage(cx, connection, error),
+        };
+        let room = partial.room(need);
+        let want = room.len();
+        let step = finish(connection.stream.read(room), want)?;
+        if let Step::Read { bytes, .. } = step {
+            partial.filled(bytes);
+            self.finish_head(cx, connection)?;
+        }
+        Ok(step)
+    }
+
+    fn read_payload(
+        &mut self,
+        cx: &mut Context<'_>,
+        connection: &mut Connection,
+        payload: Payload,
+    ) -> Result<Step, Over> {
+        if !cx.engine.still_placing(&payload.placement) {
+            connection.reading = Reading::Drain(payload.left());
+            return Ok(Step::Again);
+        }
+        let list = self.list.begin();
+        let pieces = cx.engine.pieces(&payload.placement);
+        let want = scatter(list, cx.arena, pieces, payload.done, BYTES_PER_TURN as u32).ok_or(Over)? as usize;
+        let step = finish(connection.stream.readv(list), want)?;
+        if let Step::Read { bytes, .. } = step {
+            advance(cx, connection, bytes as u32, false);
+        }
+        Ok(step)
+    }
+
+    fn drain(&mut self, connection: &mut Connection, left: u32) -> Result<Step, Over> {
+        let want = SINK.min(left as usize);
+        let step = finish(connection.stream.read(&mut self.sink[..want]), want)?;
+        if let Step::Read { bytes, .. } = step {
+            connection.reading = drained(left - bytes as u32);
+        }
+        Ok(step)
+    }
+
+    fn feed_head(&mut self, cx: &mut Context<'_>, connection: &mut Connection, bytes: usize) -> Result<(), Over> {
+        let head = mem::take(&mut self.head);
+        let fed = self.feed(cx, connection, &head[..bytes]);
+        self.head = head;
+        fed
+    }
+
+    fn feed_spill(&mut self, cx: &mut Context<'_>, connection: &mut Connection, bytes: usize) -> Result<(), Over> {
+        let spill = mem::take(&mut self.spill);
+        let fed = self.feed(cx, connection, &spill[..bytes]);
+        self.spill = spill;
+        fed
+    }
+
+    /// Takes in bytes of the stream that have landed outside slots, whatever they turn out to be.
+    fn feed(&mut self, cx: &mut Context<'_>, connection: &mut Connection, mut bytes: &[u8]) -> Result<(), Over> {
+        while !bytes.is_empty() {
+            let taken = match &mut connection.reading {
+                Reading::Head(None) => match measure(bytes) {
+                    Ok(Measured::Whole(header, len)) => {
+                        self.dispatch(cx, connection, &header, &bytes[HEADER_LEN..len])?;
+                        len
+                    }
+                    Ok(Measured::Needs(_)) => {
+                        let mut partial = self.partial.pop().unwrap_or_else(PartialHead::new);
+                        partial.begin(cx.now, bytes);
+                        connection.reading = Reading::Head(Some(partial));
+                        bytes.len()
+                    }
+                    Err(error) => return self.garbage(cx, connection, error),
+                },
+                Reading::Head(Some(partial)) => match measure(partial.bytes()) {
+                    Ok(Measured::Needs(need) | Measured::Whole(_, need)) => {
+                        let room = partial.room(need);
+                        let taken = room.len().min(bytes.len());
+                        room[..taken].copy_from_slice(&bytes[..taken]);
+                        partial.filled(taken);
+                        self.finish_head(cx, connection)?;
+                        taken
+                    }
+                    Err(error) => return self.garbage(cx, connection, error),
+                },
+                Reading::Payload(payload) => {
+                    let taken = bytes.len().min(payload.left() as usize);
+                    if cx.engine.still_placing(&payload.placement) {
+                        let pieces = cx.engine.pieces(&payload.placement);
+                        if !place(cx.arena, pieces, payload.done, &bytes[..taken]) {
+                            return Err(Over);
+                        }
+                        advance(cx, connection, taken as u32, true);
+                    } else {
+                        connection.reading = drained(payload.left() - taken as u32);
+                    }
+                    taken
+                }
+                Reading::Drain(left) => {
+                    let taken = bytes.len().min(*left as usize);
+                    connection.reading = drained(*left - taken as u32);
+                    taken
+                }
+            };
+            bytes = &bytes[taken..];
+        }
+        Ok(())
+    }
+
+    /// Hands a partial head on if it has become whole.
+    fn finish_head(&mut self, cx: &mut Context<'_>, connection: &mut Connection) -> Result<(), Over> {
+        let Reading::Head(Some(partial)) = mem::replace(&mut connection.reading, Reading::Head(None)) else {
+            return Ok(());
+        };
+        match measure(partial.bytes()) {
+            Ok(Measured::Whole(header, len)) => {
+                let dispatched = self.dispatch(cx, connection, &header, &partial.bytes()[HEADER_LEN..len]);
+                self.keep(partial);
+                dispatched
+            }
+            Ok(Measured::Needs(_)) => {
+                connection.reading = Reading::Head(Some(partial));
+                Ok(())
+            }
+            Err(error) => {
+                self.keep(partial);
+                self.garbage(cx, connection, error)
+            }
+        }
+    }
+
+    /// Hands a frame to the engine, and notes what is to become of the tensor data behind its head.
+    fn dispatch(
+        &mut self,
+        cx: &mut Context<'_>,
+        connection: &mut Connection,
+        header: &Header,
+        head: &[u8],
+    ) -> Result<(), Over> {
+        let rest = header.length - head.len() as u32;
+        match cx.engine.handle_frame(cx.now, Peer::Stream(connection.id), header, head) {
+            Verdict::Close => return Err(Over),
+            Verdict::Done | Verdict::Discard => connection.reading = drained(rest),
+            Verdict::Place(placement) => {
+                if !head.is_empty() {
+                    cx.arena.meta(placement.run).ok_or(Over)?.copy_from(head);
+                    connection.shape.remember(header, head, rest);
+                }
+                connection.reading = Reading::Payload(Payload { placement, done: 0, fixup: 0 });
+                if placement.length() == 0 {
+                    complete(cx, connection);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn garbage<T>(
+        &mut self,
+        cx: &mut Context<'_>,
+        connection: &Connection,
+        error: splitrpc_wire::WireError,
+    ) -> Result<T, Over> {
+        // For streams the verdict is always to close.
+        let _ = cx.engine.handle_garbage(cx.now, Peer::Stream(connection.id), error);
+        Err(Over)
+    }
+
+    fn keep(&mut self, partial: Box<PartialHead>) {
+        if self.partial.len() < self.partial.capacity() {
+            self.partial.push(partial);
+        }
+    }
+}
+
+/// `bytes` more of a payload are in its slots.
+fn advance(cx: &mut Context<'_>, connection: &mut Connection, bytes: u32, moved: bool) {
+    let Reading::Payload(payload) = &mut connection.reading else { return };
+    payload.done += bytes;
+    payload.fixup += if moved { bytes } else { 0 };
+    if payload.left() == 0 {
+        complete(cx, connection);
+    } else {
+        cx.engine.progressed(&payload.placement, payload.done);
+    }
+}
+
+/// All of a payload is in its slots. The kernel copied every byte once.
+fn complete(cx: &mut Context<'_>, connection: &mut Connection) {
+    if let Reading::Payload(payload) = mem::replace(&mut connection.reading, Reading::Head(None)) {
+        cx.engine.placed(cx.now, &payload.placement, payload.placement.length(), payload.fixup);
+    }
+}
+
+fn drained(left: u32) -> Reading {
+    if left == 0 { Reading::Head(None) } else { Reading::Drain(left) }
+}
+
+/// Calls `f` with each tensor that the connection's next request is expected to have, and its bytes.
+fn each_tensor(connection: &Connection, mut f: impl FnMut(u16, u32)) {
+    let manifest = connection.shape.small().and_then(|(_, manifest)| Manifest::parse(manifest).ok());
+    for tensor in manifest.iter().flat_map(Manifest::tensors).filter(|t| t.bytes > 0) {
+        f(tensor.handle, tensor.bytes);
+    }
+}
+
+fn finish(read: io::Result<usize>, want: usize) -> Result<Step, Over> {
+    match read {
+        Ok(0) => Err(Over),
+        Ok(bytes) => Ok(Step::Read { bytes, dry: bytes < want }),
+        Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(Step::Quiet),
+        Err(_) => Err(Over),
+    }
+}

@@ -1,0 +1,85 @@
+//! How a data thread waits, and how others rouse it.
+
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use splitrpc_socket::WakeFd;
+
+/// What a data thread does when there is nothing to do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum WaitMode {
+    /// It keeps polling.
+    Spin,
+    /// It polls for this long after something last happened, then sleeps.
+    Adaptive {
+        /// How long.
+        spin: Duration,
+    },
+    /// It sleeps at once.
+    Block,
+}
+
+impl WaitMode {
+    /// Adaptive with the usual time.
+    pub const ADAPTIVE: WaitMode = WaitMode::Adaptive { spin: Duration::from_micros(50) };
+
+    /// Nanoseconds to poll after something last happened.
+    pub(crate) fn spin_ns(self) -> u64 {
+        match self {
+            WaitMode::Spin => u64::MAX,
+            WaitMode::Adaptive { spin } => u64::try_from(spin.as_nanos()).unwrap_or(u64::MAX),
+            WaitMode::Block => 0,
+        }
+    }
+}
+
+/// Rouses a data thread that may be asleep. A wake-up costs a system call only if it is.
+#[derive(Clone, Debug)]
+pub struct Waker {
+    fd: WakeFd,
+    asleep: Arc<AtomicBool>,
+}
+
+impl Waker {
+    /// A waker for a thread to come.
+    ///
+    /// # Errors
+    /// Those of the kernel.
+    pub fn new() -> io::Result<Waker> {
+        Ok(Waker { fd: WakeFd::new()?, asleep: Arc::new(AtomicBool::new(false)) })
+    }
+
+    /// To be called after what the thread is to see has been written.
+    pub fn wake(&self) {
+        // The thread announces its sleep and then looks once more; we write and then look whether it sleeps. One of the
+        // two sees the other.
+        std::sync::atomic::fence(Ordering::SeqCst);
+        if self.asleep.swap(false, Ordering::SeqCst) {
+            self.fd.wake();
+        }
+    }
+
+    /// The thread is about to look a last time before it sleeps.
+    pub(crate) fn announce_sleep(&self) {
+        self.asleep.store(true, Ordering::SeqCst);
+        std::sync::atomic::fence(Ordering::SeqCst);
+    }
+
+    /// The thread is awake.
+    pub(crate) fn awake(&self) {
+        self.asleep.store(false, Ordering::Relaxed);
+    }
+
+    pub(crate) fn drain(&self) {
+        self.fd.drain();
+    }
+}
+
+impl AsFd for Waker {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+}

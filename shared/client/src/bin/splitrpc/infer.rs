@@ -1,0 +1,109 @@
+//! `splitrpc infer`.
+
+use std::fs::{self, File};
+use std::io::{BufReader, BufWriter, Write};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use clap::Args;
+use splitrpc_client::npy::{self, Array, NpyError};
+use splitrpc_client::{CallOptions, Client, Input, Response};
+
+use crate::files::file_names;
+use crate::{Failed, Reach, Summary, TransportArg, explain, plain};
+
+/// Largest input that is read from a file.
+const MAX_INPUT: u64 = u32::MAX as u64;
+
+#[derive(Args)]
+pub(crate) struct Infer {
+    #[command(flatten)]
+    reach: Reach,
+    /// The model's name.
+    model: String,
+    /// An input as NAME=FILE.npy; FILE.npy alone where the model has one input.
+    #[arg(long = "input", value_name = "[NAME=]FILE.npy")]
+    inputs: Vec<String>,
+    /// Where to write one NAME.npy for each output; created if need be.
+    #[arg(long, value_name = "DIR")]
+    output_dir: PathBuf,
+    /// Print the path that the request took and the time in each stage.
+    #[arg(long)]
+    explain: bool,
+    /// Milliseconds within which the answer is of use.
+    #[arg(long, value_name = "MS", value_parser = clap::value_parser!(u64).range(1..=4_000_000))]
+    deadline: Option<u64>,
+    /// 1 is the highest, 0 the model's default.
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    priority: u8,
+    /// Run it so many times, one after the other, and print the times; the last answer is written.
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..))]
+    repeat: u32,
+}
+
+impl Infer {
+    pub(crate) fn run(&self) -> Result<(), Failed> {
+        let files = self.inputs.iter().map(|input| read_input(input)).collect::<Result<Vec<_>, _>>()?;
+        let mut client = self.reach.connect()?;
+        let inputs: Vec<Input<'_>> =
+            files.iter().map(|(name, array)| Input::new(name, array.dtype, &array.dims, &array.data)).collect();
+        let deadline = self.deadline.map(Duration::from_millis);
+        let options = CallOptions { deadline, priority: self.priority, ..CallOptions::default() };
+        let mut times = Vec::new();
+        let mut response = client.infer_with(&self.model, &inputs, &options)?;
+        for _ in 1..self.repeat {
+            times.push(response.elapsed());
+            client.recycle(response);
+            response = client.infer_with(&self.model, &inputs, &options)?;
+        }
+        times.push(response.elapsed());
+        self.write_outputs(&client, &response)?;
+        if self.repeat > 1
+            && let Some(summary) = Summary::of(times)
+        {
+            println!("{} times: {summary}", self.repeat);
+        }
+        if self.explain {
+            let transport = match self.reach.transport {
+                TransportArg::Tcp => "tcp",
+            };
+            print!("\n{}", explain::table(&response, transport));
+        }
+        Ok(())
+    }
+
+    fn write_outputs(&self, client: &Client, response: &Response) -> Result<(), Failed> {
+        let catalogue = Arc::clone(client.catalogue());
+        let model = catalogue.by_handle(response.model());
+        let name = |handle: u16| model.map_or_else(|| format!("output-{handle}"), |m| m.output_name(handle));
+        let names: Vec<String> = response.outputs().map(|o| name(o.desc.handle)).collect();
+        let cannot =
+            |path: &Path, e: &dyn std::fmt::Display| Failed::Usage(format!("cannot write {}: {e}", path.display()));
+        fs::create_dir_all(&self.output_dir).map_err(|e| cannot(&self.output_dir, &e))?;
+        for (output, file) in response.outputs().zip(file_names(names.iter().map(String::as_str))) {
+            let path = self.output_dir.join(file);
+            let dims = output.desc.shape.dims();
+            write_npy(&path, output.desc.dtype, dims, output.data).map_err(|e| cannot(&path, &e))?;
+            println!("{}: {} {dims:?}", plain(&path.display().to_string()), output.desc.dtype.name());
+        }
+        Ok(())
+    }
+}
+
+fn read_input(argument: &str) -> Result<(String, Array), Failed> {
+    // A file's own name may contain the sign: what exists as it stands is a file.
+    let (name, file) = match argument.split_once('=') {
+        Some(parts) if !Path::new(argument).exists() => parts,
+        _ => ("", argument),
+    };
+    let failed = |e: NpyError| Failed::Usage(format!("cannot read the input file {file}: {e}"));
+    let mut input = BufReader::new(File::open(file).map_err(|e| failed(e.into()))?);
+    Ok((name.to_owned(), npy::read(&mut input, MAX_INPUT).map_err(failed)?))
+}
+
+fn write_npy(path: &Path, dtype: splitrpc_client::wire::DType, dims: &[u32], data: &[u8]) -> Result<(), NpyError> {
+    let mut file = BufWriter::new(File::create(path)?);
+    npy::write(&mut file, dtype, dims, data)?;
+    Ok(file.flush()?)
+}

@@ -1,0 +1,155 @@
+//! The `splitrpc` command against a server made of the wire crate.
+
+mod common;
+
+use std::fs;
+use std::net::SocketAddr;
+use std::path::Path;
+use std::process::{Command, Output};
+use std::thread;
+
+use common::{Greeting, Peer, listen};
+use splitrpc_client::npy;
+use splitrpc_client::wire::{DType, Status};
+
+/// Serves one connection.
+fn serve(script: fn(Peer)) -> (SocketAddr, thread::JoinHandle<()>) {
+    let (listener, addr) = listen();
+    (addr, thread::spawn(move || script(Peer::accept(&listener, &Greeting::default()))))
+}
+
+fn splitrpc(args: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_splitrpc")).args(args).output().unwrap()
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
+}
+
+fn save(dir: &Path, name: &str, dtype: DType, dims: &[u32], data: &[u8]) -> String {
+    let path = dir.join(name);
+    npy::write(&mut fs::File::create(&path).unwrap(), dtype, dims, data).unwrap();
+    path.to_str().unwrap().to_owned()
+}
+
+fn load(path: &Path) -> npy::Array {
+    npy::read(&mut fs::File::open(path).unwrap(), 1 << 20).unwrap()
+}
+
+#[test]
+fn infer_writes_each_output_into_the_directory() {
+    let dir = tempfile::tempdir().unwrap();
+    let (addr, server) = serve(|mut p| p.echo());
+    let floats: Vec<u8> = [1.5f32, 2.5, -3.0, 4.0].iter().flat_map(|f| f.to_le_bytes()).collect();
+    let a = format!("a={}", save(dir.path(), "in=a.npy", DType::Fp32, &[2, 2], &floats));
+    let b = format!("b={}", save(dir.path(), "b.npy", DType::Int64, &[2], &[7; 16]));
+    let out = dir.path().join("deep/out");
+    let output = splitrpc(&[
+        "infer",
+        &addr.to_string(),
+        "pair",
+        "--input",
+        &b,
+        "--input",
+        &a,
+        "--output-dir",
+        out.to_str().unwrap(),
+        "--explain",
+        "--repeat",
+        "3",
+        "--priority",
+        "2",
+        "--deadline",
+        "60000",
+    ]);
+    assert!(output.status.success(), "{}", text(&output.stderr));
+    // The server calls its outputs `../sum` and `..\sum`.
+    assert_eq!(load(&out.join("_.._sum.npy")).data, floats);
+    assert_eq!(load(&out.join("_.._sum-2.npy")).dims, [2]);
+    assert_eq!(fs::read_dir(&out).unwrap().count(), 2);
+    let printed = text(&output.stdout);
+    for wanted in
+        ["tcp port", "kernel-to-slot", "1 by a CPU", "compute", "network", "3 times: min", "by the client's clock"]
+    {
+        assert!(printed.contains(wanted), "{wanted} is missing in:\n{printed}");
+    }
+    server.join().unwrap();
+}
+
+#[test]
+fn a_single_input_needs_no_name() {
+    let dir = tempfile::tempdir().unwrap();
+    let (addr, server) = serve(|mut p| p.echo());
+    let file = save(dir.path(), "x.npy", DType::Uint8, &[3], b"abc");
+    let out = dir.path().to_str().unwrap();
+    let output = splitrpc(&["infer", &addr.to_string(), "echo", "--input", &file, "--output-dir", out]);
+    assert!(output.status.success(), "{}", text(&output.stderr));
+    assert_eq!(load(&dir.path().join("OUTPUT.npy")).data, b"abc");
+    server.join().unwrap();
+}
+
+#[test]
+fn models_are_listed_for_people_and_programs() {
+    let (addr, server) = serve(|mut p| assert!(p.request().is_none()));
+    let printed = text(&splitrpc(&["models", &addr.to_string()]).stdout);
+    assert!(printed.contains("pair (version 1, up to 8 rows a request)"), "{printed}");
+    assert!(printed.contains("takes a FP32 [?, 2]") && printed.contains("gives OUTPUT UINT8 [?]"), "{printed}");
+    server.join().unwrap();
+    let (addr, server) = serve(|mut p| assert!(p.request().is_none()));
+    let json: serde_json::Value =
+        serde_json::from_slice(&splitrpc(&["models", &addr.to_string(), "--json"]).stdout).unwrap();
+    assert_eq!(json[1]["inputs"][1]["datatype"], "INT64");
+    assert_eq!(json[0]["name"], "echo");
+    server.join().unwrap();
+}
+
+#[test]
+fn ping_counts() {
+    let (addr, server) = serve(|mut p| assert!(p.request().is_none()));
+    let output = splitrpc(&["ping", &addr.to_string(), "--count", "2"]);
+    assert!(output.status.success());
+    assert!(text(&output.stdout).contains("2 answered: min"), "{}", text(&output.stdout));
+    server.join().unwrap();
+}
+
+#[test]
+fn exit_codes_and_messages_tell_what_to_do() {
+    let dir = tempfile::tempdir().unwrap();
+    let good = save(dir.path(), "x.npy", DType::Uint8, &[3], b"abc");
+    let wrong = save(dir.path(), "f.npy", DType::Fp32, &[1], &[0; 4]);
+    let out = dir.path().to_str().unwrap();
+    let infer = |addr: SocketAddr, model: &str, input: &str| {
+        let output = splitrpc(&["infer", &addr.to_string(), model, "--input", input, "--output-dir", out]);
+        (output.status.code().unwrap(), text(&output.stderr))
+    };
+    let serve_no_request = || serve(|mut p| assert!(p.request().is_none()));
+    let expect = |(code, message): (i32, String), wanted: i32, words: &str| {
+        assert!(code == wanted && message.contains(words), "{code}: {message}");
+    };
+
+    let (addr, server) = serve(|mut p| {
+        let (header, _) = p.request().unwrap();
+        p.fail(header.request, Status::ModelFailed, 0, "divided by \x1b[31mzero");
+        assert!(p.request().is_none());
+    });
+    let failed = infer(addr, "echo", &good);
+    assert!(!failed.1.contains('\x1b'), "control characters must not reach the terminal");
+    expect(failed, 1, "divided by");
+    server.join().unwrap();
+
+    let (addr, server) = serve_no_request();
+    expect(infer(addr, "nope", &good), 1, "the server serves: echo, pair");
+    server.join().unwrap();
+    let (addr, server) = serve_no_request();
+    expect(infer(addr, "echo", &wrong), 1, "the model wants UINT8");
+    server.join().unwrap();
+
+    let nowhere = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    expect(infer(nowhere, "echo", "INPUT=missing.npy"), 2, "missing.npy");
+    expect(infer(nowhere, "echo", &good), 3, "is the server running");
+    let output = splitrpc(&["models", "host:what"]);
+    expect((output.status.code().unwrap(), text(&output.stderr)), 3, "give host or host:port");
+    assert_eq!(splitrpc(&["infer", "127.0.0.1"]).status.code(), Some(2));
+    assert_eq!(splitrpc(&["--version"]).status.code(), Some(0));
+    assert!(text(&splitrpc(&["--help"]).stdout).contains("Exit codes"));
+}

@@ -1,0 +1,101 @@
+//! What is counted: declared once, here. A metric's name and help text follow from the declaration.
+
+macro_rules! declared {
+    ($(#[$doc:meta])* $ty:ident, $suffix:literal { $($name:ident = $help:literal,)+ }) => {
+        $(#[$doc])*
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+        #[non_exhaustive]
+        #[repr(u8)]
+        pub enum $ty { $(#[doc = $help] $name,)+ }
+
+        impl $ty {
+            /// All of them, in the order of their declaration.
+            pub const ALL: &'static [$ty] = &[$($ty::$name,)+];
+
+            /// The help text.
+            #[must_use]
+            pub const fn help(self) -> &'static str {
+                match self { $($ty::$name => $help,)+ }
+            }
+
+            /// The metric's name.
+            #[must_use]
+            pub fn metric(self) -> String {
+                let name = match self { $($ty::$name => stringify!($name),)+ };
+                format!("splitrpc_{}{}", snake(name), $suffix)
+            }
+        }
+    };
+}
+
+declared! {
+    /// Something that happened and is counted. None carries a label; what does is in [`crate::Model`].
+    Event, "_total" {
+        FramesReceived = "Frames that parsed.",
+        FramesSent = "Frames handed to the network.",
+        BytesReceived = "Bytes received from the network, headers included.",
+        BytesSent = "Bytes sent to the network, headers included.",
+        StreamsAccepted = "TCP connections accepted.",
+        StreamsRefused = "TCP connections refused for want of a place.",
+        StreamsClosed = "TCP connections closed.",
+        SessionsOpened = "Sessions opened.",
+        SessionsClosed = "Sessions closed or forgotten.",
+        AddressChallenges = "Datagram clients asked to prove their address.",
+        RequestsAdmitted = "Requests that were given a slot.",
+        RequestsRefused = "Requests that were refused: busy, over a quota or a limit, or malformed.",
+        DuplicateFrames = "Frames that repeated what had arrived.",
+        DuplicateRequests = "Requests that repeated one already known, answered without running it again.",
+        FramesRetransmitted = "Frames sent again.",
+        FramesLost = "Frames declared lost by loss detection.",
+        FramesDiscarded = "Frames that belong to no live request or session.",
+        FaultHookDrops = "Datagrams dropped on purpose by the fault hook.",
+        BurstsSent = "System calls that sent datagrams.",
+        BurstsReceived = "System calls that received datagrams.",
+        Launches = "Batches launched.",
+        Submissions = "Submissions taken from the link.",
+        Completions = "Completions sent over the link.",
+        LinkErrors = "Descriptors on the link that named something that does not exist.",
+        WorkersReplaced = "Runtime instances replaced after a panic.",
+        Wakeups = "Times that a data thread was woken from sleep.",
+    }
+}
+
+declared! {
+    /// Something that has a level at any moment.
+    Level, "" {
+        Streams = "TCP connections open.",
+        Sessions = "Sessions open.",
+        RequestsInFlight = "Requests admitted and not yet answered.",
+        RequestsQueued = "Requests waiting for a launch.",
+        InputSlotsFree = "Input slots that are free.",
+        OutputSlotsFree = "Output slots that are free.",
+    }
+}
+
+/// `CamelCase` to `snake_case`.
+fn snake(name: &str) -> String {
+    let mut out = String::with_capacity(name.len() + 8);
+    for (i, c) in name.chars().enumerate() {
+        if c.is_ascii_uppercase() && i > 0 {
+            out.push('_');
+        }
+        out.push(c.to_ascii_lowercase());
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashSet;
+
+    use super::*;
+
+    #[test]
+    fn names_follow_from_declarations_and_differ() {
+        assert_eq!(Event::FramesReceived.metric(), "splitrpc_frames_received_total");
+        assert_eq!(Level::Sessions.metric(), "splitrpc_sessions");
+        let names: HashSet<_> =
+            Event::ALL.iter().map(|e| e.metric()).chain(Level::ALL.iter().map(|l| l.metric())).collect();
+        assert_eq!(names.len(), Event::ALL.len() + Level::ALL.len());
+    }
+}

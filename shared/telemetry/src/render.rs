@@ -1,0 +1,287 @@
+//! The Prometheus text exposition format, version 0.0.4.
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+
+use splitrpc_wire::{Stage, Status, WireError};
+
+use crate::{Cell, Event, Level, Series, Shard, Snapshot};
+
+/// Histogram bounds are powers of two: of nanoseconds from 1 µs to 17 s, shown in seconds.
+const TIME_BITS: std::ops::RangeInclusive<u32> = 10..=34;
+/// Bounds of histograms of counts: 1 to 4,096.
+const COUNT_BITS: std::ops::RangeInclusive<u32> = 0..=12;
+
+/// Writes metrics in the text format. Samples of a metric follow its [`Writer::head`].
+#[derive(Debug, Default)]
+pub struct Writer {
+    text: String,
+}
+
+impl Writer {
+    /// With no metric yet.
+    #[must_use]
+    pub fn new() -> Writer {
+        Writer::default()
+    }
+
+    /// Begins a metric. `kind` is `counter`, `gauge` or `histogram`.
+    pub fn head(&mut self, name: &str, kind: &str, help: &str) {
+        let help = help.replace('\\', "\\\\").replace('\n', "\\n");
+        // Writing to a string does not fail.
+        let _ = write!(self.text, "# HELP {name} {help}\n# TYPE {name} {kind}\n");
+    }
+
+    /// One sample.
+    pub fn sample(&mut self, name: &str, labels: &[(&str, &str)], value: f64) {
+        self.text.push_str(name);
+        self.labels(labels, None);
+        let _ = writeln!(self.text, " {value}");
+    }
+
+    /// A histogram's samples. Bounds are 2^bits of `unit` each. `whole`: a value on a bound counts below it, as it should;
+    /// for times, where it cannot matter, it counts above.
+    fn histogram(
+        &mut self,
+        name: &str,
+        labels: &[(&str, &str)],
+        snapshot: &Snapshot,
+        bits: std::ops::RangeInclusive<u32>,
+        unit: f64,
+        whole: bool,
+    ) {
+        for bits in bits {
+            let (count, bound) = if whole {
+                (snapshot.at_most_power(bits), (1u64 << bits) as f64)
+            } else {
+                (snapshot.below_power(bits), (1u64 << bits) as f64 * unit)
+            };
+            let _ = write!(self.text, "{name}_bucket");
+            self.labels(labels, Some(&bound.to_string()));
+            let _ = writeln!(self.text, " {count}");
+        }
+        let _ = write!(self.text, "{name}_bucket");
+        self.labels(labels, Some("+Inf"));
+        let _ = writeln!(self.text, " {}", snapshot.count());
+        self.sample(&format!("{name}_sum"), labels, snapshot.sum() as f64 * unit);
+        self.sample(&format!("{name}_count"), labels, snapshot.count() as f64);
+    }
+
+    fn labels(&mut self, labels: &[(&str, &str)], bound: Option<&str>) {
+        if labels.is_empty() && bound.is_none() {
+            return;
+        }
+        let mut lead = '{';
+        for (name, value) in labels.iter().copied().chain(bound.map(|b| ("le", b))) {
+            self.text.push(lead);
+            lead = ',';
+            let _ = write!(self.text, "{name}=\"");
+            for c in value.chars() {
+                match c {
+                    '\\' => self.text.push_str("\\\\"),
+                    '"' => self.text.push_str("\\\""),
+                    '\n' => self.text.push_str("\\n"),
+                    c => self.text.push(c),
+                }
+            }
+            self.text.push('"');
+        }
+        self.text.push('}');
+    }
+
+    /// The text.
+    #[must_use]
+    pub fn finish(self) -> String {
+        self.text
+    }
+}
+
+/// All metrics of these shards, added up. `models` names the models by handle.
+pub fn render<'s>(out: &mut Writer, models: &[&str], shards: impl Iterator<Item = &'s Shard> + Clone) {
+    for &event in Event::ALL {
+        let name = event.metric();
+        out.head(&name, "counter", event.help());
+        out.sample(&name, &[], shards.clone().map(|s| s.events[event as usize].load()).sum::<u64>() as f64);
+    }
+    for &level in Level::ALL {
+        let name = level.metric();
+        out.head(&name, "gauge", level.help());
+        out.sample(&name, &[], shards.clone().map(|s| s.levels[level as usize].load()).sum::<u64>() as f64);
+    }
+    let name = "splitrpc_wire_errors_total";
+    out.head(name, "counter", "Bytes from peers that were refused, by the rule that they broke.");
+    for error in WireError::ALL {
+        let n: u64 = shards.clone().map(|s| s.wire_errors[error.index()].load()).sum();
+        out.sample(name, &[("error", error.name())], n as f64);
+    }
+    let name = "splitrpc_refusals_total";
+    out.head(name, "counter", "Requests and sessions refused before they had a model and a path, by status.");
+    for &status in Status::ALL.iter().filter(|&&s| s != Status::Ok) {
+        let n: u64 = shards.clone().map(|s| s.refusals[status as usize].load()).sum();
+        out.sample(name, &[("status", status.name())], n as f64);
+    }
+    render_models(out, models, shards.clone());
+    render_paths(out, models, shards);
+}
+
+fn render_models<'s>(out: &mut Writer, models: &[&str], shards: impl Iterator<Item = &'s Shard> + Clone) {
+    let name = "splitrpc_model_queued";
+    out.head(name, "gauge", "Requests that wait for a launch.");
+    for (handle, model) in models.iter().enumerate() {
+        let n: u64 = shards.clone().filter_map(|s| s.models.get(handle)).map(|m| m.queued.load()).sum();
+        out.sample(name, &[("model", model)], n as f64);
+    }
+    for (name, help, rows) in [
+        ("splitrpc_batch_rows", "Rows in each launch.", true),
+        ("splitrpc_batch_requests", "Requests in each launch.", false),
+    ] {
+        out.head(name, "histogram", help);
+        for (handle, model) in models.iter().enumerate() {
+            let mut sum = Snapshot::new();
+            for m in shards.clone().filter_map(|s| s.models.get(handle)) {
+                sum.add(if rows { &m.batch_rows } else { &m.batch_requests });
+            }
+            out.histogram(name, &[("model", model)], &sum, COUNT_BITS, 1.0, true);
+        }
+    }
+}
+
+fn render_paths<'s>(out: &mut Writer, models: &[&str], shards: impl Iterator<Item = &'s Shard> + Clone) {
+    // Grouped by labels, so that the shards' series of one model and path become one.
+    let mut groups: BTreeMap<(usize, [(&str, &str); 5]), Vec<&Series>> = BTreeMap::new();
+    for shard in shards {
+        for (handle, model) in shard.models.iter().enumerate().take(models.len()) {
+            for series in &model.series {
+                if let Some(key) = series.key() {
+                    groups.entry((handle, key.labels())).or_default().push(series);
+                }
+            }
+        }
+    }
+    let groups: Vec<(Vec<(&str, &str)>, Vec<&Series>)> = groups
+        .into_iter()
+        .map(|((handle, path), series)| ([("model", models[handle])].into_iter().chain(path).collect(), series))
+        .collect();
+
+    let name = "splitrpc_requests_total";
+    out.head(name, "counter", "Requests answered, by model, path and status.");
+    for (labels, series) in &groups {
+        for &status in Status::ALL {
+            let n: u64 = series.iter().map(|s| s.statuses[status as usize].load()).sum();
+            if n > 0 {
+                let labels: Vec<_> = labels.iter().copied().chain([("status", status.name())]).collect();
+                out.sample(name, &labels, n as f64);
+            }
+        }
+    }
+    type Field = fn(&Series) -> &Cell;
+    let counters: [(&str, &str, Field); 4] = [
+        ("splitrpc_payload_bytes_total", "Tensor bytes of requests.", |s| &s.payload_bytes),
+        (
+            "splitrpc_cpu_copied_bytes_total",
+            "Request bytes that a CPU copied on the way into their slots, the kernel's own copy included.",
+            |s| &s.copied_bytes,
+        ),
+        (
+            "splitrpc_fixup_bytes_total",
+            "Of those, bytes copied again because they had landed in the wrong place.",
+            |s| &s.fixup_bytes,
+        ),
+        ("splitrpc_runtime_copied_bytes_total", "Bytes that runtimes copied on the CPU beyond the slots.", |s| {
+            &s.runtime_copied_bytes
+        }),
+    ];
+    for (name, help, field) in counters {
+        out.head(name, "counter", help);
+        for (labels, series) in &groups {
+            out.sample(name, labels, series.iter().map(|s| field(s).load()).sum::<u64>() as f64);
+        }
+    }
+    let name = "splitrpc_request_duration_seconds";
+    out.head(name, "histogram", "First byte of a request to its answer, of requests that succeeded.");
+    for (labels, series) in &groups {
+        let mut sum = Snapshot::new();
+        series.iter().for_each(|s| sum.add(&s.total));
+        out.histogram(name, labels, &sum, TIME_BITS, 1e-9, false);
+    }
+    let name = "splitrpc_stage_duration_seconds";
+    out.head(name, "histogram", "Duration of each stage, of requests that succeeded.");
+    for (labels, series) in &groups {
+        for stage in Stage::ALL {
+            let mut sum = Snapshot::new();
+            series.iter().for_each(|s| sum.add(&s.stages[stage as usize]));
+            let labels: Vec<_> = labels.iter().copied().chain([("stage", stage.name())]).collect();
+            out.histogram(name, &labels, &sum, TIME_BITS, 1e-9, false);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use splitrpc_wire::Path;
+    use splitrpc_wire::path::{Mover, Port};
+
+    use super::*;
+
+    fn sample() -> String {
+        let shards = [Shard::new(2), Shard::new(2)];
+        let mut path = Path {
+            port: Port::Tcp,
+            mover: Mover::KernelToSlot,
+            payload_bytes: 10,
+            copied_bytes: 10,
+            ..Path::default()
+        };
+        path.set_stage(Stage::Compute, 3_000);
+        for shard in &shards {
+            shard.request(1, &path, Status::Ok, 5_000);
+            shard.count(Event::FramesReceived, 3);
+            shard.wire_error(WireError::BadMagic);
+            shard.refused(Status::UnknownModel);
+            shard.models[1].batch_rows.record(8);
+        }
+        shards[0].request(1, &path, Status::Busy, 0);
+        let mut out = Writer::new();
+        render(&mut out, &["a", "say \"hi\""], shards.iter());
+        out.finish()
+    }
+
+    #[test]
+    fn shards_are_added_up_under_their_labels() {
+        let text = sample();
+        let path =
+            r#"model="say \"hi\"",emulated="false",link="unknown",memory="unknown",mover="kernel-to-slot",port="tcp""#;
+        for line in [
+            "splitrpc_frames_received_total 6".to_owned(),
+            r#"splitrpc_wire_errors_total{error="BadMagic"} 2"#.to_owned(),
+            r#"splitrpc_refusals_total{status="UnknownModel"} 2"#.to_owned(),
+            format!("splitrpc_requests_total{{{path},status=\"Ok\"}} 2"),
+            format!("splitrpc_requests_total{{{path},status=\"Busy\"}} 1"),
+            format!("splitrpc_cpu_copied_bytes_total{{{path}}} 30"),
+            format!("splitrpc_request_duration_seconds_count{{{path}}} 2"),
+            format!("splitrpc_stage_duration_seconds_bucket{{{path},stage=\"compute\",le=\"0.000004096\"}} 2"),
+            r#"splitrpc_batch_rows_bucket{model="say \"hi\"",le="8"} 2"#.to_owned(),
+            r#"splitrpc_batch_rows_bucket{model="say \"hi\"",le="4"} 0"#.to_owned(),
+        ] {
+            assert!(text.lines().any(|l| l == line), "{line} is missing in\n{text}");
+        }
+    }
+
+    #[test]
+    fn every_sample_follows_its_own_head_and_buckets_never_fall() {
+        let mut metric = String::new();
+        let mut last = (String::new(), 0.0);
+        for line in sample().lines() {
+            if let Some(rest) = line.strip_prefix("# TYPE ") {
+                metric = rest.split(' ').next().unwrap().to_owned();
+            } else if !line.starts_with('#') {
+                assert!(line.starts_with(&metric), "{line} under {metric}");
+                let (name, value) = line.rsplit_once(' ').unwrap();
+                let value: f64 = value.parse().unwrap();
+                let series = name.split("le=").next().unwrap().to_owned();
+                assert!(series != last.0 || !name.contains("le=") || value >= last.1, "{line}");
+                last = (series, value);
+            }
+        }
+    }
+}
