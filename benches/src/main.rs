@@ -99,6 +99,9 @@ struct ServeArm {
     /// Core to run on.
     #[arg(long)]
     core: Option<usize>,
+    /// A client spins on the same core: give way to it.
+    #[arg(long)]
+    shared_core: bool,
     /// End with the process of this number, which started this one.
     #[arg(long, hide = true)]
     parent: Option<u32>,
@@ -124,8 +127,8 @@ fn serve_arm(options: &ServeArm) -> anyhow::Result<()> {
     if let Some(parent) = options.parent {
         process::end_with_parent(parent)?;
     }
-    if let Some(core) = options.core {
-        splitrpc_socket::pin_current_thread(core).with_context(|| format!("core {core} cannot be had"))?;
+    if options.shared_core {
+        wait::share_core();
     }
     let bind = address(&options.bind, PORT_BASE + options.arm.port_offset())?;
     let server = ServerOptions {
@@ -134,6 +137,7 @@ fn serve_arm(options: &ServeArm) -> anyhow::Result<()> {
         datagram: options.datagram,
         drop: options.drop,
         response_bytes: options.response_bytes,
+        core: options.core,
     };
     arms::serve(options.arm, &server, |address| {
         println!("{}{address}", process::READY);
@@ -170,8 +174,10 @@ fn compare(options: &Compare) -> anyhow::Result<()> {
         remote_only(&mut points, options.server_wait);
     }
     let limit = Duration::from_secs(options.limit.unwrap_or(if options.quick { 54 } else { 285 }));
-    if let Some((client, _)) = cores {
-        splitrpc_socket::pin_current_thread(client)?;
+    let machine = Machine::this();
+    match cores {
+        Some((client, _)) => splitrpc_socket::pin_current_thread(client)?,
+        None => wait::share_core(),
     }
     // Wakes on time, not within the usual 50 us of it.
     rustix::thread::set_current_timer_slack(std::num::NonZeroU64::new(1))?;
@@ -185,7 +191,7 @@ fn compare(options: &Compare) -> anyhow::Result<()> {
     let figures = verdict::figures(&runs, &idle);
     let report = Report {
         format: 1,
-        machine: Machine::this(),
+        machine,
         crossed,
         quick: options.quick,
         seed: options.seed,
@@ -228,19 +234,18 @@ fn run_all(
     options: &Compare,
 ) -> anyhow::Result<(Vec<Run>, Vec<record::Idle>)> {
     let idle_time = Duration::from_millis(if options.quick { 400 } else { 1_000 });
-    // Idle servers, the report, and what a slow last point may take too long.
-    let reserve = 5 * idle_time + Duration::from_secs(1);
+    // For idle servers, the report, and a last window that takes longer than planned.
+    let end = deadline.checked_sub(5 * idle_time + Duration::from_secs(1)).unwrap_or(deadline);
     let mut runs = Vec::new();
     let mut left: Duration = points.iter().map(Point::cost).sum();
     for point in points {
-        let time = deadline.saturating_duration_since(Instant::now()).saturating_sub(reserve);
-        let scale = (time.as_secs_f64() / left.as_secs_f64().max(1e-9)).clamp(0.15, 1.5);
+        let time = end.saturating_duration_since(Instant::now());
+        let share = (point.cost().as_secs_f64() / left.as_secs_f64().max(1e-9)).min(1.0);
         left = left.saturating_sub(point.cost());
-        if !runner.knows_saturation(point) {
+        if time.is_zero() || !runner.knows_saturation(point) {
             continue;
         }
-        // A tenth of the time that is left may go into floors that disagree.
-        let mut found = runner.run(point, scale, time / 10)?;
+        let mut found = runner.run(point, time.mul_f64(share), end)?;
         verdict::mark_void(&mut found);
         runs.append(&mut found);
     }

@@ -115,13 +115,20 @@ impl Point {
 
     /// How long it takes, about.
     pub(crate) fn cost(&self) -> Duration {
-        // Starting connections and pausing servers is not free.
-        let window = self.warm_up + self.measure + Duration::from_millis(2) + self.open_cost();
-        window * self.rounds * self.entrants.len() as u32
+        (self.warm_up + self.measure + self.overhead()) * self.rounds * self.entrants.len() as u32
     }
 
-    fn open_cost(&self) -> Duration {
-        Duration::from_micros(250) * self.concurrency as u32
+    /// How long a window takes beside its load: connecting, and pausing and resuming servers.
+    pub(crate) fn overhead(&self) -> Duration {
+        millis(2) + Duration::from_micros(250) * self.concurrency as u32
+    }
+
+    /// By how much a window's times are scaled so that it lasts about as long as `room`.
+    pub(crate) fn scale(&self, room: Duration, overhead: Duration) -> f64 {
+        let load = self.warm_up + self.measure;
+        // At a fixed low rate a shorter window might hold no request at all.
+        let least = if matches!(self.drive, Drive::Rate(..)) { 1.0 } else { 0.15 };
+        (room.saturating_sub(overhead).as_secs_f64() / load.as_secs_f64().max(1e-9)).clamp(least, 1.5)
     }
 }
 

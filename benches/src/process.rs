@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use anyhow::Context;
 use rustix::process::{Pid, Signal};
+use rustix::thread::CpuSet;
 
 use crate::arms::{Arm, ServerOptions};
 
@@ -35,6 +36,13 @@ impl CpuClock {
     }
 }
 
+/// Lets this thread, and those that it starts from now on, run on every core that the process may have.
+pub(crate) fn unpin() -> anyhow::Result<()> {
+    let mut all = CpuSet::new();
+    (0..CpuSet::MAX_CPU).for_each(|core| all.set(core));
+    Ok(rustix::thread::sched_setaffinity(None, &all)?)
+}
+
 /// Has the kernel end this process when the one that started it ends, however that comes about.
 pub(crate) fn end_with_parent(parent: u32) -> anyhow::Result<()> {
     rustix::process::set_parent_process_death_signal(Some(Signal::KILL))?;
@@ -54,7 +62,7 @@ pub(crate) struct Server {
 
 impl Server {
     /// Starts a server and waits until it listens.
-    pub(crate) fn start(arm: Arm, options: &ServerOptions, core: Option<usize>) -> anyhow::Result<Server> {
+    pub(crate) fn start(arm: Arm, options: &ServerOptions) -> anyhow::Result<Server> {
         let program = std::env::current_exe().context("this program's own path")?;
         let mut command = Command::new(program);
         command
@@ -69,9 +77,10 @@ impl Server {
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped());
-        if let Some(core) = core {
-            command.args(["--core", &core.to_string()]);
-        }
+        match options.core {
+            Some(core) => command.args(["--core", &core.to_string()]),
+            None => command.arg("--shared-core"),
+        };
         let mut child = command.spawn().with_context(|| format!("starting the server of {arm}"))?;
         let mut line = String::new();
         if let Some(stdout) = child.stdout.take() {

@@ -78,33 +78,44 @@ impl Runner {
         }
     }
 
-    /// Runs a point with its windows `scale` times as long as planned. While the floors disagree, up to as many rounds
-    /// again are run, until `spare` is used up.
-    pub(crate) fn run(&mut self, point: &Point, scale: f64, spare: Duration) -> anyhow::Result<Vec<Run>> {
+    /// Runs a point in about the time `budget`; no round begins after `end`. While the floors disagree, up to as many
+    /// rounds again are run, in a tenth of the time that is left.
+    pub(crate) fn run(&mut self, point: &Point, budget: Duration, end: Instant) -> anyhow::Result<Vec<Run>> {
         let mut tallies: Vec<Tally> = point.entrants.iter().map(|&entrant| Tally::new(entrant)).collect();
         for tally in &mut tallies {
             tally.offered = self.offered(point, &tally.entrant);
         }
+        self.progress.set_message(point.id());
         for tally in &tallies {
             self.server(&tally.entrant, point)?;
         }
-        self.progress.set_message(point.id());
-        for _ in 0..point.rounds {
-            self.round(point, scale, &mut tallies, true)?;
-        }
-        let extended = Instant::now();
-        for _ in 0..point.rounds {
-            if extended.elapsed() >= spare || !disagree(&tallies) {
+        let (started, windows) = (Instant::now(), point.rounds * tallies.len() as u32);
+        let mut overhead = point.overhead();
+        for round in 0..point.rounds {
+            let left = budget.saturating_sub(started.elapsed()) / (windows - round * tallies.len() as u32);
+            let scale = point.scale(left, overhead);
+            let before = Instant::now();
+            self.round(point, scale, &mut tallies)?;
+            self.progress.inc(tallies.len() as u64);
+            let load = (point.warm_up + point.measure).mul_f64(scale);
+            overhead = (overhead * 3 + (before.elapsed() / tallies.len() as u32).saturating_sub(load)) / 4;
+            if Instant::now() >= end {
                 break;
             }
-            self.round(point, scale, &mut tallies, false)?;
+        }
+        let patience = Instant::now() + end.saturating_duration_since(Instant::now()) / 10;
+        for _ in 0..point.rounds {
+            if Instant::now() >= patience || !disagree(&tallies) {
+                break;
+            }
+            self.round(point, point.scale(point.warm_up + point.measure, Duration::ZERO), &mut tallies)?;
         }
         self.learn(point, &tallies);
         let target_us = self.floor_us.get(&point.request_bytes).map(|floor| floor * TARGET_OF_FLOOR);
         Ok(tallies.iter().map(|tally| tally.record(point, self.crossed, target_us)).collect())
     }
 
-    fn round(&mut self, point: &Point, scale: f64, tallies: &mut [Tally], counts: bool) -> anyhow::Result<()> {
+    fn round(&mut self, point: &Point, scale: f64, tallies: &mut [Tally]) -> anyhow::Result<()> {
         let mut order: Vec<usize> = (0..tallies.len()).collect();
         self.rng.shuffle(&mut order);
         for index in order {
@@ -113,9 +124,6 @@ impl Runner {
                 .window(point, scale, &tally.entrant, tally.offered)
                 .with_context(|| format!("{} in {}", tally.entrant.arm, point.id()))?;
             tally.add(measured);
-            if counts {
-                self.progress.inc(1);
-            }
         }
         Ok(())
     }
@@ -185,8 +193,9 @@ impl Runner {
                         datagram: entrant.datagram,
                         drop: entrant.drop,
                         response_bytes: point.response_bytes,
+                        core,
                     };
-                    let server = Server::start(entrant.arm, &options, core)?;
+                    let server = Server::start(entrant.arm, &options)?;
                     server.pause()?;
                     self.local.insert(key.clone(), server);
                 }

@@ -2,6 +2,7 @@
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
 use rustix::event::epoll;
@@ -14,6 +15,14 @@ const ADAPTIVE_SPIN: Duration = Duration::from_micros(50);
 const DIRECT_MAX: usize = 4;
 /// A thread that tries sockets itself asks the kernel about all others (listeners) once in so many rounds.
 const DIRECT_ROUNDS: u32 = 64;
+
+static CROWDED: AtomicBool = AtomicBool::new(false);
+
+/// Has threads of this process that spin give way to others each time. For where client and server share a core: neither
+/// must keep the one that it waits for from running.
+pub(crate) fn share_core() {
+    CROWDED.store(true, Relaxed);
+}
 
 /// A wait mode.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, clap::ValueEnum)]
@@ -55,7 +64,6 @@ pub(crate) struct Waiter {
     ready: usize,
     quiet_since: Option<Instant>,
     rounds: u32,
-    crowded: bool,
 }
 
 impl Waiter {
@@ -69,8 +77,6 @@ impl Waiter {
             ready: 0,
             quiet_since: None,
             rounds: 0,
-            // Threads that outnumber the cores must not keep the one that they wait for from running.
-            crowded: std::thread::available_parallelism().map_or(1, usize::from) < 2,
         })
     }
 
@@ -117,7 +123,7 @@ impl Waiter {
             return Ok(Ready::Listed);
         }
         if !moved {
-            if self.crowded { std::thread::yield_now() } else { std::hint::spin_loop() }
+            if CROWDED.load(Relaxed) { std::thread::yield_now() } else { std::hint::spin_loop() }
         }
         if connections <= DIRECT_MAX {
             self.rounds = self.rounds.wrapping_add(1);

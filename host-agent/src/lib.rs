@@ -4,10 +4,16 @@
 //! sockets of the data path, frames, protocol state, payload copies other than a runtime's own, which it counts.
 #![forbid(unsafe_code)]
 
+pub mod cli;
 pub mod config;
+pub mod doctor;
+pub mod http;
+pub mod metrics;
 pub mod model;
 pub mod orchestrator;
 pub mod plan;
 pub mod runtime;
+pub mod serve;
 pub mod shard;
+pub mod warmup;
 pub mod worker;

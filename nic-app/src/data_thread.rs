@@ -15,12 +15,15 @@ use crate::completion;
 use crate::publish;
 use crate::storage::{BuiltEngine, Engine};
 use crate::tcp::{Handed, LISTENER, TcpPort};
+use crate::udp::{SOCKET, UdpPort};
 use crate::wait::{WaitMode, Waker};
 
 /// The poller's name for the waker.
 const WAKER: u64 = u64::MAX - 1;
 /// Events taken from the poller at once.
 const EVENTS: usize = 256;
+/// Tries in vain of sockets that were active lately, after which the poller is asked about all.
+const POLLER_EVERY: u32 = 16;
 /// Rounds between engine and host in one step; what is left then waits for the next.
 const ROUNDS: usize = 4;
 /// How often the counters are published while something happens.
@@ -87,10 +90,13 @@ pub struct DataThread<L, H> {
     link: L,
     host: H,
     tcp: Option<TcpPort>,
+    udp: Option<UdpPort>,
     poller: Poller,
     events: Events,
     /// `events` holds what a sleep brought.
     roused: bool,
+    /// Sockets tried in vain since the poller was last asked.
+    tries: u32,
     waker: Waker,
     stop: Arc<AtomicBool>,
     telemetry: Arc<Shard>,
@@ -126,9 +132,11 @@ impl<L: NicLink, H: Host> DataThread<L, H> {
             link,
             host,
             tcp: None,
+            udp: None,
             poller,
             events: Events::with_capacity(EVENTS),
             roused: false,
+            tries: 0,
             waker,
             stop: Arc::new(AtomicBool::new(false)),
             telemetry,
@@ -148,6 +156,16 @@ impl<L: NicLink, H: Host> DataThread<L, H> {
         Ok(self)
     }
 
+    /// Adds a UDP port.
+    ///
+    /// # Errors
+    /// Those of the kernel.
+    pub fn with_udp(mut self, port: UdpPort) -> io::Result<Self> {
+        port.register(&self.poller)?;
+        self.udp = Some(port);
+        Ok(self)
+    }
+
     /// What ends [`DataThread::run`].
     #[must_use]
     pub fn stop_handle(&self) -> Stop {
@@ -164,6 +182,12 @@ impl<L: NicLink, H: Host> DataThread<L, H> {
     #[must_use]
     pub fn tcp(&self) -> Option<&TcpPort> {
         self.tcp.as_ref()
+    }
+
+    /// The UDP port.
+    #[must_use]
+    pub fn udp(&self) -> Option<&UdpPort> {
+        self.udp.as_ref()
     }
 
     /// The host.
@@ -204,6 +228,15 @@ impl<L: NicLink, H: Host> DataThread<L, H> {
         }
     }
 
+    /// Goes round once, without waiting: for those who drive the thread themselves. Returns whether anything happened.
+    pub fn poll(&mut self) -> bool {
+        if self.config.wait == WaitMode::Block {
+            // An error here would come back from the next wait.
+            self.roused = self.poller.wait(&mut self.events, Some(Duration::ZERO)).is_ok();
+        }
+        self.step(self.now())
+    }
+
     fn now(&self) -> Time {
         Time::from_nanos(u64::try_from(self.start.elapsed().as_nanos()).unwrap_or(u64::MAX))
     }
@@ -231,35 +264,51 @@ impl<L: NicLink, H: Host> DataThread<L, H> {
     }
 
     fn receive(&mut self, now: Time) -> bool {
-        let DataThread { engine, arena, tcp, poller, events, .. } = self;
         let roused = std::mem::take(&mut self.roused);
-        let spins = self.config.wait != WaitMode::Block;
+        if self.config.wait == WaitMode::Block {
+            // It has just been told what is ready, or it was not the sockets that roused it.
+            return roused && self.take_events(now);
+        }
+        let udp_is_hot = self.udp.as_ref().is_some_and(UdpPort::is_hot);
+        let direct = self.tcp.as_mut().map_or(0, TcpPort::tick) + u32::from(udp_is_hot);
+        self.tries += direct;
         let mut moved = false;
-        let ask = tcp.as_mut().is_none_or(TcpPort::wants_poller);
-        // A thread that does not spin has just been told, or has nothing to do but to ask.
-        if !roused && ask && spins && poller.wait(events, Some(Duration::ZERO)).is_err() {
-            return false;
+        if roused {
+            moved = self.take_events(now);
+        } else if direct == 0 || self.tries > POLLER_EVERY {
+            self.tries = 0;
+            // An error here would come back from the next wait, which says so.
+            moved = self.poller.wait(&mut self.events, Some(Duration::ZERO)).is_ok() && self.take_events(now);
         }
-        if roused || (ask && spins) {
-            let mut accept = false;
-            for event in events.iter() {
-                match event.token {
-                    WAKER => self.waker.drain(),
-                    LISTENER => accept = true,
-                    _ => {
-                        if let Some(tcp) = tcp {
-                            moved |= tcp.on_event(now, poller, engine, arena, &event);
-                        }
-                    }
-                }
-            }
-            if accept && let Some(tcp) = tcp {
-                tcp.accept(now, poller, engine);
-                moved = true;
-            }
+        let DataThread { engine, arena, tcp, udp, poller, .. } = self;
+        if let Some(udp) = udp.as_mut().filter(|_| udp_is_hot) {
+            moved |= udp.poll(now, engine, arena);
         }
-        if spins && let Some(tcp) = tcp {
+        if let Some(tcp) = tcp {
             moved |= tcp.poll_hot(now, poller, engine, arena);
+        }
+        moved
+    }
+
+    /// Deals with what the poller said. Returns whether anything moved.
+    fn take_events(&mut self, now: Time) -> bool {
+        let DataThread { engine, arena, tcp, udp, poller, events, waker, .. } = self;
+        let mut moved = false;
+        // First, while no frame waits in the engine for a connection that is gone: its number is used again.
+        if events.iter().any(|event| event.token == LISTENER)
+            && let Some(tcp) = tcp
+        {
+            tcp.accept(now, poller, engine);
+            moved = true;
+        }
+        for event in events.iter() {
+            match (event.token, &mut *tcp, &mut *udp) {
+                (WAKER, ..) => waker.drain(),
+                (LISTENER, ..) => {}
+                (SOCKET, _, Some(udp)) => moved |= udp.poll(now, engine, arena),
+                (_, Some(tcp), _) => moved |= tcp.on_event(now, poller, engine, arena, &event),
+                _ => {}
+            }
         }
         moved
     }
@@ -290,13 +339,13 @@ impl<L: NicLink, H: Host> DataThread<L, H> {
 
     /// Hands the engine's frames to the ports. Returns whether there were any.
     fn send(&mut self, now: Time) -> bool {
-        let DataThread { engine, arena, tcp, poller, telemetry, .. } = self;
+        let DataThread { engine, arena, tcp, udp, poller, telemetry, .. } = self;
         let mut sent = false;
         while let Some(frame) = engine.poll_transmit(now) {
             sent = true;
             publish::record(telemetry, &frame.header, frame.head);
-            match (frame.peer, &mut *tcp) {
-                (Peer::Stream(id), Some(tcp)) => {
+            match (frame.peer, &mut *tcp, &mut *udp) {
+                (Peer::Stream(id), Some(tcp), _) => {
                     let token = frame.token;
                     match tcp.transmit(now, poller, arena, id, &frame) {
                         Handed::Sent => token.into_iter().for_each(|token| engine.sent(token)),
@@ -304,8 +353,12 @@ impl<L: NicLink, H: Host> DataThread<L, H> {
                         Handed::Broken => tcp.close(poller, engine, id),
                     }
                 }
-                (Peer::Stream(_) | Peer::Datagram(_), _) => {}
+                (Peer::Datagram(to), _, Some(udp)) => udp.transmit(arena, to, &frame),
+                (Peer::Stream(_) | Peer::Datagram(_), ..) => {}
             }
+        }
+        if sent && let Some(udp) = udp {
+            udp.flush(arena);
         }
         sent
     }
@@ -349,7 +402,7 @@ impl<L: NicLink, H: Host> DataThread<L, H> {
     }
 
     fn publish(&mut self, now: Time) {
-        publish::publish(&self.telemetry, &self.engine, self.input_pools, self.tcp.as_ref());
+        publish::publish(&self.telemetry, &self.engine, self.input_pools, self.tcp.as_ref(), self.udp.as_ref());
         self.unpublished = false;
         self.next_publish = now + PUBLISH;
     }

@@ -7,12 +7,15 @@
 
 mod completion;
 mod data_thread;
+mod frame;
 mod publish;
 mod storage;
 mod tcp;
+mod udp;
 mod wait;
 
 pub use data_thread::{DataThread, DataThreadConfig, Host, Stop};
 pub use storage::{BuildError, BuiltEngine, Engine, build_engine};
 pub use tcp::{TcpPort, TcpPortConfig, TcpStats};
+pub use udp::{UdpPort, UdpPortConfig, UdpStats};
 pub use wait::{WaitMode, Waker};

@@ -6,15 +6,17 @@ use splitrpc_wire::{Flags, Header, Kind, Path, Stage, Status, WireError};
 
 use crate::storage::Engine;
 use crate::tcp::TcpPort;
+use crate::udp::UdpPort;
 
 /// Takes over the totals of engine and ports.
-pub(crate) fn publish(to: &Shard, engine: &Engine, input_pools: u16, tcp: Option<&TcpPort>) {
+pub(crate) fn publish(to: &Shard, engine: &Engine, input_pools: u16, tcp: Option<&TcpPort>, udp: Option<&UdpPort>) {
     let stats: &Stats = engine.stats();
     let tcp = tcp.map(TcpPort::stats).unwrap_or_default();
+    let udp = udp.map(UdpPort::stats).unwrap_or_default();
     to.set(Event::FramesReceived, stats.frames_in);
     to.set(Event::FramesSent, stats.frames_out);
-    to.set(Event::BytesReceived, tcp.bytes_in);
-    to.set(Event::BytesSent, tcp.bytes_out);
+    to.set(Event::BytesReceived, tcp.bytes_in + udp.bytes_in);
+    to.set(Event::BytesSent, tcp.bytes_out + udp.bytes_out);
     to.set(Event::StreamsAccepted, tcp.accepted);
     to.set(Event::StreamsRefused, tcp.refused);
     to.set(Event::StreamsClosed, tcp.closed);
@@ -26,6 +28,9 @@ pub(crate) fn publish(to: &Shard, engine: &Engine, input_pools: u16, tcp: Option
     to.set(Event::FramesLost, stats.frames_lost);
     to.set(Event::FramesRetransmitted, stats.frames_lost);
     to.set(Event::FramesDiscarded, stats.unknown_session + stats.before_manifest + stats.fragmented + stats.outside);
+    to.set(Event::FaultHookDrops, udp.dropped);
+    to.set(Event::BurstsReceived, udp.bursts_in);
+    to.set(Event::BurstsSent, udp.bursts_out);
     to.level(Level::Streams, u64::from(tcp.open));
     to.level(Level::RequestsInFlight, u64::from(engine.live_requests()));
     to.level(Level::InputSlotsFree, (0..input_pools).map(|pool| u64::from(engine.free_slots(pool))).sum());

@@ -4,16 +4,19 @@ pub(crate) mod bundled;
 pub(crate) mod floor_tcp;
 pub(crate) mod floor_udp;
 pub(crate) mod protobuf;
+pub(crate) mod splitrpc;
 pub(crate) mod tcp_server;
 
 use std::fmt;
 use std::net::SocketAddr;
 use std::time::Duration;
 
+use anyhow::Context;
 use bytes::Bytes;
 use serde::Serialize;
 
 use crate::load::connection::Connection;
+use crate::process;
 use crate::wait::Wait;
 
 /// Bytes that the null model answers with, unless told otherwise.
@@ -137,6 +140,8 @@ pub(crate) struct ServerOptions {
     pub(crate) drop: f64,
     /// Bytes that the null model answers with.
     pub(crate) response_bytes: u32,
+    /// The core that the data thread is bound to.
+    pub(crate) core: Option<usize>,
 }
 
 /// How a client connects.
@@ -158,11 +163,17 @@ pub(crate) struct ClientOptions {
 
 /// Runs an arm's server until the process ends. Calls `ready` with the address once it listens.
 pub(crate) fn serve(arm: Arm, options: &ServerOptions, ready: impl FnOnce(SocketAddr)) -> anyhow::Result<()> {
+    // Whoever started this process may have been bound to a core of its own.
+    process::unpin()?;
+    let own_loop = !matches!(arm, Arm::CommodityTcp | Arm::CommodityUdp);
+    if let Some(core) = options.core.filter(|_| own_loop) {
+        splitrpc_socket::pin_current_thread(core).with_context(|| format!("core {core} cannot be had"))?;
+    }
     match arm {
         Arm::FloorTcp | Arm::FloorTcpAgain => floor_tcp::serve(options, ready),
         Arm::FloorUdp | Arm::FloorUdpAgain => floor_udp::serve(options, ready),
         Arm::BundledTcp => bundled::serve(options, ready),
-        Arm::CommodityTcp | Arm::CommodityUdp => anyhow::bail!("{arm} is not built in"),
+        Arm::CommodityTcp | Arm::CommodityUdp => splitrpc::serve(arm.transport(), options, ready),
     }
 }
 
@@ -172,7 +183,7 @@ pub(crate) fn connect(arm: Arm, options: &ClientOptions) -> anyhow::Result<Box<d
         Arm::FloorTcp | Arm::FloorTcpAgain => Box::new(floor_tcp::Client::connect(options)?),
         Arm::FloorUdp | Arm::FloorUdpAgain => Box::new(floor_udp::Client::connect(options)?),
         Arm::BundledTcp => Box::new(bundled::Client::connect(options)?),
-        Arm::CommodityTcp | Arm::CommodityUdp => anyhow::bail!("{arm} is not built in"),
+        Arm::CommodityTcp | Arm::CommodityUdp => Box::new(splitrpc::Client::connect(arm.transport(), options)?),
     })
 }
 
@@ -184,4 +195,82 @@ pub(crate) fn null_response(bytes: u32) -> Vec<u8> {
 /// A request's payload: any bytes will do, as long as they are not all alike.
 pub(crate) fn request_payload(bytes: u32) -> Vec<u8> {
     (0..u64::from(bytes)).map(|i| ((i * 31 + i / 4096 + 7) % 253) as u8).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc;
+
+    use super::*;
+    use crate::load::driver;
+    use crate::load::window::{Load, Measured, Window};
+    use crate::process::CpuClock;
+
+    /// Runs `connections` against a server of its own, in a thread that ends with the test's process.
+    fn drive(arm: Arm, wait: Wait, request_bytes: u32, connections: usize, peers: usize) -> Measured {
+        let (sender, receiver) = mpsc::channel();
+        let options = ServerOptions {
+            bind: ([127, 0, 0, 1], 0).into(),
+            wait,
+            datagram: DATAGRAM,
+            drop: 0.0,
+            response_bytes: RESPONSE_BYTES,
+            core: None,
+        };
+        std::thread::spawn(move || serve(arm, &options, |address| sender.send(address).unwrap()));
+        let options = ClientOptions {
+            server: receiver.recv().unwrap(),
+            request: request_payload(request_bytes).into(),
+            expected: null_response(RESPONSE_BYTES).into(),
+            datagram: DATAGRAM,
+            peers,
+            timeout: Duration::from_secs(5),
+        };
+        let mut connect = || connect(arm, &options);
+        let mut clients: Vec<_> = (0..connections).map(|_| connect().unwrap()).collect();
+        let window = Window {
+            warm_up: Duration::ZERO,
+            warm_up_requests: 2,
+            measure: Duration::from_millis(50),
+            timeout: options.timeout,
+        };
+        driver::run(&mut clients, wait, Load::Closed, &window, &CpuClock::Own, &mut connect).unwrap()
+    }
+
+    #[test]
+    fn every_arm_answers_every_request_right_in_every_wait_mode() {
+        for arm in [Arm::FloorTcp, Arm::FloorUdp, Arm::BundledTcp] {
+            for wait in [Wait::Block, Wait::Adaptive] {
+                for (request_bytes, connections) in [(64, 1), (602_112, 1), (100_000, 6)] {
+                    let measured = drive(arm, wait, request_bytes, connections, connections);
+                    let each = || measured.latencies.iter().map(Vec::len);
+                    let what = format!("{arm} {} {request_bytes} x {connections}", wait.name());
+                    assert!(each().all(|count| count > 0), "{what}: {:?}", each().collect::<Vec<_>>());
+                    assert!(measured.errors.is_empty(), "{what}: {:?}", measured.errors);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_datagram_floor_with_a_small_window_still_ends_its_requests() {
+        // As if a thousand others shared the server's receive buffer.
+        let measured = drive(Arm::FloorUdp, Wait::Adaptive, 602_112, 1, 1_000);
+        assert!(!measured.latencies[0].is_empty() && measured.errors.is_empty(), "{:?}", measured.errors);
+    }
+
+    #[test]
+    fn the_bundled_way_copies_each_byte_twice_and_says_so() {
+        let paths = drive(Arm::BundledTcp, Wait::Adaptive, 602_112, 1, 1).paths;
+        assert!(paths.count > 0);
+        // The message is a little longer than its payload.
+        let copies = paths.copied as f64 / paths.payload as f64;
+        assert!((2.0..2.01).contains(&copies), "{copies}");
+    }
+
+    #[test]
+    fn the_null_models_answer_is_the_one_promised() {
+        let answer = null_response(300);
+        assert_eq!((answer[0], answer[1], answer[34], answer[35]), (13, 20, 0, 7));
+    }
 }

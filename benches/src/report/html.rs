@@ -161,13 +161,16 @@ fn distributions(report: &Report, out: &mut String) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Lines through the points of each arm, by throughput.
+/// Lines through the points of each arm, from light load to heavy.
 fn lines(runs: &[&Run], y: impl Fn(&Run) -> f64) -> Vec<Line> {
     let line = |arm| {
-        let mut points: Vec<(f64, f64)> =
-            runs.iter().filter(|run| run.arm == arm).map(|run| (run.throughput_rps, y(run))).collect();
-        points.sort_by(|a, b| a.0.total_cmp(&b.0));
-        Line { arm, points }
+        let mut runs: Vec<&&Run> = runs.iter().filter(|run| run.arm == arm).collect();
+        runs.sort_by(|a, b| {
+            a.concurrency
+                .cmp(&b.concurrency)
+                .then(a.offered_rps.unwrap_or(0.0).total_cmp(&b.offered_rps.unwrap_or(0.0)))
+        });
+        Line { arm, points: runs.iter().map(|run| (run.throughput_rps, y(run))).collect() }
     };
     arms_of(runs).into_iter().map(line).collect()
 }

@@ -1,7 +1,8 @@
 //! The plots: inline SVG that takes its text colour from the page, so that it can be read on light and on dark.
 
 use anyhow::anyhow;
-use plotters::coord::ranged1d::{KeyPointHint, Ranged};
+use plotters::coord::ranged1d::{KeyPointHint, NoDefaultFormatting, Ranged, ValueFormatter};
+use plotters::coord::types::RangedCoordf64;
 use plotters::prelude::*;
 
 use crate::arms::Arm;
@@ -42,34 +43,47 @@ pub(crate) struct Bar {
 
 /// Latency percentiles, on an axis on which each further nine takes as much room as the one before.
 pub(crate) fn distribution(runs: &[&Run]) -> anyhow::Result<String> {
-    let nines = |percentile: f64| -(1.0 - percentile / 100.0).log10();
     let lines: Vec<Line> = runs
         .iter()
         .map(|run| Line { arm: run.arm, points: run.curve.iter().map(|&(p, us)| (nines(p), us)).collect() })
         .collect();
-    let label = |nines: &f64| {
+    let most = lines.iter().flat_map(|line| &line.points).map(|point| point.0).fold(1.0, f64::max);
+    lines_svg(&lines, Nines { most }, "share of requests", "latency, us", &|&nines| {
         let percentile = 100.0 * (1.0 - 10f64.powf(-nines));
-        if *nines < 1.5 { format!("{percentile:.0} %") } else { format!("{percentile:.2} %") }
-    };
-    lines_svg(&lines, "share of requests", "latency, us", &label, 0.0)
+        format!("{} %", (percentile * 1e4).round() / 1e4)
+    })
+}
+
+fn nines(percentile: f64) -> f64 {
+    -(1.0 - percentile / 100.0).log10()
 }
 
 /// Latency against throughput.
 pub(crate) fn load_curve(lines: &[Line], y: &str) -> anyhow::Result<String> {
-    lines_svg(lines, "answers a second", y, &|rps: &f64| format!("{rps:.0}"), 0.0)
+    let most = lines.iter().flat_map(|line| &line.points).map(|point| point.0).fold(1.0, f64::max);
+    let x: RangedCoordf64 = (0.0..most * 1.03).into();
+    lines_svg(lines, x, "answers a second", y, &|rps| format!("{rps:.0}"))
 }
 
-fn lines_svg(lines: &[Line], x: &str, y: &str, x_label: &dyn Fn(&f64) -> String, x_min: f64) -> anyhow::Result<String> {
-    let points = || lines.iter().flat_map(|line| line.points.iter().copied()).filter(|&(_, y)| y > 0.0);
-    let x_max = points().map(|(x, _)| x).fold(x_min, f64::max) * 1.03 + 1e-6;
-    let y_max = points().map(|(_, y)| y).fold(1.0, f64::max) * 1.3;
-    let y_min = points().map(|(_, y)| y).fold(y_max, f64::min) * 0.8;
+fn lines_svg<X>(
+    lines: &[Line],
+    x: X,
+    x_name: &str,
+    y_name: &str,
+    x_label: &dyn Fn(&f64) -> String,
+) -> anyhow::Result<String>
+where
+    X: Ranged<ValueType = f64> + ValueFormatter<f64>,
+{
+    let latencies = || lines.iter().flat_map(|line| &line.points).map(|point| point.1).filter(|&us| us > 0.0);
+    let high = latencies().fold(1.0, f64::max) * 1.3;
+    let low = latencies().fold(high, f64::min) * 0.8;
     draw((640, 320), |root| {
         let mut chart = ChartBuilder::on(root)
             .margin(8)
             .x_label_area_size(40)
             .y_label_area_size(64)
-            .build_cartesian_2d(x_min..x_max, LogUs { low: y_min, high: y_max })?;
+            .build_cartesian_2d(x, LogUs { low, high })?;
         chart
             .configure_mesh()
             .axis_style(INK.mix(0.5))
@@ -77,14 +91,14 @@ fn lines_svg(lines: &[Line], x: &str, y: &str, x_label: &dyn Fn(&f64) -> String,
             .light_line_style(INK.mix(0.0))
             .label_style(("sans-serif", 12).with_color(INK))
             .axis_desc_style(("sans-serif", 13).with_color(INK))
-            .x_desc(x)
-            .y_desc(y)
+            .x_desc(x_name)
+            .y_desc(y_name)
             .x_label_formatter(&x_label)
             .y_label_formatter(&|us| super::micros(*us))
             .draw()?;
         for line in lines {
             let colour = colour(line.arm);
-            let points: Vec<_> = line.points.iter().copied().filter(|&(_, y)| y > 0.0).collect();
+            let points: Vec<_> = line.points.iter().copied().filter(|&(_, us)| us > 0.0).collect();
             chart.draw_series(LineSeries::new(points.iter().copied(), colour.stroke_width(2)))?;
             chart.draw_series(points.iter().map(|&point| Circle::new(point, 3, colour.filled())))?;
         }
@@ -95,8 +109,9 @@ fn lines_svg(lines: &[Line], x: &str, y: &str, x_label: &dyn Fn(&f64) -> String,
 /// Horizontal bars of stacked parts. `colours` has one entry a part.
 pub(crate) fn bars(bars: &[Bar], colours: &[RGBColor], x: &str) -> anyhow::Result<String> {
     let longest = bars.iter().map(|bar| bar.parts.iter().sum::<f64>()).fold(1e-6, f64::max);
-    let count = bars.len() as i32;
-    draw((640, 70 + 30 * bars.len() as u32), |root| {
+    // An axis of a single place has no length: a lone bar gets an empty place below it.
+    let count = bars.len().max(2) as i32;
+    draw((640, 70 + 30 * count as u32), |root| {
         let mut chart = ChartBuilder::on(root)
             .margin(8)
             .x_label_area_size(40)
@@ -111,7 +126,7 @@ pub(crate) fn bars(bars: &[Bar], colours: &[RGBColor], x: &str) -> anyhow::Resul
             .label_style(("sans-serif", 12).with_color(INK))
             .axis_desc_style(("sans-serif", 13).with_color(INK))
             .x_desc(x)
-            .y_labels(bars.len())
+            .y_labels(count as usize)
             .y_label_formatter(&|at| match at {
                 // The first bar stands on top.
                 SegmentValue::CenterOf(at) => usize::try_from(count - 1 - at)
@@ -153,14 +168,14 @@ fn draw(
     Ok(svg.replace(INK_TEXT, "currentColor").replacen(&fixed, "<svg role=\"img\"", 1))
 }
 
-/// A logarithmic axis that marks 1, 2 and 5 of each decade.
+/// A logarithmic axis that marks 1, 2 and 5 of each decade, or only 1 where there are many decades.
 struct LogUs {
     low: f64,
     high: f64,
 }
 
 impl Ranged for LogUs {
-    type FormatOption = plotters::coord::ranged1d::NoDefaultFormatting;
+    type FormatOption = NoDefaultFormatting;
     type ValueType = f64;
 
     fn map(&self, value: &f64, limit: (i32, i32)) -> i32 {
@@ -169,12 +184,9 @@ impl Ranged for LogUs {
     }
 
     fn key_points<Hint: KeyPointHint>(&self, _: Hint) -> Vec<f64> {
-        let wide = self.high / self.low > 300.0;
-        let steps: &[f64] = if wide { &[1.0] } else { &[1.0, 2.0, 5.0] };
-        (0..9)
-            .flat_map(|decade| steps.iter().map(move |step| step * 10f64.powi(decade)))
-            .filter(|mark| (self.low..=self.high).contains(mark))
-            .collect()
+        let steps: &[f64] = if self.high / self.low > 300.0 { &[1.0] } else { &[1.0, 2.0, 5.0] };
+        let marks = (0..9).flat_map(|decade| steps.iter().map(move |step| step * 10f64.powi(decade)));
+        marks.filter(|mark| (self.low..=self.high).contains(mark)).collect()
     }
 
     fn range(&self) -> std::ops::Range<f64> {
@@ -182,9 +194,38 @@ impl Ranged for LogUs {
     }
 }
 
-impl plotters::coord::ranged1d::ValueFormatter<f64> for LogUs {
+impl ValueFormatter<f64> for LogUs {
     fn format(value: &f64) -> String {
         super::micros(*value)
+    }
+}
+
+/// An axis of nines: 0 is the fastest request, 1 the 90th percentile, 2 the 99th.
+struct Nines {
+    most: f64,
+}
+
+impl Ranged for Nines {
+    type FormatOption = NoDefaultFormatting;
+    type ValueType = f64;
+
+    fn map(&self, value: &f64, limit: (i32, i32)) -> i32 {
+        limit.0 + (value / (self.most * 1.03) * f64::from(limit.1 - limit.0)) as i32
+    }
+
+    fn key_points<Hint: KeyPointHint>(&self, _: Hint) -> Vec<f64> {
+        let marks = [0.0, 50.0, 90.0, 99.0, 99.9, 99.99].map(nines);
+        marks.into_iter().filter(|&mark| mark <= self.most).collect()
+    }
+
+    fn range(&self) -> std::ops::Range<f64> {
+        0.0..self.most
+    }
+}
+
+impl ValueFormatter<f64> for Nines {
+    fn format(value: &f64) -> String {
+        format!("{value:.0} nines")
     }
 }
 
@@ -200,8 +241,10 @@ mod tests {
         let plot = distribution(&[&floor]).unwrap();
         assert!(plot.contains("currentColor") && !plot.contains(INK_TEXT));
         assert!(plot.contains("viewBox") && !plot.contains("<svg width"));
-        let bars = bars(&[Bar { name: "a".into(), parts: vec![1.0, 2.0] }], &[RED, BLUE], "us").unwrap();
+        assert!(plot.contains("99.9 %") && plot.contains("50 %"));
+        let bars = bars(&[Bar { name: "a bar".into(), parts: vec![1.0, 2.0] }], &[RED, BLUE], "us").unwrap();
         assert_eq!(bars.matches("<rect").count(), 2);
+        assert!(bars.contains("a bar") && !bars.contains("height=\"0\""));
         assert!(distribution(&[]).is_ok());
     }
 }

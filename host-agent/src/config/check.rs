@@ -45,10 +45,10 @@ impl Machine {
     /// This one.
     #[must_use]
     pub fn here() -> Machine {
-        let cores = core_affinity::get_core_ids().unwrap_or_default();
+        let cores = splitrpc_socket::allowed_cores().unwrap_or_default();
         let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile);
         Machine {
-            cores: cores.iter().filter_map(|c| u16::try_from(c.id).ok()).collect(),
+            cores: cores.into_iter().filter_map(|core| u16::try_from(core).ok()).collect(),
             open_files: limit.current.unwrap_or(u64::MAX),
             udp_offload: udp_offload(),
         }

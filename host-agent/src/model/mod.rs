@@ -1,6 +1,7 @@
 //! Models: what they take and give, and where they come from.
 
 pub mod config_pbtxt;
+pub mod embedded;
 pub mod onnx;
 pub mod pbtxt;
 pub mod repository;

@@ -1,6 +1,6 @@
 //! Reading an ONNX file: what its graph takes and gives, and whether everything in it can be computed.
 
-use std::collections::{BTreeSet, HashSet};
+use std::collections::HashSet;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 
@@ -9,8 +9,10 @@ use splitrpc_wire::{DType, MAX_RANK, MAX_TENSORS};
 use tract_onnx::Onnx;
 use tract_onnx::pb::tensor_proto::DataType;
 use tract_onnx::pb::tensor_shape_proto::dimension;
-use tract_onnx::pb::{GraphProto, ModelProto, NodeProto, TypeProto, ValueInfoProto, type_proto};
+use tract_onnx::pb::{ModelProto, TypeProto, ValueInfoProto, type_proto};
 use tract_onnx::prelude::{Framework, InferenceModel};
+
+mod operators;
 
 /// Largest file that is read, in bytes. Protobuf itself ends at 2 GiB; larger models keep their weights beside the file.
 pub const MAX_FILE_BYTES: u64 = 2 << 30;
@@ -86,7 +88,7 @@ pub fn parse(bytes: &[u8], folder: Option<&Path>) -> Result<OnnxFile, String> {
     if proto.opset_import.is_empty() {
         return Err("is not an ONNX model, or is cut short: it names no operator set".into());
     }
-    let unsupported = unsupported_operators(&onnx, &proto, graph);
+    let unsupported = operators::unsupported(&onnx, &proto, graph);
     if !unsupported.is_empty() {
         return Err(format!("uses operators that are not supported: {}", unsupported.join(", ")));
     }
@@ -161,32 +163,6 @@ fn varint(bytes: &mut &[u8]) -> Option<u64> {
         }
     }
     None
-}
-
-/// Names of the operators, in all graphs, that tract does not know or knows under another domain, sorted.
-fn unsupported_operators(onnx: &Onnx, proto: &ModelProto, graph: &GraphProto) -> Vec<String> {
-    let local: HashSet<(&str, &str)> =
-        proto.functions.iter().map(|f| (f.domain.as_deref().unwrap_or(""), f.name.as_deref().unwrap_or(""))).collect();
-    let mut unsupported = BTreeSet::new();
-    let mut graphs = vec![graph];
-    while let Some(graph) = graphs.pop() {
-        for node in &graph.node {
-            if !supported(onnx, &local, node) {
-                let domain = Some(node.domain.as_str()).filter(|d| !d.is_empty());
-                unsupported.insert(domain.map_or(node.op_type.clone(), |d| format!("{d}.{}", node.op_type)));
-            }
-            graphs.extend(node.attribute.iter().filter_map(|a| a.g.as_ref()));
-            graphs.extend(node.attribute.iter().flat_map(|a| &a.graphs));
-        }
-    }
-    unsupported.into_iter().collect()
-}
-
-fn supported(onnx: &Onnx, local: &HashSet<(&str, &str)>, node: &NodeProto) -> bool {
-    // tract looks operators up by name alone: one of a stranger's domain must not pass for the standard one.
-    matches!(node.domain.as_str(), "" | "ai.onnx" | "ai.onnx.ml" | "com.microsoft")
-        && !local.contains(&(node.domain.as_str(), node.op_type.as_str()))
-        && onnx.op_register.0.contains_key(&node.op_type)
 }
 
 fn tensor(what: &str, info: &ValueInfoProto) -> Result<GraphTensor, String> {

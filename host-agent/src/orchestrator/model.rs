@@ -181,6 +181,11 @@ impl ModelState {
         }
         let claim = match &self.exec {
             Exec::Inline(_) => None,
+            // A worker may be idle again before its result has been taken, and with it the job's buffers.
+            Exec::Workers { .. } if self.jobs.is_empty() => {
+                self.blocked = true;
+                return false;
+            }
             Exec::Workers { workers, .. } => match workers.claim(self.shard) {
                 Some(claim) => Some(claim),
                 None => {
@@ -228,7 +233,8 @@ impl ModelState {
         if self.batch.is_empty() {
             return None;
         }
-        let mut job = self.jobs.pop()?;
+        // The caller has seen that there is one.
+        let mut job = self.jobs.pop().expect("a job that is not under way");
         job.clear();
         job.launched = now;
         job.taken_up = self.unblocked.min(now);

@@ -3,14 +3,11 @@
 use splitrpc_arena::{Arena, IoVec};
 use splitrpc_engine::{Piece, Placement, Time};
 use splitrpc_socket::TcpStream;
-use splitrpc_wire::{Flags, HEADER_LEN, Header, Kind, Manifest, WireError};
+use splitrpc_wire::{Flags, HEADER_LEN, Header, Kind};
 
 use super::out::OutQueue;
+use crate::frame::HEAD_ROOM;
 
-/// Longest payload of a frame that carries no tensors: a hello padded as over datagrams, with room for extensions.
-const MAX_CONTROL: u32 = 2048;
-/// Longest head: header, and manifest or control payload.
-pub(super) const HEAD_ROOM: usize = HEADER_LEN + MAX_CONTROL as usize;
 /// Manifests up to this length are remembered, so that a request like the last one takes one system call.
 const SMALL_MANIFEST: usize = 256;
 /// Payloads up to this length are read together with their header. More would have to be moved if the guess is wrong.
@@ -115,39 +112,6 @@ impl PartialHead {
     }
 }
 
-/// How much of a head there is.
-pub(super) enum Measured {
-    /// All of it: so many bytes.
-    Whole(Header, usize),
-    /// It takes at least so many bytes; more than there are, never more than [`HEAD_ROOM`].
-    Needs(usize),
-}
-
-/// Measures the head at the beginning of `bytes`.
-pub(super) fn measure(bytes: &[u8]) -> Result<Measured, WireError> {
-    if bytes.len() < HEADER_LEN {
-        return Ok(Measured::Needs(HEADER_LEN));
-    }
-    let header = Header::parse(bytes)?;
-    let len = match header.kind {
-        Kind::Request | Kind::Response if !header.flags.has(Flags::MANIFEST) => HEADER_LEN,
-        Kind::Request | Kind::Response => {
-            const PREFIX: usize = HEADER_LEN + splitrpc_wire::manifest::MANIFEST_HEAD_LEN;
-            if bytes.len() < PREFIX {
-                return Ok(Measured::Needs(PREFIX));
-            }
-            let manifest = Manifest::peek_len(&bytes[HEADER_LEN..])?;
-            if manifest > header.length as usize {
-                return Err(WireError::BadExtent);
-            }
-            HEADER_LEN + manifest
-        }
-        _ if header.length > MAX_CONTROL => return Err(WireError::TooLong),
-        _ => HEADER_LEN + header.length as usize,
-    };
-    Ok(if len <= bytes.len() { Measured::Whole(header, len) } else { Measured::Needs(len) })
-}
-
 /// What a connection's last request looked like; the next one is expected to look the same.
 #[derive(Debug)]
 pub(super) struct Shape {
@@ -185,7 +149,7 @@ impl Shape {
     /// Whether the whole frame is so small that it is worth guessing where it belongs.
     pub(super) fn small(&self) -> Option<(&Header, &[u8])> {
         let len = usize::from(self.manifest_len);
-        let small = (1..=SMALL_MANIFEST).contains(&len) && self.data as usize <= SMALL_DATA;
+        let small = (1..=SMALL_MANIFEST).contains(&len) && self.data as usize <= SMALL_DATA && self.header.is_whole();
         small.then(|| (&self.header, &self.manifest[..len]))
     }
 
@@ -220,17 +184,4 @@ pub(super) fn scatter<'a>(
         }
     }
     Some(total)
-}
-
-/// Copies `bytes` to where the bytes of `pieces` from `skip` on belong. Returns whether all of them had a place.
-pub(super) fn place(arena: &Arena, pieces: impl Iterator<Item = Piece>, mut skip: u32, mut bytes: &[u8]) -> bool {
-    for piece in pieces {
-        let skipped = skip.min(piece.length);
-        skip -= skipped;
-        let length = ((piece.length - skipped) as usize).min(bytes.len());
-        let Some(span) = arena.span(piece.run, piece.tensor, piece.offset + skipped, length as u32) else { return false };
-        span.copy_from(&bytes[..length]);
-        bytes = &bytes[length..];
-    }
-    bytes.is_empty()
 }

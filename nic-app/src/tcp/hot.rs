@@ -6,15 +6,12 @@ const HOT: usize = 8;
 const PATIENCE: u32 = 256;
 /// Polls during which only the poller is asked after more connections were active than can be tried directly.
 const CROWDED: u32 = 1024;
-/// Tries in vain after which the poller is asked about all others.
-const POLLER_EVERY: u32 = 16;
 
 /// The most recently active connections.
 #[derive(Debug, Default)]
 pub(super) struct Hot {
     entries: heapless::Vec<(u32, u32), HOT>,
     crowded: u32,
-    since_poller: u32,
 }
 
 impl Hot {
@@ -35,7 +32,6 @@ impl Hot {
 
     /// A connection was tried in vain.
     pub(super) fn missed(&mut self, id: u32) {
-        self.since_poller += 1;
         if let Some(at) = self.entries.iter().position(|e| e.0 == id) {
             self.entries[at].1 += 1;
             if self.entries[at].1 > PATIENCE {
@@ -54,34 +50,16 @@ impl Hot {
         self.entries.iter().map(|e| e.0).collect()
     }
 
-    /// Whether the poller is to be asked before the next try. Called once a poll.
-    pub(super) fn wants_poller(&mut self) -> bool {
+    /// Called once a poll. Returns how many connections will be tried directly.
+    pub(super) fn tick(&mut self) -> u32 {
         self.crowded = self.crowded.saturating_sub(1);
-        if self.entries.is_empty() || self.since_poller >= POLLER_EVERY {
-            self.since_poller = 0;
-            return true;
-        }
-        false
+        self.entries.len() as u32
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_ping_pong_needs_the_poller_only_now_and_then() {
-        let mut hot = Hot::default();
-        assert!(hot.wants_poller());
-        hot.touched(3);
-        for _ in 0..POLLER_EVERY {
-            assert!(!hot.wants_poller());
-            assert_eq!(hot.to_try(), [3]);
-            hot.missed(3);
-        }
-        assert!(hot.wants_poller());
-        assert!(!hot.wants_poller());
-    }
 
     #[test]
     fn a_quiet_connection_is_left_to_the_poller() {
@@ -91,7 +69,7 @@ mod tests {
             hot.missed(1);
         }
         assert!(hot.to_try().is_empty());
-        assert!(hot.wants_poller());
+        assert_eq!(hot.tick(), 0);
     }
 
     #[test]
@@ -101,8 +79,8 @@ mod tests {
             hot.touched(id);
         }
         for _ in 0..CROWDED {
-            assert!(hot.to_try().is_empty());
-            assert!(hot.wants_poller());
+            hot.touched(1);
+            assert_eq!(hot.tick(), 0);
         }
         hot.touched(2);
         assert_eq!(hot.to_try(), [2]);

@@ -152,9 +152,9 @@ impl TcpPort {
         poller.add(&self.listener, LISTENER, Interest::READ)
     }
 
-    /// Whether the poller is to be asked before the next poll.
-    pub(crate) fn wants_poller(&mut self) -> bool {
-        self.hot.wants_poller()
+    /// Called once a poll. Returns how many connections [`TcpPort::poll_hot`] will try.
+    pub(crate) fn tick(&mut self) -> u32 {
+        self.hot.tick()
     }
 
     /// Takes new connections. Not called while frames for closed connections may still be under way in the engine, since

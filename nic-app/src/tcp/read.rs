@@ -7,9 +7,8 @@ use splitrpc_arena::{Arena, IoVec, IoVecBuf, Run};
 use splitrpc_engine::{Peer, Time, Verdict};
 use splitrpc_wire::{HEADER_LEN, Header, Manifest};
 
-use super::connection::{
-    Connection, HEAD_ROOM, Measured, PartialHead, Payload, Reading, SMALL_DATA, measure, place, scatter,
-};
+use super::connection::{Connection, PartialHead, Payload, Reading, SMALL_DATA, scatter};
+use crate::frame::{HEAD_ROOM, Measured, measure, place};
 use crate::storage::Engine;
 
 /// Bytes that one connection may bring before the others have their turn.
@@ -196,7 +195,8 @@ impl Reader {
     fn pick_up(&mut self, cx: &Context<'_>, connection: &Connection, run: Run, landed: usize) {
         let mut spill = &mut self.spill[..landed];
         each_tensor(connection, |tensor, bytes| {
-            let (part, rest) = mem::take(&mut spill).split_at_mut_checked(bytes as usize).unwrap_or_default();
+            let all = mem::take(&mut spill);
+            let (part, rest) = all.split_at_mut(all.len().min(bytes as usize));
             spill = rest;
             if let Some(span) = cx.arena.span(run, tensor, 0, part.len() as u32) {
                 span.copy_to(part);

@@ -18,6 +18,8 @@ mod runs;
 
 pub use allocator::{AllocatorError, SlotAllocator, SlotEntry, StaleRun};
 pub use layout::{EXTERNAL_POOL, LayoutError, MAX_POOL_BYTES, MAX_TENSORS, META_BYTES, PoolLayout};
+#[cfg(feature = "count-copies")]
+pub use mem::bytes_copied_by_this_thread;
 #[cfg(feature = "mem")]
 pub use mem::{
     AdoptError, Arena, ArenaError, External, IoVec, IoVecBuf, IoVecSend, IoVecSendBuf, Lease, MAX_ARENA_BYTES, Span,

@@ -146,7 +146,7 @@ impl Shared {
         let id = state.connection.submit(request)?;
         let (tell, answer) = oneshot::channel();
         state.waiting.insert(id, tell);
-        if state.connection.wants_write() || request.deadline.is_some() {
+        if state.connection.wants_write() || state.connection.next_timeout().is_some() {
             self.news.notify_one();
         }
         Ok((id, answer))

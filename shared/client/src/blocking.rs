@@ -16,6 +16,8 @@ use crate::{
 const FIRST_PAUSE: Duration = Duration::from_millis(1);
 /// The longest such pause.
 const LONGEST_PAUSE: Duration = Duration::from_millis(250);
+/// After so long without an answer a ping over datagrams is sent again.
+const PING_AGAIN: Duration = Duration::from_millis(200);
 /// A connection that was silent for longer is looked at before it is trusted with a request.
 const STALE: Duration = Duration::from_millis(1);
 
@@ -146,6 +148,7 @@ impl Client {
         let timeout = self.options.connect.timeout;
         let until = Instant::now() + timeout;
         let mut waiter = self.options.wait.waiter();
+        let mut again = Instant::now() + PING_AGAIN;
         loop {
             match self.connection.poll()? {
                 Some(Event::Pong { elapsed }) => return Ok(elapsed),
@@ -155,7 +158,11 @@ impl Client {
                     self.reconnect()?;
                     return Err(Error::TimedOut { waiting_for: "answer to a ping", after: timeout });
                 }
-                None => self.wait(&mut waiter, Some(until)),
+                None if self.options.transport == Transport::Udp && Instant::now() >= again => {
+                    again = Instant::now() + PING_AGAIN;
+                    self.connection.ping()?;
+                }
+                None => self.wait(&mut waiter, Some(until.min(again))),
             }
         }
     }

@@ -5,7 +5,9 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 use std::time::Instant;
 
-use crate::{Catalogue, ConnectOptions, DEFAULT_PORT, Error, Event, Request, RequestId, Response, TcpConnection};
+use crate::{
+    Catalogue, ConnectOptions, DEFAULT_PORT, Error, Event, Request, RequestId, Response, TcpConnection, UdpConnection,
+};
 
 /// What carries a session.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
@@ -13,6 +15,8 @@ pub enum Transport {
     /// TCP.
     #[default]
     Tcp,
+    /// UDP.
+    Udp,
 }
 
 /// A session over whichever transport, polled by its owner. Its methods are those of [`TcpConnection`].
@@ -21,12 +25,15 @@ pub enum Transport {
 pub enum Connection {
     /// Over TCP.
     Tcp(Box<TcpConnection>),
+    /// Over UDP.
+    Udp(Box<UdpConnection>),
 }
 
 macro_rules! each {
     ($self:ident, $connection:ident => $body:expr) => {
         match $self {
             Connection::Tcp($connection) => $body,
+            Connection::Udp($connection) => $body,
         }
     };
 }
@@ -42,6 +49,7 @@ impl Connection {
         for addr in resolve(address)? {
             let made = match transport {
                 Transport::Tcp => TcpConnection::connect(addr, options.clone()).map(|c| Connection::Tcp(Box::new(c))),
+                Transport::Udp => UdpConnection::connect(addr, options.clone()).map(|c| Connection::Udp(Box::new(c))),
             };
             match made {
                 Ok(connection) => return Ok(connection),
@@ -58,6 +66,7 @@ impl Connection {
     pub fn start(addr: SocketAddr, transport: Transport, options: ConnectOptions) -> Result<Connection, Error> {
         match transport {
             Transport::Tcp => Ok(Connection::Tcp(Box::new(TcpConnection::start(addr, options)?))),
+            Transport::Udp => Ok(Connection::Udp(Box::new(UdpConnection::start(addr, options)?))),
         }
     }
 
@@ -81,6 +90,8 @@ impl Connection {
     ) -> Result<RequestId, Error> {
         match self {
             Connection::Tcp(c) => c.submit_with(request, |c| blocked(c.as_fd(), true, c.next_timeout())),
+            // Sent again if need be, the data must outlive the call.
+            Connection::Udp(c) => c.submit(request),
         }
     }
 
@@ -152,6 +163,12 @@ impl Connection {
     #[must_use]
     pub fn next_timeout(&self) -> Option<Instant> {
         each!(self, c => c.next_timeout())
+    }
+
+    /// See [`TcpConnection::limits`].
+    #[must_use]
+    pub fn limits(&self) -> Option<&splitrpc_wire::hello::HelloAck> {
+        each!(self, c => c.limits())
     }
 
     /// See [`TcpConnection::catalogue`].

@@ -24,6 +24,7 @@ mod options;
 mod request;
 mod response;
 mod tcp;
+mod udp;
 mod wait;
 
 pub use asynchronous::AsyncClient;
@@ -35,6 +36,7 @@ pub use options::ConnectOptions;
 pub use request::{Data, Input, Request, RequestId, Tensor};
 pub use response::{Event, Output, Response};
 pub use tcp::TcpConnection;
+pub use udp::UdpConnection;
 pub use wait::{Wait, Waiter};
 
 /// The wire crate, whose types (shapes, element types, paths, statuses) this crate's interface uses.

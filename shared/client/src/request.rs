@@ -3,7 +3,9 @@
 use std::time::Duration;
 
 use bytes::Bytes;
-use splitrpc_wire::{DType, Shape, TensorDesc, WireError};
+use splitrpc_wire::{DType, ManifestWriter, Shape, TensorDesc, WireError};
+
+use crate::Error;
 
 /// Names a request within its connection. Never reused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -97,6 +99,25 @@ impl<'a> Request<'a> {
     pub fn new(model: u16, tensors: &'a [Tensor<'a>]) -> Request<'a> {
         Request { model, tensors, deadline: None, priority: 0, repeatable: false }
     }
+}
+
+/// The manifest of a request with these tensors.
+pub(crate) fn manifest_of(tensors: &[Tensor<'_>]) -> Result<ManifestWriter, Error> {
+    let mut manifest = ManifestWriter::new();
+    for tensor in tensors {
+        let bytes = tensor.data.as_slice().len();
+        if tensor.desc.bytes as usize != bytes {
+            let (handle, said) = (tensor.desc.handle, tensor.desc.bytes);
+            return Err(Error::BadInput(format!("input {handle} has {bytes} bytes, its type and shape make {said}")));
+        }
+        manifest.push(&tensor.desc).map_err(|e| Error::BadInput(format!("input {}: {e}", tensor.desc.handle)))?;
+    }
+    Ok(manifest)
+}
+
+/// A deadline as requests carry it: microseconds, 0 for none.
+pub(crate) fn deadline_us(deadline: Option<Duration>) -> u32 {
+    deadline.map_or(0, |d| u32::try_from(d.as_micros()).unwrap_or(u32::MAX).max(1))
 }
 
 /// One input of a call by name.

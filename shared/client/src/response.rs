@@ -198,13 +198,30 @@ impl Response {
         self.0.completed = now;
     }
 
+    /// Where bytes of a tensor begin in the data area; `None` where there are none such.
+    pub(crate) fn position(&self, tensor: u16, offset: u32, length: u32) -> Option<usize> {
+        let tensors = &self.0.tensors;
+        let desc = tensors.get(usize::from(tensor))?;
+        let inside = offset.checked_add(length).is_some_and(|end| end <= desc.bytes);
+        let base: usize = tensors[..usize::from(tensor)].iter().map(|t| t.bytes as usize).sum();
+        inside.then_some(base + offset as usize)
+    }
+
+    /// A stretch of the data area, inside it by the caller's checks.
+    pub(crate) fn span(&mut self, at: usize, len: usize) -> &mut [u8] {
+        &mut self.0.data[at..at + len]
+    }
+
+    /// Bytes that the tensor has.
+    pub(crate) fn tensor_len(&self, tensor: u16) -> Option<u32> {
+        self.0.tensors.get(usize::from(tensor)).map(|t| t.bytes)
+    }
+
     /// Checks that `length` bytes at `offset` of tensor `tensor` are the next ones to arrive.
     pub(crate) fn check_next(&self, tensor: u16, offset: u32, length: u32) -> Result<(), Error> {
-        let tensors = &self.0.tensors;
-        let refuse = || Error::Protocol { error: WireError::BadExtent, context: "response data" };
-        let desc = tensors.get(usize::from(tensor)).ok_or_else(refuse)?;
-        let base: usize = tensors[..usize::from(tensor)].iter().map(|t| t.bytes as usize).sum();
-        let inside = offset.checked_add(length).is_some_and(|end| end <= desc.bytes);
-        if inside && base + offset as usize == self.0.received { Ok(()) } else { Err(refuse()) }
+        match self.position(tensor, offset, length) {
+            Some(at) if at == self.0.received => Ok(()),
+            _ => Err(Error::Protocol { error: WireError::BadExtent, context: "response data" }),
+        }
     }
 }

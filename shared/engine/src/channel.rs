@@ -37,6 +37,11 @@ pub(crate) struct Channel<C> {
     pub(crate) flight: Flight,
     pub(crate) received: Received,
     probes: u32,
+    probed_at: Time,
+    /// A probe is to be sent, whatever window and pacer say.
+    probing: bool,
+    /// When an acknowledgement last told of something new.
+    progressed_at: Time,
     /// Ask for an acknowledgement with the next frame.
     pub(crate) ask: bool,
     window_limited: bool,
@@ -52,6 +57,8 @@ pub(crate) struct Channel<C> {
     receive_window: u64,
     /// What the peer was last told.
     advertised: u64,
+    /// The peer may not have heard of it.
+    untold: bool,
     pub(crate) lost_frames: u64,
 }
 
@@ -66,6 +73,9 @@ impl<C: Congestion> Channel<C> {
             flight,
             received: Received::new(),
             probes: 0,
+            probed_at: Time::default(),
+            probing: false,
+            progressed_at: Time::default(),
             ask: false,
             window_limited: false,
             paced_until: Time::NEVER,
@@ -75,6 +85,7 @@ impl<C: Congestion> Channel<C> {
             received_data: 0,
             receive_window,
             advertised: receive_window,
+            untold: false,
             lost_frames: 0,
         }
     }
@@ -89,6 +100,9 @@ impl<C: Congestion> Channel<C> {
 
     /// Whether a frame of `bytes` may leave now.
     pub(crate) fn may_send(&mut self, now: Time, bytes: u32) -> Result<(), Blocked> {
+        if self.probing && !self.flight.is_full() {
+            return Ok(());
+        }
         let bytes = u64::from(bytes);
         let window = self.congestion.window();
         if self.flight.is_full() || (self.flight.bytes() + bytes > window && !self.flight.is_empty()) {
@@ -110,8 +124,13 @@ impl<C: Congestion> Channel<C> {
 
     /// Records a frame as sent and returns its packet number for the wire.
     pub(crate) fn send(&mut self, ring: &mut [SentFrame], now: Time, cargo: Cargo, bytes: u32) -> u32 {
+        self.probing = false;
         self.pacer.spend(u64::from(bytes));
         self.flight.send(ring, now, cargo, bytes) as u32
+    }
+
+    pub(crate) fn progressed_at(&self) -> Time {
+        self.progressed_at
     }
 
     /// Data bytes that may still be sent for the first time.
@@ -121,13 +140,19 @@ impl<C: Congestion> Channel<C> {
 
     /// The limit to tell the peer now.
     pub(crate) fn grant(&mut self) -> u64 {
+        self.untold = false;
         self.advertised = self.advertised.max(self.received_data + self.receive_window);
         self.advertised
     }
 
+    /// Has the limit told again, for what told it may have been lost.
+    pub(crate) fn tell_grant_again(&mut self) {
+        self.untold = true;
+    }
+
     /// Whether the peer should hear of new credit although nothing needs acknowledging.
     pub(crate) fn grant_is_stale(&self) -> bool {
-        self.received_data + self.receive_window > self.advertised + self.receive_window / 4
+        self.untold || self.received_data + self.receive_window > self.advertised + self.receive_window / 4
     }
 
     /// Takes in an acknowledgement. `settled` hears of each frame: true for acknowledged, false for lost.
@@ -158,7 +183,7 @@ impl<C: Congestion> Channel<C> {
             let is_highest = ack.ranges.first().and_then(|r| self.flight.expand(r.last())) == Some(newest.packet);
             let rtt = now.since(newest.sent_at);
             if is_highest {
-                self.rtt.sample(rtt, u64::from(ack.delay_us) * 1_000);
+                self.rtt.sample(now, rtt, u64::from(ack.delay_us) * 1_000);
             }
             self.progress(now, bytes, is_highest.then_some(rtt));
         }
@@ -176,7 +201,9 @@ impl<C: Congestion> Channel<C> {
 
     fn progress(&mut self, now: Time, bytes: u64, rtt_ns: Option<u64>) {
         self.probes = 0;
+        self.probing = false;
         self.ask = false;
+        self.progressed_at = now;
         let sample = AckSample {
             now,
             bytes,
@@ -228,6 +255,8 @@ impl<C: Congestion> Channel<C> {
             return;
         }
         self.probes += 1;
+        self.probed_at = now;
+        self.probing = true;
         if self.probes >= PROBES_BEFORE_SHRINKING && self.datagram > MIN_DATAGRAM {
             self.datagram = MIN_DATAGRAM;
         }
@@ -254,6 +283,6 @@ impl<C: Congestion> Channel<C> {
 
     fn probe_at(&self) -> Time {
         let gap = self.rtt.probe_timeout().saturating_mul(1 << self.probes.min(16));
-        self.flight.last_sent_at() + gap.clamp(MS / 4, MAX_PROBE_GAP)
+        self.flight.last_sent_at().max(self.probed_at) + gap.clamp(MS / 4, MAX_PROBE_GAP)
     }
 }

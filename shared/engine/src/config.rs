@@ -103,8 +103,8 @@ impl ServerConfig {
         if self.requests_per_client == 0 || self.requests_per_client > 512 {
             return wrong("requests_per_client", "must be 1 to 512");
         }
-        if !self.flight.is_power_of_two() || self.flight < 16 {
-            return wrong("flight", "must be a power of two, at least 16");
+        if !self.flight.is_power_of_two() || !(16..=1 << 20).contains(&self.flight) {
+            return wrong("flight", "must be a power of two, 16 to 1,048,576");
         }
         if self.flight as u64 * self.datagram_sessions as u64 > 1 << 30 {
             return wrong("flight", "times datagram_sessions it exceeds 2^30");
@@ -115,11 +115,14 @@ impl ServerConfig {
         if !(MIN_DATAGRAM..=MAX_DATAGRAM).contains(&self.datagram) {
             return wrong("datagram", "must be 1,232 to 65,000 bytes");
         }
-        if self.receive_window < 64 << 10 {
-            return wrong("receive_window", "must be at least 65,536 bytes");
+        if !WINDOWS.contains(&self.receive_window) {
+            return wrong("receive_window", "must be 65,536 bytes to 1 TiB");
         }
         if self.idle_timeout < 100 * MS || self.keep_reply < MS {
             return wrong("idle_timeout", "must be at least 100 ms, and keep_reply at least 1 ms");
+        }
+        if [self.idle_timeout, self.keep_reply, self.progress_grace].iter().any(|t| *t > 86_400 * SEC) {
+            return wrong("idle_timeout", "with keep_reply and progress_grace it must be at most a day");
         }
         Ok(())
     }
@@ -142,6 +145,8 @@ impl core::fmt::Display for ConfigError {
 
 impl core::error::Error for ConfigError {}
 
+/// Receive windows that can be, in bytes.
+pub(crate) const WINDOWS: core::ops::RangeInclusive<u64> = 64 << 10..=1 << 40;
 /// No index into a table.
 pub(crate) const NO_INDEX: u32 = u32::MAX;
 /// The part of a session's number that is its index.

@@ -131,7 +131,13 @@ impl Flight {
 
     /// Takes out the oldest outstanding packet if it counts as lost: overtaken by [`PACKET_THRESHOLD`] others, or sent
     /// `loss_delay` before `now` and overtaken at all.
-    pub(crate) fn take_lost(&mut self, ring: &mut [SentFrame], from: &mut u64, now: Time, loss_delay: u64) -> Option<Settled> {
+    pub(crate) fn take_lost(
+        &mut self,
+        ring: &mut [SentFrame],
+        from: &mut u64,
+        now: Time,
+        loss_delay: u64,
+    ) -> Option<Settled> {
         let highest = self.highest_acked?;
         *from = (*from).max(self.oldest);
         while *from < highest {

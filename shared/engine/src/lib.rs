@@ -27,8 +27,8 @@ mod server;
 mod time;
 
 pub use client::{
-    Client, ClientConfig, ClientEvent, ClientPlacement, ClientSlot, ClientStats, ClientStorage, ClientTransmit, ClientVerdict,
-    RequestSpec, SubmitError,
+    Client, ClientConfig, ClientEvent, ClientPlacement, ClientSlot, ClientStats, ClientStorage, ClientTransmit,
+    ClientVerdict, RequestSpec, SubmitError,
 };
 pub use config::{ConfigError, PathInfo, ServerConfig};
 pub use congestion::{AckSample, Congestion, DelayControl};

@@ -41,7 +41,10 @@ impl ModelPlan<'_> {
             let fits = usize::from(tensor.handle) == handle
                 && tensor.dtype == input.dtype
                 && dims.len() == usize::from(input.rank)
-                && dims.iter().zip(&input.dims).all(|(have, want)| i64::from(*want) < 0 || i64::from(*have) == i64::from(*want));
+                && dims
+                    .iter()
+                    .zip(&input.dims)
+                    .all(|(have, want)| i64::from(*want) < 0 || i64::from(*have) == i64::from(*want));
             if !fits {
                 return Err(Status::BadTensor);
             }
@@ -86,19 +89,21 @@ impl ModelPlan<'_> {
             return None;
         }
         let mut sizes = Sizes::NONE;
-        sizes.set(row_bytes[..self.inputs.len()].iter().map(|b| (b * u64::from(rows)) as u32));
+        sizes.set(row_bytes.get(..self.inputs.len())?.iter().map(|b| (b * u64::from(rows)) as u32));
         Some((rows, sizes))
     }
 
     /// The smallest pool whose rows hold these tensors.
     pub(crate) fn class(&self, pools: &[(u16, PoolLayout)], rows: u16, sizes: &Sizes) -> Result<u16, Status> {
-        let holds = |layout: &PoolLayout| {
-            u16::from(layout.tensors()) == sizes.len()
-                && (0..sizes.len()).zip(sizes.as_slice()).all(|(tensor, need)| {
-                    layout.row_bytes(tensor).is_some_and(|row| u64::from(*need) <= u64::from(row) * u64::from(rows))
-                })
-        };
+        let fits = |layout: &PoolLayout| u16::from(layout.tensors()) == sizes.len() && holds(layout, rows, sizes);
         let layout_of = |id: u16| pools.iter().find(|(p, _)| *p == id).map(|(_, layout)| layout);
-        self.classes.iter().copied().find(|id| layout_of(*id).is_some_and(holds)).ok_or(Status::TooLarge)
+        self.classes.iter().copied().find(|id| layout_of(*id).is_some_and(fits)).ok_or(Status::TooLarge)
     }
+}
+
+/// Whether so many rows of a pool hold tensors of these sizes.
+pub(crate) fn holds(layout: &PoolLayout, rows: u16, sizes: &Sizes) -> bool {
+    (0..).zip(sizes.as_slice()).all(|(tensor, need)| {
+        layout.row_bytes(tensor).is_some_and(|row| u64::from(*need) <= u64::from(row) * u64::from(rows))
+    })
 }

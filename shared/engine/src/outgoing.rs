@@ -14,6 +14,8 @@ pub(crate) struct Outgoing {
     first_sent: bool,
     first_lost: bool,
     first_acked: bool,
+    /// The first chunk may go without data where there is no credit.
+    asking: bool,
     tensor: u16,
     offset: u32,
     lost: RangeSet<GAPS>,
@@ -30,6 +32,7 @@ impl Outgoing {
         self.first_sent = false;
         self.first_lost = false;
         self.first_acked = false;
+        self.asking = false;
         self.tensor = 0;
         self.offset = 0;
         self.lost.clear();
@@ -50,6 +53,11 @@ impl Outgoing {
 
     pub(crate) fn fresh_bytes(&self) -> u64 {
         self.fresh_bytes
+    }
+
+    /// Data bytes that were sent and that the peer has not confirmed.
+    pub(crate) fn unconfirmed(&self) -> u64 {
+        self.fresh_bytes.saturating_sub(self.acked_bytes)
     }
 
     /// Whether everything was sent once and nothing waits to be sent again.
@@ -73,7 +81,11 @@ impl Outgoing {
             return self.next_first(room, credit);
         }
         if let Some((start, end)) = self.lost.pop_first(u64::from(room)) {
-            return Some(Chunk::Part { tensor: (start >> 32) as u16, offset: start as u32, length: (end - start) as u32 });
+            return Some(Chunk::Part {
+                tensor: (start >> 32) as u16,
+                offset: start as u32,
+                length: (end - start) as u32,
+            });
         }
         if self.tensor_done() {
             return None;
@@ -92,11 +104,14 @@ impl Outgoing {
     fn next_first(&mut self, room: u32, credit: u64) -> Option<Chunk> {
         let room = room.checked_sub(u32::from(self.head_len))?;
         let total = self.sizes.total();
-        let whole = total <= u64::from(room);
-        let length = if whole { total as u32 } else { self.sizes.get(0).unwrap_or(0).min(room) };
+        let mut whole = total <= u64::from(room);
+        let mut length = if whole { total as u32 } else { self.sizes.get(0).unwrap_or(0).min(room) };
         if !self.first_sent {
             if u64::from(length) > credit {
-                return None;
+                if !self.asking {
+                    return None;
+                }
+                (whole, length) = (false, 0);
             }
             self.first_sent = true;
             self.fresh_bytes += u64::from(length);
@@ -109,6 +124,7 @@ impl Outgoing {
             }
         }
         self.first_lost = false;
+        self.asking = false;
         self.each_range(&Chunk::First { length, whole }, |set, start, end| set.lost.remove(start, end));
         Some(Chunk::First { length, whole })
     }
@@ -152,6 +168,13 @@ impl Outgoing {
     /// The peer asks for the answer that it should have: sends the first chunk again.
     pub(crate) fn resend_first(&mut self) {
         self.first_lost = true;
+    }
+
+    /// Nothing was heard of the message for long: sends its first chunk, which the peer answers. Where that was never sent
+    /// for want of credit, its data stays behind.
+    pub(crate) fn ask(&mut self) {
+        self.asking = true;
+        self.first_lost = self.first_sent;
     }
 
     /// The peer answered: it has everything.

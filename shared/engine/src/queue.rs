@@ -41,6 +41,13 @@ impl<'a, T: Copy> Queue<'a, T> {
         Some(item)
     }
 
+    /// The items, oldest first.
+    pub(crate) fn iter_mut(&mut self) -> impl Iterator<Item = &mut T> {
+        let (wrapped, from_first) = self.ring.split_at_mut(self.first);
+        let before_end = self.len.min(from_first.len());
+        from_first[..before_end].iter_mut().chain(&mut wrapped[..self.len - before_end])
+    }
+
     pub(crate) fn front(&self) -> Option<&T> {
         if self.len == 0 { None } else { Some(&self.ring[self.first]) }
     }

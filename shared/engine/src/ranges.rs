@@ -30,6 +30,11 @@ impl<const N: usize> RangeSet<N> {
         self.ranges.iter().copied()
     }
 
+    /// The lowest range.
+    pub(crate) fn first(&self) -> Option<(u64, u64)> {
+        self.ranges.first().copied()
+    }
+
     /// The highest range.
     pub(crate) fn last(&self) -> Option<(u64, u64)> {
         self.ranges.last().copied()
@@ -74,6 +79,9 @@ impl<const N: usize> RangeSet<N> {
     /// Takes a range out. Where that would need one range more than there is room for, it stays in: callers keep here
     /// what must be sent again, and to send once too often is the safe side.
     pub(crate) fn remove(&mut self, start: u64, end: u64) {
+        if start >= end {
+            return;
+        }
         let first = self.ranges.partition_point(|r| r.1 <= start);
         let mut at = first;
         while let Some(&(lo, hi)) = self.ranges.get(at) {

@@ -8,6 +8,9 @@ use crate::rtt::MAX_ACK_DELAY;
 
 /// Unacknowledged packets after which an acknowledgement no longer waits.
 const PACKETS_PER_ACK: u32 = 64;
+/// What lies further below the highest packet than any flight is long is settled. Numbers travel as 32 bits and are
+/// compared within half of their circle, so that old gaps must not be kept for ever.
+const HORIZON: u64 = 1 << 24;
 
 /// One session's received packets in one direction.
 #[derive(Clone, Debug)]
@@ -47,7 +50,7 @@ impl Received {
         let highest = self.highest();
         let in_order = packet == highest + 1;
         while !self.packets.can_insert(packet, packet + 1) {
-            let lowest = self.packets.iter().next();
+            let lowest = self.packets.first();
             self.packets.forget_lowest();
             self.floor = lowest.map_or(self.floor, |(_, end)| end);
         }
@@ -57,6 +60,10 @@ impl Received {
         }
         if packet > highest {
             self.highest_at = now;
+            while let Some((_, end)) = self.packets.first().filter(|(_, end)| end + HORIZON < packet) {
+                self.packets.forget_lowest();
+                self.floor = end;
+            }
         }
         self.unacked += 1;
         let at_once = ack_now || !in_order || self.unacked >= PACKETS_PER_ACK;

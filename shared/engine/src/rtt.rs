@@ -1,30 +1,53 @@
 //! Round-trip estimate, after RFC 9002 section 5.
 
-use crate::time::{MS, US};
+use crate::Time;
+use crate::time::{MS, SEC, US};
 
 /// Longest that a receiver sits on an acknowledgement, in nanoseconds.
 pub(crate) const MAX_ACK_DELAY: u64 = 250 * US;
 const INITIAL: u64 = 10 * MS;
 /// Shorter timers would measure the peer's scheduler, not the path.
 const GRANULARITY: u64 = 100 * US;
+/// The minimum is that of the last one to two of these, so that a path that has become longer does not pass for a queue
+/// for ever.
+const MIN_EPOCH: u64 = 10 * SEC;
 
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Rtt {
     smoothed: u64,
     variation: u64,
     min: u64,
+    /// The minimum since this epoch began, and when it ends.
+    epoch_min: u64,
+    epoch_end: Time,
     latest: u64,
     sampled: bool,
 }
 
 impl Rtt {
     pub(crate) const fn new() -> Rtt {
-        Rtt { smoothed: INITIAL, variation: INITIAL / 2, min: u64::MAX, latest: INITIAL, sampled: false }
+        Rtt {
+            smoothed: INITIAL,
+            variation: INITIAL / 2,
+            min: u64::MAX,
+            epoch_min: u64::MAX,
+            epoch_end: Time::NEVER,
+            latest: INITIAL,
+            sampled: false,
+        }
     }
 
-    pub(crate) fn sample(&mut self, rtt: u64, ack_delay: u64) {
+    pub(crate) fn sample(&mut self, now: Time, rtt: u64, ack_delay: u64) {
         let rtt = rtt.max(1);
         self.latest = rtt;
+        if !self.sampled {
+            self.epoch_end = now + MIN_EPOCH;
+        } else if now >= self.epoch_end {
+            self.epoch_end = now + MIN_EPOCH;
+            self.min = self.epoch_min;
+            self.epoch_min = u64::MAX;
+        }
+        self.epoch_min = self.epoch_min.min(rtt);
         self.min = self.min.min(rtt);
         // The peer's delay is believed only as far as the path's minimum allows.
         let adjusted = if rtt >= self.min.saturating_add(ack_delay) { rtt - ack_delay } else { rtt };

@@ -46,10 +46,14 @@ impl<'a> TensorInfo<'a> {
     /// model has one, is included and varies.
     ///
     /// # Errors
-    /// [`WireError::BadRank`], [`WireError::BadText`] for a name that is too long.
+    /// [`WireError::BadRank`], [`WireError::BadText`] for a name that is too long, [`WireError::BadSize`] for a dimension
+    /// below -1.
     pub fn new(name: &'a str, dtype: DType, dims: &[i32]) -> Result<TensorInfo<'a>, WireError> {
         if name.len() > MAX_NAME {
             return Err(WireError::BadText);
+        }
+        if dims.iter().any(|&dim| dim < -1) {
+            return Err(WireError::BadSize);
         }
         let mut all = [0; MAX_RANK];
         all.get_mut(..dims.len()).ok_or(WireError::BadRank)?.copy_from_slice(dims);
@@ -106,11 +110,13 @@ impl<'a> Catalog<'a> {
 
     fn step(&mut self) -> Result<ModelInfo<'a>, WireError> {
         let (head, _) = Head::ref_from_prefix(self.rest).map_err(|_| WireError::Truncated)?;
-        let (record, after) =
-            self.rest.split_at_checked(usize::from(head.length.get())).ok_or(WireError::Truncated)?;
+        let (record, after) = self.rest.split_at_checked(usize::from(head.length.get())).ok_or(WireError::Truncated)?;
         let body = record.get(size_of::<Head>()..).ok_or(WireError::BadManifest)?;
         let (inputs, outputs) = (usize::from(head.inputs), usize::from(head.outputs));
-        if inputs > MAX_TENSORS || outputs > MAX_TENSORS || head.reserved != 0 {
+        if head.reserved != 0 {
+            return Err(WireError::Reserved);
+        }
+        if inputs > MAX_TENSORS || outputs > MAX_TENSORS {
             return Err(WireError::BadManifest);
         }
         let (name, tensors) = take_name(body, head.name_len)?;
@@ -158,7 +164,10 @@ impl<'a> TensorWalk<'a> {
     fn step(&mut self) -> Result<TensorInfo<'a>, WireError> {
         let (entry, rest) = Entry::ref_from_prefix(self.rest).map_err(|_| WireError::Truncated)?;
         let rank = usize::from(entry.rank);
-        if rank > MAX_RANK || entry.reserved != 0 {
+        if entry.reserved != 0 {
+            return Err(WireError::Reserved);
+        }
+        if rank > MAX_RANK {
             return Err(WireError::BadRank);
         }
         let (dims, rest) = <[I32]>::ref_from_prefix_with_elems(rest, rank).map_err(|_| WireError::Truncated)?;

@@ -90,11 +90,7 @@ impl<'a> Manifest<'a> {
     pub fn peek_len(bytes: &[u8]) -> Result<usize, WireError> {
         let (head, _) = Head::ref_from_prefix(bytes).map_err(|_| WireError::Truncated)?;
         let length = usize::from(head.length.get());
-        if (MANIFEST_HEAD_LEN..=MAX_MANIFEST_LEN).contains(&length) {
-            Ok(length)
-        } else {
-            Err(WireError::BadManifest)
-        }
+        if (MANIFEST_HEAD_LEN..=MAX_MANIFEST_LEN).contains(&length) { Ok(length) } else { Err(WireError::BadManifest) }
     }
 
     /// Parses the manifest at the head of `bytes`, which may be longer.
@@ -119,9 +115,11 @@ impl<'a> Manifest<'a> {
         }
         let manifest = Manifest { bytes, path, tensors: head.tensors, data_len: 0 };
         let mut data_len = 0u32;
+        let mut least_handle = 0;
         let mut walk = Tensors { rest, left: head.tensors };
         while let Some(tensor) = walk.step()? {
             tensor.check()?;
+            least_handle = next_handle(&tensor, least_handle)?;
             data_len = data_len.checked_add(tensor.bytes).ok_or(WireError::BadSize)?;
         }
         if !walk.rest.is_empty() {
@@ -166,6 +164,12 @@ impl<'a> Manifest<'a> {
         let skip = MANIFEST_HEAD_LEN + if self.path.is_some() { PATH_LEN } else { 0 };
         Tensors { rest: &self.bytes[skip..], left: self.tensors }
     }
+}
+
+/// Handles ascend, so that none stands twice: the least that may follow this tensor's.
+fn next_handle(tensor: &TensorDesc, least: u32) -> Result<u32, WireError> {
+    let handle = u32::from(tensor.handle);
+    if handle >= least { Ok(handle + 1) } else { Err(WireError::BadManifest) }
 }
 
 /// Walks a manifest's tensors.
@@ -218,6 +222,7 @@ pub struct ManifestWriter {
     tensors: u8,
     flags: u8,
     data_len: u32,
+    least_handle: u32,
 }
 
 impl Default for ManifestWriter {
@@ -230,7 +235,14 @@ impl ManifestWriter {
     /// A manifest with no tensors, as requests start.
     #[must_use]
     pub fn new() -> ManifestWriter {
-        ManifestWriter { bytes: [0; MAX_MANIFEST_LEN], length: MANIFEST_HEAD_LEN, tensors: 0, flags: 0, data_len: 0 }
+        ManifestWriter {
+            bytes: [0; MAX_MANIFEST_LEN],
+            length: MANIFEST_HEAD_LEN,
+            tensors: 0,
+            flags: 0,
+            data_len: 0,
+            least_handle: 0,
+        }
     }
 
     /// A manifest with room for a [`Path`], as responses start. [`ManifestWriter::set_path`] fills it in.
@@ -239,13 +251,14 @@ impl ManifestWriter {
         ManifestWriter { length: MANIFEST_HEAD_LEN + PATH_LEN, flags: HAS_PATH, ..ManifestWriter::new() }
     }
 
-    /// Adds a tensor.
+    /// Adds a tensor. Handles ascend.
     ///
     /// # Errors
-    /// [`WireError::BadManifest`] when the manifest is full, [`WireError::BadSize`] when the byte count does not
+    /// [`WireError::BadManifest`] when the manifest is full or the handle does not ascend, [`WireError::BadSize`] when the byte count does not
     /// follow from type and shape or the message would exceed `u32`.
     pub fn push(&mut self, tensor: &TensorDesc) -> Result<(), WireError> {
         tensor.check()?;
+        let least_handle = next_handle(tensor, self.least_handle)?;
         let data_len = self.data_len.checked_add(tensor.bytes).ok_or(WireError::BadSize)?;
         let end = self.length + ENTRY_LEN + 4 * tensor.shape.dims().len();
         if end > MAX_MANIFEST_LEN || usize::from(self.tensors) == MAX_TENSORS {
@@ -265,6 +278,7 @@ impl ManifestWriter {
         self.length = end;
         self.tensors += 1;
         self.data_len = data_len;
+        self.least_handle = least_handle;
         Ok(())
     }
 

@@ -71,7 +71,7 @@ impl Client {
         })
     }
 
-    /// Sends a burst if the window has room for one; `Idle` if not.
+    /// Sends a burst if there is one left and the window has room for it; `Idle` if not.
     fn send(&mut self) -> io::Result<Step> {
         let datagram = self.setup.datagram as usize;
         let window_end = self.confirmed.saturating_add(self.setup.window as usize);
@@ -96,6 +96,15 @@ impl Client {
             }
             Err(error) => Err(error),
         }
+    }
+
+    /// Sends what window and kernel take: nothing announces that a window has room.
+    fn send_all(&mut self) -> io::Result<Step> {
+        let mut step = Step::Idle;
+        while self.send()? == Step::Moved {
+            step = Step::Moved;
+        }
+        Ok(step)
     }
 
     fn receive(&mut self) -> io::Result<Step> {
@@ -159,14 +168,17 @@ impl Connection for Client {
         self.sent = 0;
         self.confirmed = 0;
         self.received = 0;
-        self.send().map(drop)
+        self.send_all().map(drop)
     }
 
     fn advance(&mut self) -> io::Result<Step> {
-        if self.sent < self.request.len() && self.send()? == Step::Moved {
-            return Ok(Step::Moved);
+        let sent = self.send_all()?;
+        match self.receive()? {
+            Step::Idle => Ok(sent),
+            Step::Done => Ok(Step::Done),
+            // Perhaps word that the window has opened.
+            Step::Moved => self.send_all().map(|_| Step::Moved),
         }
-        self.receive()
     }
 
     fn check(&self) -> Result<(), Fault> {

@@ -20,15 +20,54 @@ pub(crate) struct Probed {
 /// rows.
 ///
 /// # Errors
-/// Where neither one row nor two can be computed.
+/// Where one row or two cannot be computed.
 pub(crate) fn batched(program: &Program, shapes: impl Fn(u32) -> Shapes) -> Result<Probed, RuntimeError> {
     let one = program.exact(&shapes(1))?;
     let two = program.exact(&shapes(2))?;
     let (of_one, of_two) = (facts(&one)?, facts(&two)?);
     let outputs = of_one.iter().zip(&of_two).map(|(one, two)| Some(merge(one.as_ref()?, two.as_ref()?)));
-    let outputs: Vec<Found> = outputs.collect();
-    let independent = independent(program, &shapes, &one, &two);
-    Ok(Probed { outputs, independent })
+    let mut probed = Probed { outputs: outputs.collect(), independent: None };
+    general(program, &shapes(2));
+    let Some(inputs) = made_up_inputs(program, &shapes(2)) else { return Ok(probed) };
+    let row = |row: usize| inputs.iter().map(|t| t.slice(0, row, row + 1).map(TValue::from)).collect::<Result<_, _>>();
+    let (Ok(first), Ok(second)) = (row(0), row(1)) else { return Ok(probed) };
+    // Made-up values may be nothing that the model takes; but if it takes one row of them, it must take two.
+    let Ok(first) = program::run(&one, first) else { return Ok(probed) };
+    let together = program::run(&two, inputs.clone())?;
+    for ((found, alone), together) in probed.outputs.iter_mut().zip(&first).zip(&together) {
+        observe(found, alone.shape(), together.shape());
+    }
+    if let Ok(second) = program::run(&one, second) {
+        probed.independent = Some(same_rows(&[first, second], &together));
+    }
+    Ok(probed)
+}
+
+/// Corrects what is known of an output's first dimension by what one row and two rows gave.
+fn observe(found: &mut Found, one: &[usize], two: &[usize]) {
+    let first = match (one.first(), two.first()) {
+        (Some(1), Some(2)) => FoundDim::Batch,
+        (Some(one), Some(two)) if one == two => FoundDim::Fixed(*one as u32),
+        (Some(_), Some(_)) => FoundDim::Other,
+        _ => {
+            *found = Some(Vec::new());
+            return;
+        }
+    };
+    match found.as_mut().and_then(|dims| dims.first_mut()) {
+        Some(known) => *known = first,
+        None => *found = Some([&[first], &vec![FoundDim::Unknown; one.len() - 1][..]].concat()),
+    }
+}
+
+/// Whether each row gave alone what it gave together with the other.
+fn same_rows(alone: &[TVec<TValue>], together: &[TValue]) -> bool {
+    alone.iter().enumerate().all(|(row, outputs)| {
+        outputs.iter().zip(together).all(|(alone, together)| {
+            together.shape().first() == Some(&2)
+                && together.slice(0, row, row + 1).is_ok_and(|together| alike(alone, &together))
+        })
+    })
 }
 
 /// Computes made-up inputs of these shapes with an exact plan and with the general one, and drops the latter if it
@@ -81,28 +120,6 @@ fn merge(one: &[Option<u32>], two: &[Option<u32>]) -> Vec<FoundDim> {
         _ => FoundDim::Unknown,
     });
     dims.collect()
-}
-
-/// Computes two made-up rows together and apart.
-fn independent(program: &Program, shapes: impl Fn(u32) -> Shapes, one: &Plan, two: &Plan) -> Option<bool> {
-    general(program, &shapes(2));
-    let inputs = made_up_inputs(program, &shapes(2))?;
-    let together = program::run(two, inputs.clone()).ok()?;
-    for row in 0..2 {
-        let alone: TVec<TValue> =
-            inputs.iter().map(|t| t.slice(0, row, row + 1).map(TValue::from)).collect::<Result<_, _>>().ok()?;
-        let alone = program::run(one, alone).ok()?;
-        for (alone, together) in alone.iter().zip(&together) {
-            if together.rank() == 0 || together.shape()[0] != 2 {
-                return Some(false);
-            }
-            let part = together.slice(0, row, row + 1).ok()?;
-            if !alike(alone, &part) {
-                return Some(false);
-            }
-        }
-    }
-    Some(true)
 }
 
 /// Whether two results differ by no more than rounding.

@@ -2,7 +2,7 @@
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use splitrpc_wire::DType;
 use tract_onnx::prelude::{
@@ -51,12 +51,14 @@ pub(crate) struct Program {
     graph: InferenceModel,
     inputs: Vec<ProgramInput>,
     batched: bool,
-    /// Plans for exact shapes, most recently used last.
-    exact: Mutex<Vec<(Shapes, Plan)>>,
+    exact: Mutex<Plans>,
     /// The plan for any shape, tried once.
     general: OnceLock<Option<Plan>>,
     general_failed: AtomicBool,
 }
+
+/// Plans for exact shapes, most recently used last.
+type Plans = Vec<(Shapes, Plan)>;
 
 /// Plans for exact shapes that are kept. Each may hold its own copy of the weights, packed.
 const MOST_EXACT: usize = 32;
@@ -71,14 +73,10 @@ impl Program {
         &self.inputs
     }
 
-    /// A plan for exactly these shapes, made if need be.
+    /// A plan for exactly these shapes, made if need be. One is made at a time.
     pub(crate) fn exact(&self, shapes: &[Vec<u32>]) -> Result<Plan, RuntimeError> {
-        // A panic inside leaves the list as it was.
-        let mut plans = self.exact.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(at) = plans.iter().position(|(known, _)| known == shapes) {
-            let found = plans.remove(at);
-            let plan = found.1.clone();
-            plans.push(found);
+        let mut plans = self.plans();
+        if let Some(plan) = find(&mut plans, shapes) {
             return Ok(plan);
         }
         let facts = shapes.iter().zip(&self.inputs).map(|(shape, input)| {
@@ -95,12 +93,16 @@ impl Program {
 
     /// A plan that takes these shapes: an exact one if there is one, else the general one, else an exact one made now.
     pub(crate) fn any(&self, shapes: &[Vec<u32>]) -> Result<Plan, RuntimeError> {
-        let known = self.exact.lock().unwrap_or_else(PoisonError::into_inner);
-        let known = known.iter().find(|(known, _)| known == shapes).map(|(_, plan)| plan.clone());
+        let known = find(&mut self.plans(), shapes);
         match known.or_else(|| self.general()) {
             Some(plan) => Ok(plan),
             None => self.exact(shapes),
         }
+    }
+
+    fn plans(&self) -> MutexGuard<'_, Plans> {
+        // A panic inside leaves the list as it was.
+        self.exact.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The plan for any shape, where tract can make one.
@@ -182,6 +184,13 @@ impl Program {
         });
         compiled.map_err(|e| RuntimeError(brief(&format!("the model cannot be computed with these shapes: {e}"))))
     }
+}
+
+/// A plan from the list, which is then the most recently used.
+fn find(plans: &mut Plans, shapes: &[Vec<u32>]) -> Option<Plan> {
+    let at = plans.iter().position(|(known, _)| known == shapes)?;
+    plans[at..].rotate_left(1);
+    plans.last().map(|(_, plan)| plan.clone())
 }
 
 /// Computes. Every run starts from a fresh state, so that nothing of one request is left for the next.

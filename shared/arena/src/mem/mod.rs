@@ -2,12 +2,16 @@
 
 mod arena;
 mod copy;
+#[cfg(feature = "count-copies")]
+mod count;
 mod external;
 mod iovec;
 mod map;
 mod span;
 
 pub use arena::{Arena, ArenaError, Lease, MAX_ARENA_BYTES};
+#[cfg(feature = "count-copies")]
+pub use count::bytes_copied_by_this_thread;
 pub use external::{AdoptError, External};
 pub use iovec::{IoVec, IoVecBuf, IoVecSend, IoVecSendBuf};
 pub use span::Span;

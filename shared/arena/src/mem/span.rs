@@ -56,6 +56,7 @@ impl<'a> Span<'a> {
     /// Copies the beginning of the span out, as much as both sides hold; returns how many bytes.
     pub fn copy_to(&self, to: &mut [u8]) -> usize {
         let len = self.len.min(to.len());
+        counted(len);
         // SAFETY: `len` bytes from `base` are inside the span, whose constructor promised the rest.
         unsafe { copy::read(self.base.as_ptr(), &mut to[..len]) };
         len
@@ -64,6 +65,7 @@ impl<'a> Span<'a> {
     /// Copies to the beginning of the span, as much as both sides hold; returns how many bytes.
     pub fn copy_from(&self, from: &[u8]) -> usize {
         let len = self.len.min(from.len());
+        counted(len);
         // SAFETY: as in `copy_to`.
         unsafe { copy::write(self.base.as_ptr(), &from[..len]) };
         len
@@ -72,6 +74,7 @@ impl<'a> Span<'a> {
     /// Copies from the beginning of another span, as much as both hold; returns how many bytes. They may overlap.
     pub fn copy_from_span(&self, from: Span<'_>) -> usize {
         let len = self.len.min(from.len);
+        counted(len);
         // SAFETY: `len` bytes are inside both spans, whose constructors promised the rest.
         unsafe { copy::transfer(self.base.as_ptr(), from.base.as_ptr(), len) };
         len
@@ -126,6 +129,14 @@ impl<'a> Span<'a> {
         // SAFETY: the range is mapped and initialised for `'a`; the caller promises exclusive access.
         unsafe { std::slice::from_raw_parts_mut(self.base.as_ptr(), self.len) }
     }
+}
+
+/// Counts a copy, in builds for tests that ask for it.
+#[inline]
+fn counted(bytes: usize) {
+    #[cfg(feature = "count-copies")]
+    super::count::add(bytes);
+    let _ = bytes;
 }
 
 impl fmt::Debug for Span<'_> {

@@ -3,6 +3,7 @@
 mod inbox;
 mod outbox;
 mod session;
+mod submit;
 
 use std::io::{self, IoSlice};
 use std::net::{SocketAddr, TcpStream};
@@ -12,13 +13,13 @@ use std::time::{Duration, Instant};
 
 use socket2::{Domain, Protocol, Socket, TcpKeepalive, Type};
 use splitrpc_wire::hello::HelloAck;
-use splitrpc_wire::{Flags, HEADER_LEN, Header, Kind, MAX_TENSORS, ManifestWriter, Status};
+use splitrpc_wire::{Header, Kind, Status};
 
 use self::inbox::{Inbox, Incoming};
 use self::outbox::{Outbox, send};
 use self::session::{Session, State};
 use crate::flight::Flights;
-use crate::{Catalogue, ConnectOptions, Error, Event, Request, RequestId, Response, Wait};
+use crate::{Catalogue, ConnectOptions, Error, Event, RequestId, Response, Wait};
 
 /// System calls that one poll makes before it lets its caller do something else.
 const POLL_BUDGET: usize = 64;
@@ -85,58 +86,6 @@ impl TcpConnection {
             dead: None,
             more: false,
         })
-    }
-
-    /// Submits a request: header, manifest and tensors as one frame in one vectored write. What the socket does not
-    /// take at once is kept (see [`crate::Data`]) and leaves with later polls.
-    ///
-    /// # Errors
-    /// Nothing was submitted: [`Error::NotReady`], [`Error::TooManyInFlight`], [`Error::Backpressure`],
-    /// [`Error::TooLarge`], [`Error::BadInput`], or the connection's own error.
-    pub fn submit(&mut self, request: &Request<'_>) -> Result<RequestId, Error> {
-        let (id, total) = self.prepare(request)?;
-        let sent = if self.outbox.is_empty() { self.write(request, 0) } else { 0 };
-        if sent < total {
-            self.keep_rest(request, sent);
-        }
-        Ok(RequestId(id))
-    }
-
-    /// Like [`TcpConnection::submit`], but returns only when all has left, and never copies or keeps anything of the
-    /// tensors. Whenever the socket is full, `blocked` is called to wait until it can be read or written. What arrives
-    /// meanwhile is kept for the next poll.
-    ///
-    /// # Errors
-    /// As for [`TcpConnection::submit`]; and those of `blocked`, after which the request is cancelled.
-    pub fn submit_with(
-        &mut self,
-        request: &Request<'_>,
-        mut blocked: impl FnMut(&TcpConnection) -> Result<(), Error>,
-    ) -> Result<RequestId, Error> {
-        let (id, total) = self.prepare(request)?;
-        let mut sent = 0;
-        loop {
-            if self.outbox.is_empty() {
-                sent += self.write(request, sent);
-            }
-            if sent == total {
-                return Ok(RequestId(id));
-            }
-            if let Err(e) = self.drive() {
-                self.die(e.clone());
-                return Err(e);
-            }
-            if self.flights.get_mut(id).is_none() {
-                // It has ended already, by its deadline or by the server; the frame must be completed all the same.
-                self.keep_rest(request, sent);
-                return Ok(RequestId(id));
-            }
-            if let Err(e) = blocked(self) {
-                self.keep_rest(request, sent);
-                self.cancel(RequestId(id));
-                return Err(e);
-            }
-        }
     }
 
     /// What has happened, one event at a time; `None` when nothing has. Poll until `None` before waiting on the file
@@ -284,95 +233,6 @@ impl TcpConnection {
             Some(e) => Err(e.clone()),
             None if self.session.state != State::Ready => Err(Error::NotReady),
             None => Ok(()),
-        }
-    }
-
-    /// Checks a request, encodes its head and enters it among those in flight. Returns its id and its bytes.
-    fn prepare(&mut self, request: &Request<'_>) -> Result<(u64, usize), Error> {
-        self.check_ready()?;
-        if self.flights.is_full() {
-            return Err(Error::TooManyInFlight { limit: self.flights.limit() });
-        }
-        let mut manifest = ManifestWriter::new();
-        for tensor in request.tensors {
-            let bytes = tensor.data.as_slice().len();
-            if tensor.desc.bytes as usize != bytes {
-                let (handle, said) = (tensor.desc.handle, tensor.desc.bytes);
-                return Err(Error::BadInput(format!(
-                    "input {handle} has {bytes} bytes, its type and shape make {said}"
-                )));
-            }
-            manifest.push(&tensor.desc).map_err(|e| Error::BadInput(format!("input {}: {e}", tensor.desc.handle)))?;
-        }
-        let data = manifest.data_len();
-        let manifest = manifest.finish();
-        let length = manifest.len() as u64 + u64::from(data);
-        let limit = self.session.limits.map_or(0, |l| l.max_request);
-        if length > u64::from(limit) {
-            return Err(Error::TooLarge { bytes: length, limit });
-        }
-        let total = HEADER_LEN + length as usize;
-        if !self.outbox.is_empty() {
-            self.flush();
-            if !self.outbox.is_empty() && self.outbox.unsent() + total > self.session.options.max_unsent {
-                return Err(Error::Backpressure { unsent: self.outbox.unsent() });
-            }
-        }
-        let now = Instant::now();
-        let id = self.flights.insert(request.model, now, request.deadline.map(|d| now + d));
-        let flags = if request.repeatable { Flags::MANIFEST.with(Flags::REPEATABLE) } else { Flags::MANIFEST };
-        let header = Header {
-            flags,
-            priority: request.priority,
-            model: request.model,
-            session: self.session.id,
-            request: id,
-            length: length as u32,
-            total: length as u32,
-            deadline_us: request.deadline.map_or(0, |d| u32::try_from(d.as_micros()).unwrap_or(u32::MAX).max(1)),
-            ..Header::new(Kind::Request)
-        };
-        self.head.clear();
-        self.head.extend_from_slice(&header.to_bytes());
-        self.head.extend_from_slice(manifest);
-        Ok((id, total))
-    }
-
-    /// Writes what the socket takes of a prepared request from byte `from` on. A socket that fails takes nothing; why
-    /// is found out by reading.
-    fn write(&mut self, request: &Request<'_>, from: usize) -> usize {
-        let mut slices = [IoSlice::new(&[]); MAX_TENSORS + 1];
-        let mut skip = from;
-        let parts = std::iter::once(&self.head[..]).chain(request.tensors.iter().map(|t| t.data.as_slice()));
-        let mut count = 0;
-        for part in parts {
-            let rest = &part[skip.min(part.len())..];
-            skip -= skip.min(part.len());
-            if !rest.is_empty() {
-                slices[count] = IoSlice::new(rest);
-                count += 1;
-            }
-        }
-        match send(&self.stream, &slices[..count]) {
-            Ok(sent) => sent,
-            Err(e) => {
-                if e.kind() != io::ErrorKind::WouldBlock {
-                    self.write_error = Some(e);
-                }
-                0
-            }
-        }
-    }
-
-    /// Queues a prepared request from byte `from` on.
-    fn keep_rest(&mut self, request: &Request<'_>, from: usize) {
-        let mut skip = from;
-        self.outbox.push(&self.head[skip.min(self.head.len())..]);
-        skip -= skip.min(self.head.len());
-        for tensor in request.tensors {
-            let len = tensor.data.as_slice().len();
-            self.outbox.push_data(tensor.data, skip.min(len));
-            skip -= skip.min(len);
         }
     }
 

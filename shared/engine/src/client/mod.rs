@@ -7,155 +7,48 @@
 mod receive;
 mod slot;
 mod transmit;
+mod types;
 
 use splitrpc_ring::RequestKey;
 use splitrpc_wire::ack::{AckRange, MAX_ACK_RANGES};
 use splitrpc_wire::hello::{HelloAck, MIN_DATAGRAM};
-use splitrpc_wire::{HEADER_LEN, Manifest, Status, WireError};
+use splitrpc_wire::{HEADER_LEN, Status, WireError};
 
 use crate::Time;
 use crate::channel::Channel;
 use crate::config::ConfigError;
 use crate::congestion::{Congestion, DelayControl};
-use crate::flight::{Flight, SentFrame};
-use crate::message::{Chunk, Pieces, Sizes};
+use crate::flight::Flight;
+use crate::message::{Pieces, Sizes};
+use crate::server::nothing;
 use crate::time::{MS, SEC};
 
 pub use slot::ClientSlot;
 use slot::State;
 pub use transmit::ClientTransmit;
-
-/// A client engine's configuration.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct ClientConfig {
-    /// Largest datagram (UDP payload) in bytes.
-    pub datagram: u16,
-    /// Largest response in bytes, manifest included.
-    pub max_response: u32,
-    /// Response data bytes that may be in flight.
-    pub receive_window: u64,
-    /// With something outstanding and nothing heard for this long, in nanoseconds, the server counts as gone.
-    pub silence_limit: u64,
-}
-
-impl Default for ClientConfig {
-    fn default() -> Self {
-        ClientConfig {
-            datagram: 1472,
-            max_response: 64 << 20,
-            receive_window: 1 << 20,
-            silence_limit: 5 * SEC,
-        }
-    }
-}
-
-/// Memory that a client engine works in: records for requests, and a power of two of datagrams in flight.
-pub trait ClientStorage {
-    /// Both parts.
-    fn parts(&mut self) -> (&mut [ClientSlot], &mut [SentFrame]);
-    /// The records.
-    fn slots(&self) -> &[ClientSlot];
-    /// The datagrams in flight.
-    fn flight(&self) -> &[SentFrame];
-}
-
-/// What a request asks for.
-#[derive(Clone, Copy, Debug)]
-pub struct RequestSpec<'m> {
-    /// The model's handle.
-    pub model: u16,
-    /// What the request carries.
-    pub manifest: Manifest<'m>,
-    /// 0 for the model's default, 1 the highest.
-    pub priority: u8,
-    /// Microseconds that it may take, 0 for no limit.
-    pub deadline_us: u32,
-    /// Whether it may be executed more than once.
-    pub repeatable: bool,
-}
-
-/// What became of something.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum ClientEvent {
-    /// The session is open.
-    Connected(HelloAck),
-    /// The response to this request is complete; the request is forgotten.
-    Response(RequestKey),
-    /// The request failed and is forgotten. A text that the server sent stands in the error frame's payload, which the
-    /// driver saw as `head`.
-    Failed(RequestKey, Status),
-    /// The server answered a ping.
-    Pong(u64),
-    /// The session is over: refused, lost, or closed by the server. Every open request fails first.
-    Closed(Status),
-}
-
-/// What to do with a frame's payload.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum ClientVerdict {
-    /// The frame is dealt with.
-    Done,
-    /// Put the data where the placement says, then call [`Client::placed`].
-    Place(ClientPlacement),
-    /// The payload is this piece of the catalogue. Ask for the next with [`Client::list`].
-    Catalog {
-        /// Where the piece begins.
-        offset: u32,
-        /// Bytes of the whole catalogue.
-        total: u32,
-    },
-    /// The payload is of no use.
-    Discard,
-}
-
-/// Where response data belongs.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct ClientPlacement {
-    /// The request that it answers.
-    pub request: RequestKey,
-    /// What of the response.
-    pub chunk: Chunk,
-    packet: u64,
-    ack_now: bool,
-}
-
-/// Why a request was not taken.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum SubmitError {
-    /// As many requests are open as the server or the storage allows.
-    Full,
-    /// The session is not open.
-    NotConnected,
-    /// Larger than the server takes.
-    TooLarge,
-}
+pub use types::{
+    ClientConfig, ClientEvent, ClientPlacement, ClientStats, ClientStorage, ClientVerdict, RequestSpec, SubmitError,
+};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Phase {
     /// Saying hello until it is answered.
-    Greeting { token: u64 },
+    Greeting {
+        token: u64,
+    },
     Ready,
     Closed,
-}
-
-/// Frames that the client counts.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct ClientStats {
-    /// Frames taken in.
-    pub frames_in: u64,
-    /// Frames handed out.
-    pub frames_out: u64,
-    /// Frames that counted as lost.
-    pub frames_lost: u64,
-    /// Frames dropped: duplicates, unknown requests, before their manifest.
-    pub discarded: u64,
-    /// Frames that did not parse.
-    pub malformed: u64,
 }
 
 const HELLO_LEN: usize = MIN_DATAGRAM as usize - HEADER_LEN;
 const HELLO_RETRY: u64 = 20 * MS;
 const LIST_RETRY: u64 = 20 * MS;
+/// Without news of a request that has been sent, the server is asked about it after this long, and then ever less often:
+/// its error, the reply that it gave up, or the credit that either side waits for may have been lost.
+const ASK_AFTER: u64 = 100 * MS;
+const ASK_AT_LEAST_EVERY: u64 = SEC;
+/// Requests given up that are remembered.
+const GIVEN_UP: usize = 64;
 
 /// The client's half of the protocol over datagrams.
 #[derive(Debug)]
@@ -171,7 +64,7 @@ pub struct Client<S, C = DelayControl> {
     open: u32,
     /// Where to go on sending.
     current: usize,
-    /// Something that was sent must go again.
+    /// Something that was sent may have to go again.
     repeats: bool,
     last_heard: Time,
     hello_at: Time,
@@ -179,10 +72,13 @@ pub struct Client<S, C = DelayControl> {
     list: Option<(u32, Time)>,
     ping: Option<u64>,
     cancels: heapless::Deque<u64, 64>,
+    /// Numbers of the last requests that were given up; their responses may still come.
+    given_up: heapless::HistoryBuf<u64, GIVEN_UP>,
     goodbye: bool,
     sent_data: bool,
     events: heapless::Deque<ClientEvent, 8>,
     deadline_timer: Time,
+    ask_timer: Time,
     scratch: [u8; HELLO_LEN],
     ranges: heapless::Vec<AckRange, MAX_ACK_RANGES>,
     stats: ClientStats,
@@ -192,11 +88,15 @@ impl<S: ClientStorage, C: Congestion> Client<S, C> {
     /// A client that says hello when first polled. `nonce` is random.
     ///
     /// # Errors
-    /// Storage without records, or whose flight is not a power of two of at least 16.
+    /// Storage without records, or whose flight is not a power of two of at least 16; a limit that cannot be.
     pub fn new(now: Time, config: &ClientConfig, storage: S, nonce: u64) -> Result<Client<S, C>, ConfigError> {
+        config.check()?;
         let flight = storage.flight().len();
         if storage.slots().is_empty() || !flight.is_power_of_two() || flight < 16 {
-            return Err(ConfigError { field: "storage", why: "needs records and a power of two of frames, at least 16" });
+            return Err(ConfigError {
+                field: "storage",
+                why: "needs records and a power of two of frames, at least 16",
+            });
         }
         let channel = Channel::new(Flight::new(0, flight as u32), config.datagram, config.receive_window);
         Ok(Client {
@@ -216,10 +116,12 @@ impl<S: ClientStorage, C: Congestion> Client<S, C> {
             list: None,
             ping: None,
             cancels: heapless::Deque::new(),
+            given_up: heapless::HistoryBuf::new(),
             goodbye: false,
             sent_data: false,
             events: heapless::Deque::new(),
             deadline_timer: Time::NEVER,
+            ask_timer: Time::NEVER,
             scratch: [0; HELLO_LEN],
             ranges: heapless::Vec::new(),
             stats: ClientStats::default(),
@@ -261,6 +163,7 @@ impl<S: ClientStorage, C: Congestion> Client<S, C> {
         if self.open >= u32::from(server.max_requests) {
             return Err(SubmitError::Full);
         }
+        let ask_at = now + ASK_AFTER;
         let (slots, _) = self.storage.parts();
         let index = slots.iter().position(|s| s.state == State::Free).ok_or(SubmitError::Full)?;
         let slot = &mut slots[index];
@@ -270,6 +173,8 @@ impl<S: ClientStorage, C: Congestion> Client<S, C> {
         slot.priority = spec.priority;
         slot.repeatable = spec.repeatable;
         slot.answered = false;
+        slot.ask_at = ask_at;
+        slot.asked = 0;
         slot.deadline = match spec.deadline_us {
             0 => Time::NEVER,
             us => now + u64::from(us) * 1_000,
@@ -286,6 +191,7 @@ impl<S: ClientStorage, C: Congestion> Client<S, C> {
         self.next_id += 1;
         self.open += 1;
         self.deadline_timer = self.deadline_timer.min(slot.deadline);
+        self.ask_timer = self.ask_timer.min(ask_at);
         Ok(slot.key(index))
     }
 
@@ -293,8 +199,7 @@ impl<S: ClientStorage, C: Congestion> Client<S, C> {
     pub fn cancel(&mut self, now: Time, request: RequestKey) {
         if let Some(index) = self.live(request) {
             self.tell_cancelled(index);
-            self.end(now, index);
-            self.storage.parts().0[index].state = State::Free;
+            self.give_up(now, index);
         }
     }
 
@@ -333,11 +238,13 @@ impl<S: ClientStorage, C: Congestion> Client<S, C> {
     /// Where a placement's data goes: stretches of the response's tensors.
     #[must_use]
     pub fn pieces(&self, placement: &ClientPlacement) -> Pieces<'_> {
-        let sizes = match self.storage.slots().get(placement.request.index as usize) {
-            Some(slot) if slot.generation == placement.request.generation => slot.incoming.sizes(),
-            _ => &Sizes::NONE,
-        };
-        Pieces::new(splitrpc_ring::Run::NONE, placement.chunk, sizes)
+        match self.live(placement.request) {
+            Some(index) => {
+                let sizes = self.storage.slots()[index].incoming.sizes();
+                Pieces::new(splitrpc_ring::Run::NONE, placement.chunk, sizes)
+            }
+            None => nothing(),
+        }
     }
 
     /// When [`Client::handle_timeout`] wants to be called at the latest.
@@ -347,7 +254,7 @@ impl<S: ClientStorage, C: Congestion> Client<S, C> {
         match self.phase {
             Phase::Greeting { .. } => at = at.min(self.hello_at).min(self.last_heard + self.config.silence_limit),
             Phase::Ready => {
-                at = at.min(self.channel.timer(self.storage.flight()));
+                at = at.min(self.ask_timer).min(self.channel.timer(self.storage.flight()));
                 if let Some((_, ask_at)) = self.list {
                     at = at.min(ask_at);
                 }
@@ -362,10 +269,7 @@ impl<S: ClientStorage, C: Congestion> Client<S, C> {
 
     /// Does what is due by `now`.
     pub fn handle_timeout(&mut self, now: Time) {
-        if self.phase != Phase::Closed
-            && self.waits()
-            && now.since(self.last_heard) >= self.config.silence_limit
-        {
+        if self.phase != Phase::Closed && self.waits() && now.since(self.last_heard) >= self.config.silence_limit {
             self.shut(now, Status::ConnectionLost);
             return;
         }
@@ -373,6 +277,9 @@ impl<S: ClientStorage, C: Congestion> Client<S, C> {
             self.check_deadlines(now);
         }
         if self.phase == Phase::Ready {
+            if self.ask_timer <= now {
+                self.check_news(now);
+            }
             let (slots, flight) = self.storage.parts();
             let (stats, repeats) = (&mut self.stats, &mut self.repeats);
             self.channel.on_timer(flight, now, |settled| {
@@ -406,6 +313,26 @@ impl<S: ClientStorage, C: Congestion> Client<S, C> {
         self.deadline_timer = earliest;
     }
 
+    /// Asks about requests of which nothing was heard for too long.
+    fn check_news(&mut self, now: Time) {
+        let mut earliest = Time::NEVER;
+        let nothing_under_way = self.channel.flight.is_empty();
+        for slot in self.storage.parts().0.iter_mut().filter(|s| s.state == State::Open) {
+            if slot.ask_at <= now {
+                // Otherwise frames of it are under way or next, and the acknowledgements bring news.
+                if slot.outgoing.all_acked() || nothing_under_way {
+                    slot.outgoing.ask();
+                    self.repeats = true;
+                    self.channel.tell_grant_again();
+                }
+                slot.asked = slot.asked.saturating_add(1);
+                slot.ask_at = now + (ASK_AFTER << slot.asked.min(16)).min(ASK_AT_LEAST_EVERY);
+            }
+            earliest = earliest.min(slot.ask_at);
+        }
+        self.ask_timer = earliest;
+    }
+
     fn tell_cancelled(&mut self, index: usize) {
         // When too many are cancelled at once the server learns of the rest by their silence.
         let _ = self.cancels.push_back(self.storage.slots()[index].id);
@@ -427,14 +354,18 @@ impl<S: ClientStorage, C: Congestion> Client<S, C> {
 
     fn fail(&mut self, now: Time, index: usize, status: Status) {
         let key = self.storage.slots()[index].key(index);
-        let sent = self.storage.slots()[index].outgoing.fresh_bytes();
-        let received = self.storage.slots()[index].incoming.received();
+        self.give_up(now, index);
+        let _ = self.events.push_back(ClientEvent::Failed(key, status));
+    }
+
+    /// Ends a request without an answer.
+    fn give_up(&mut self, now: Time, index: usize) {
+        let slot = &self.storage.slots()[index];
+        self.given_up.write(slot.id);
         // The server takes these out of its count too.
-        self.channel.sent_data = self.channel.sent_data.saturating_sub(sent);
-        self.channel.received_data = self.channel.received_data.saturating_sub(received);
+        self.channel.sent_data = self.channel.sent_data.saturating_sub(slot.outgoing.fresh_bytes());
         self.end(now, index);
         self.storage.parts().0[index].state = State::Free;
-        let _ = self.events.push_back(ClientEvent::Failed(key, status));
     }
 
     /// Takes a request out of flight; its record is free after its event.

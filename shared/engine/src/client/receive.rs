@@ -5,7 +5,7 @@ use splitrpc_wire::hello::{Challenge, HelloAck};
 use splitrpc_wire::{Flags, Header, Kind, Manifest, Status, StatusPayload, TOTAL_UNKNOWN};
 
 use super::slot::State;
-use super::{Client, ClientEvent, ClientPlacement, ClientStorage, ClientVerdict, Phase, transmit};
+use super::{ASK_AFTER, Client, ClientEvent, ClientPlacement, ClientStorage, ClientVerdict, Phase, transmit};
 use crate::Time;
 use crate::congestion::Congestion;
 use crate::incoming::Misfit;
@@ -119,6 +119,10 @@ impl<S: ClientStorage, C: Congestion> Client<S, C> {
         let Some(index) = self.by_id(header.request) else {
             // Answered or given up long ago: the server may forget it too.
             self.stats.discarded += 1;
+            if !self.channel.received.is_duplicate(packet) && self.given_up.as_slice().contains(&header.request) {
+                // What is acknowledged counts for both sides, whether anybody wants it or not.
+                self.channel.received_data += u64::from(header.length).saturating_sub(head.len() as u64);
+            }
             self.channel.received.record(now, packet, ack_now);
             return ClientVerdict::Discard;
         };
@@ -137,6 +141,8 @@ impl<S: ClientStorage, C: Congestion> Client<S, C> {
         }
         let max_response = self.config.max_response;
         let slot = &mut self.storage.parts().0[index];
+        slot.ask_at = now + ASK_AFTER;
+        slot.asked = 0;
         if !slot.incoming.described() {
             let Some(manifest) = &manifest else {
                 self.stats.discarded += 1;

@@ -33,6 +33,10 @@ pub struct ClientSlot {
     pub(super) incoming: Incoming,
     /// A frame of the response has come.
     pub(super) answered: bool,
+    /// Without news by then the server is asked about it.
+    pub(super) ask_at: Time,
+    /// How often that happened since the last news.
+    pub(super) asked: u8,
 }
 
 impl Default for ClientSlot {
@@ -50,6 +54,8 @@ impl Default for ClientSlot {
             outgoing: Outgoing::default(),
             incoming: Incoming::default(),
             answered: false,
+            ask_at: Time::NEVER,
+            asked: 0,
         }
     }
 }

@@ -120,7 +120,13 @@ impl<S: ClientStorage, C: Congestion> Client<S, C> {
     fn next_data(&mut self, now: Time) -> Option<(usize, Chunk, u32)> {
         let datagram = u32::from(self.channel.datagram);
         let count = self.storage.slots().len();
-        let start = if core::mem::take(&mut self.repeats) { 0 } else { self.current };
+        // What must go again goes first; the requests follow one after the other.
+        let again = match self.repeats {
+            true => self.storage.slots().iter().position(|s| s.state == State::Open && s.outgoing.next_is_repeat()),
+            false => None,
+        };
+        self.repeats = again.is_some();
+        let start = again.unwrap_or(self.current);
         for step in 0..count {
             let index = (start + step) % count;
             let (slots, flight) = self.storage.parts();
@@ -129,14 +135,15 @@ impl<S: ClientStorage, C: Congestion> Client<S, C> {
                 continue;
             }
             if self.channel.may_send(now, datagram).is_err() {
-                self.repeats = true;
                 return None;
             }
             let fresh = slot.outgoing.fresh_bytes();
             let room = datagram - HEADER_LEN as u32;
             let Some(chunk) = slot.outgoing.next_chunk(room, self.channel.credit()) else { continue };
             self.channel.sent_data += slot.outgoing.fresh_bytes() - fresh;
-            self.current = index;
+            if again.is_none() {
+                self.current = index;
+            }
             let key = slot.key(index);
             let (cargo, head) = match chunk {
                 Chunk::First { length, whole } => (Cargo::First { key, length, whole }, u32::from(slot.head_len)),

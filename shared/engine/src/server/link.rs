@@ -7,6 +7,7 @@ use super::{Server, State};
 use crate::Time;
 use crate::congestion::Congestion;
 use crate::message::Sizes;
+use crate::model::holds;
 
 /// What the slots' meta area said about a completion, parsed by the caller.
 #[derive(Clone, Copy, Debug)]
@@ -53,14 +54,33 @@ impl<C: Congestion> Server<'_, C> {
             self.bury(index, completion.output);
             return;
         }
-        match (completion.status, head) {
-            (Status::Ok, CompletionHead::Manifest(manifest)) => self.respond(now, index, completion.output, manifest),
-            (Status::Ok, _) => {
-                self.drop_output(index, completion.output);
-                self.fail(now, index, Status::Internal, "the response's manifest is malformed");
+        let (status, text) = match (completion.status, head) {
+            (Status::Ok, CompletionHead::Manifest(manifest)) => {
+                if self.may_answer(index, completion.output, manifest) {
+                    self.respond(now, index, completion.output, manifest);
+                    return;
+                }
+                (Status::Internal, "the response names slots that cannot hold it")
             }
-            (status, CompletionHead::Status(payload)) => self.fail(now, index, status, payload.text),
-            (status, _) => self.fail(now, index, status, ""),
+            (Status::Ok, _) => (Status::Internal, "the response's manifest is malformed"),
+            (status, CompletionHead::Status(payload)) => (status, payload.text),
+            (status, _) => (status, ""),
+        };
+        self.drop_output(index, completion.output);
+        self.fail(now, index, status, text);
+    }
+
+    /// Whether these slots may be what the request is answered with: the orchestrator's own, or the request's input where
+    /// the response fits it, or none where the response has no data.
+    fn may_answer(&self, index: u32, output: Run, manifest: &Manifest<'_>) -> bool {
+        if output == Run::NONE {
+            return manifest.data_len() == 0;
+        }
+        match self.slots.layout(output.pool) {
+            None => true,
+            Some(layout) => {
+                output == self.requests[index as usize].input && holds(layout, output.rows, &Sizes::of(manifest))
+            }
         }
     }
 
@@ -73,7 +93,11 @@ impl<C: Congestion> Server<'_, C> {
     }
 
     fn drop_output(&mut self, index: u32, output: Run) {
-        if output != Run::NONE && output != self.requests[index as usize].input {
+        // Input slots are not the orchestrator's to be given back to.
+        if output != Run::NONE
+            && output != self.requests[index as usize].input
+            && self.slots.layout(output.pool).is_none()
+        {
             self.push_submission(Submission::Release { output });
         }
     }
@@ -98,7 +122,7 @@ impl<C: Congestion> Server<'_, C> {
         slot.state = State::Responding;
         slot.settled_at = now;
         slot.output = output;
-        slot.header_built = false;
+        slot.header_built = manifest.path().is_none();
         slot.head_len = manifest.as_bytes().len() as u16;
         slot.head[..manifest.as_bytes().len()].copy_from_slice(manifest.as_bytes());
         if let Some(told) = manifest.path() {
@@ -120,6 +144,7 @@ impl<C: Congestion> Server<'_, C> {
         let head_len = slot.head_len;
         slot.outgoing.start(Sizes::of(manifest), head_len);
         self.sessions[session as usize].in_flight -= 1;
+        self.sessions[session as usize].leaving += 1;
         self.stats.end(Status::Ok);
         self.enqueue_response(session, index);
         if !stream {

@@ -5,8 +5,10 @@
 //! [`Server::poll_transmit`] until it gives nothing more, and [`Server::handle_timeout`] when [`Server::next_timeout`] has
 //! come. None of them blocks, allocates or looks at the clock.
 
+mod lines;
 mod link;
 mod receive;
+mod records;
 mod request;
 mod session;
 mod sessions;
@@ -16,8 +18,8 @@ mod transmit;
 
 use splitrpc_arena::{PoolLayout, SlotAllocator};
 use splitrpc_ring::{RequestKey, Run, Submission};
-use splitrpc_wire::ack::{AckRange, MAX_ACK_LEN, MAX_ACK_RANGES};
 use splitrpc_wire::Header;
+use splitrpc_wire::ack::{AckRange, MAX_ACK_LEN, MAX_ACK_RANGES};
 
 use crate::Time;
 use crate::channel::Channel;
@@ -29,15 +31,15 @@ use crate::message::{Chunk, Pieces, Sizes};
 use crate::model::ModelPlan;
 use crate::queue::Queue;
 
+use lines::{LEVELS, List};
 pub use link::CompletionHead;
 pub use request::RequestSlot;
 use request::State;
-pub use session::{Peer, SessionSlot};
 use session::Executed;
+pub use session::{Peer, SessionSlot};
 pub use stats::Stats;
 pub use transmit::{Control, Transmit};
 pub(crate) use transmit::{describe, nothing};
-
 
 /// What to do with the payload of a frame.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -179,32 +181,11 @@ pub struct Server<'a, C = DelayControl> {
     request_timer: Time,
     session_timer: Time,
     unknown_answers: (Time, u32),
+    /// Where the search for streams without a hello goes on.
+    stale_from: u32,
     scratch: [u8; MAX_ACK_LEN],
     ranges: heapless::Vec<AckRange, MAX_ACK_RANGES>,
     stats: Stats,
-}
-
-/// A list linked through [`RequestSlot::next_out`].
-#[derive(Clone, Copy, Debug)]
-struct List {
-    first: u32,
-    last: u32,
-}
-
-impl List {
-    const EMPTY: List = List { first: NO_INDEX, last: NO_INDEX };
-}
-
-const LEVELS: usize = 4;
-
-/// 1 is the highest priority on the wire; 0 stands for the model's default and is resolved before this.
-fn level(priority: u8) -> usize {
-    match priority {
-        1 => 0,
-        0 | 2 => 1,
-        3 => 2,
-        _ => 3,
-    }
 }
 
 impl<'a, C: Congestion> Server<'a, C> {
@@ -284,6 +265,7 @@ impl<'a, C: Congestion> Server<'a, C> {
             request_timer: Time::NEVER,
             session_timer: Time::NEVER,
             unknown_answers: (Time::default(), 0),
+            stale_from: 0,
             scratch: [0; MAX_ACK_LEN],
             ranges: heapless::Vec::new(),
             stats: Stats::default(),
@@ -297,10 +279,14 @@ impl<'a, C: Congestion> Server<'a, C> {
         self.control.room() >= CONTROL_PER_FRAME && self.submissions.room() >= 4
     }
 
-    /// Where a placement's data goes, piece by piece, in the order of the frame's bytes.
+    /// Where a placement's data goes, piece by piece, in the order of the frame's bytes; nowhere once the slots are not
+    /// the request's to write any more.
     #[must_use]
     pub fn pieces(&self, placement: &Placement) -> Pieces<'_> {
-        Pieces::new(placement.run, placement.chunk, self.sizes(placement.request))
+        match self.still_placing(placement) {
+            true => Pieces::new(placement.run, placement.chunk, self.sizes(placement.request)),
+            false => nothing(),
+        }
     }
 
     /// Tensor sizes of a request.
@@ -374,4 +360,3 @@ impl<'a, C: Congestion> Server<'a, C> {
         id as u32 & SESSION_INDEX_MASK
     }
 }
-

@@ -4,16 +4,18 @@ use splitrpc_ring::{RequestKey, Run, Submission};
 use splitrpc_wire::{Flags, Header, Kind, Manifest, Status, StatusPayload, TOTAL_UNKNOWN};
 
 use super::transmit::{Body, Control};
-use super::{Placement, RequestSlot, Server, State, Verdict};
+use super::{Placement, Server, State, Verdict};
 use crate::Time;
 use crate::config::NO_INDEX;
 use crate::congestion::Congestion;
 use crate::incoming::Misfit;
 use crate::message::Sizes;
-use crate::time::US;
+use crate::time::MS;
 
 /// When a refused client should try again.
 const RETRY_AFTER_US: u32 = 1_000;
+/// When to try again to queue an error frame for which there was no room.
+pub(super) const TELL_AGAIN: u64 = MS;
 
 impl<C: Congestion> Server<'_, C> {
     pub(super) fn on_request(&mut self, now: Time, session: u32, header: &Header, head: &[u8]) -> Verdict {
@@ -31,7 +33,16 @@ impl<C: Congestion> Server<'_, C> {
         };
         let index = match self.find_request(session, header.request) {
             Some(index) => match self.requests[index as usize].state {
-                State::Receiving => index,
+                State::Receiving => match &manifest {
+                    // The slots were handed out on a presumption or another manifest, which this one must bear out.
+                    Some(manifest) if !self.agrees(index, header, manifest) => {
+                        self.fail(now, index, Status::BadTensor, "manifest and frames contradict each other");
+                        return Verdict::Discard;
+                    }
+                    _ => index,
+                },
+                // The rest of a request whose error is on its way to the client.
+                State::Failed(_) if stream => return Verdict::Discard,
                 _ if stream => return Verdict::Close,
                 _ => return self.on_late_frame(now, session, index, header),
             },
@@ -41,6 +52,16 @@ impl<C: Congestion> Server<'_, C> {
             },
         };
         self.place(now, session, index, header, manifest.as_ref())
+    }
+
+    /// Whether a manifest describes the request that this record was taken for.
+    fn agrees(&self, index: u32, header: &Header, manifest: &Manifest<'_>) -> bool {
+        let slot = &self.requests[index as usize];
+        consistent(header, manifest)
+            && header.model == slot.model
+            && self.models[usize::from(slot.model)].admit(manifest).is_ok_and(|(rows, sizes)| {
+                rows == slot.input.rows && sizes.as_slice() == slot.incoming.sizes().as_slice()
+            })
     }
 
     /// A frame of a request that needs none any more: the client has not heard of that.
@@ -56,8 +77,7 @@ impl<C: Congestion> Server<'_, C> {
         match slot.state {
             State::Failed(_) if first => {
                 slot.last_resend = now;
-                let key = slot.key(index);
-                self.push_failure(session, key);
+                self.push_failure(index);
             }
             State::Responding if first && slot.outgoing.all_sent() => {
                 // Its probe timer would find out too, but the client is asking now.
@@ -95,7 +115,8 @@ impl<C: Congestion> Server<'_, C> {
         if header.total > self.config.max_request {
             return Err(self.refuse(session, header, Status::TooLarge, "the request exceeds limits.max_request_bytes"));
         }
-        if self.sessions[session as usize].in_flight >= self.config.requests_per_client {
+        // Responses that have not left count too: a client that takes none must not hold ever more of them.
+        if self.sessions[session as usize].held() >= self.config.requests_per_client {
             return Err(self.refuse(session, header, Status::Quota, "limits.requests_per_client is reached"));
         }
         let Some(plan) = self.models.get(usize::from(header.model)) else {
@@ -106,9 +127,9 @@ impl<C: Congestion> Server<'_, C> {
                 true => Ok(shape),
                 false => Err(Status::BadTensor),
             }),
-            None => match plan.presume(header.total) {
+            // On a stream the manifest came first, so this is the rest of a request that was refused, failed or cancelled.
+            None => match plan.presume(header.total).filter(|_| !stream) {
                 Some(shape) => Ok(shape),
-                None if stream => return Err(self.refuse(session, header, Status::BadFrame, "manifest must come first")),
                 None => {
                     self.stats.before_manifest += 1;
                     return Err(Verdict::Discard);
@@ -123,7 +144,12 @@ impl<C: Congestion> Server<'_, C> {
                 return Err(self.refuse(session, header, Status::TooLarge, "no slot of this model holds the request"));
             }
             Err(status) => {
-                return Err(self.refuse(session, header, status, "tensor count, types or shapes differ from the model's"));
+                return Err(self.refuse(
+                    session,
+                    header,
+                    status,
+                    "tensor count, types or shapes differ from the model's",
+                ));
             }
         };
         if self.free_request == NO_INDEX {
@@ -138,50 +164,6 @@ impl<C: Congestion> Server<'_, C> {
         Ok(self.open_request(now, session, header, priority, input, sizes))
     }
 
-    fn open_request(
-        &mut self,
-        now: Time,
-        session: u32,
-        header: &Header,
-        priority: u8,
-        input: Run,
-        sizes: Sizes,
-    ) -> u32 {
-        let index = self.free_request;
-        let owner = &mut self.sessions[session as usize];
-        let slot = &mut self.requests[index as usize];
-        self.free_request = slot.next;
-        self.live_requests += 1;
-        slot.state = State::Receiving;
-        slot.id = header.request;
-        slot.session = session;
-        slot.next = owner.first;
-        slot.next_out = NO_INDEX;
-        slot.model = header.model;
-        slot.priority = priority;
-        slot.input = input;
-        slot.output = Run::NONE;
-        slot.incoming.start(sizes);
-        slot.head_len = 0;
-        slot.begun_at = now;
-        slot.settled_at = Time::default();
-        slot.copied = 0;
-        slot.fixup = 0;
-        slot.progress_mark = (0, now);
-        slot.partial = 0;
-        slot.header_built = false;
-        slot.kept = false;
-        slot.last_resend = Time::default();
-        slot.deadline = match header.deadline_us {
-            0 => Time::NEVER,
-            us => now + u64::from(us) * US,
-        };
-        owner.first = index;
-        owner.in_flight += 1;
-        self.request_timer = self.request_timer.min(slot.deadline).min(now + self.config.progress_grace);
-        index
-    }
-
     fn place(
         &mut self,
         now: Time,
@@ -192,18 +174,6 @@ impl<C: Congestion> Server<'_, C> {
     ) -> Verdict {
         let stream = self.is_stream(session);
         let slot = &self.requests[index as usize];
-        if let Some(manifest) = manifest
-            && !slot.incoming.described()
-        {
-            // Slots may have been handed out on a presumption, which the manifest must bear out.
-            let agrees = self.models[usize::from(slot.model)]
-                .admit(manifest)
-                .is_ok_and(|(rows, sizes)| rows == slot.input.rows && sizes.as_slice() == slot.incoming.sizes().as_slice());
-            if !agrees || !consistent(header, manifest) || header.model != slot.model {
-                self.fail(now, index, Status::BadTensor, "manifest and frames contradict each other");
-                return Verdict::Discard;
-            }
-        }
         match slot.incoming.chunk(header, manifest) {
             Ok(chunk) => Verdict::Place(Placement {
                 request: slot.key(index),
@@ -237,6 +207,16 @@ impl<C: Congestion> Server<'_, C> {
     #[must_use]
     pub fn still_placing(&self, placement: &Placement) -> bool {
         self.receiving(placement.request).is_some()
+    }
+
+    /// The run and the tensor sizes of a request that is still arriving, and the first byte (tensor, offset) past the
+    /// highest one that is in place. From there on nothing has arrived, so a port may let bytes land there before it
+    /// knows what they are.
+    #[must_use]
+    pub fn frontier(&self, request: RequestKey) -> Option<(Run, &Sizes, u16, u32)> {
+        let slot = &self.requests[self.receiving(request)? as usize];
+        let (tensor, offset) = slot.incoming.frontier();
+        Some((slot.input, slot.incoming.sizes(), tensor, offset))
     }
 
     /// The payload of a frame is in place. `copied` bytes of it were copied by a CPU, the kernel's copy included; `fixup` of
@@ -295,7 +275,8 @@ impl<C: Congestion> Server<'_, C> {
     }
 
     /// Ends a request whose bytes are still arriving, or whose model failed: gives its slots back and tells its client.
-    pub(super) fn fail(&mut self, now: Time, index: u32, status: Status, text: &str) {
+    /// Returns when to look at the record again.
+    pub(super) fn fail(&mut self, now: Time, index: u32, status: Status, text: &str) -> Time {
         let slot = &mut self.requests[index as usize];
         let session = slot.session;
         if slot.in_flight() {
@@ -308,18 +289,28 @@ impl<C: Congestion> Server<'_, C> {
         let retry_after_us = if status.retryable() { RETRY_AFTER_US } else { 0 };
         let payload = StatusPayload { status, retry_after_us, text };
         slot.head_len = payload.write(&mut slot.head) as u16;
-        let key = slot.key(index);
-        self.request_timer = self.request_timer.min(now + self.config.keep_reply);
+        let id = slot.id;
         self.stats.end(status);
         self.forget_data(session, index);
-        self.push_failure(session, key);
+        if !self.is_stream(session) {
+            // Kept like a reply; late frames of the request must not start it again once it is forgotten.
+            self.requests[index as usize].kept = true;
+            self.kept += 1;
+            let at = self.channel_index(session);
+            self.channels[at].executed.insert(id);
+        }
+        self.push_failure(index);
+        let next = if self.requests[index as usize].told { now + self.config.keep_reply } else { now + TELL_AGAIN };
+        self.request_timer = self.request_timer.min(next);
+        next
     }
 
-    fn push_failure(&mut self, session: u32, key: RequestKey) {
-        let owner = &self.sessions[session as usize];
-        let id = self.requests[key.index as usize].id;
-        let header = Header { session: owner.id, request: id, ..Header::new(Kind::Error) };
-        self.push_control(Control { peer: owner.peer, header, body: Body::Failure(key) });
+    pub(super) fn push_failure(&mut self, index: u32) {
+        let slot = &self.requests[index as usize];
+        let owner = &self.sessions[slot.session as usize];
+        let header = Header { session: owner.id, request: slot.id, ..Header::new(Kind::Error) };
+        let control = Control { peer: owner.peer, header, body: Body::Failure(slot.key(index)) };
+        self.requests[index as usize].told = self.push_control(control);
     }
 
     /// Takes a failed request's bytes out of the session's credit, as its client does too.
@@ -335,7 +326,7 @@ impl<C: Congestion> Server<'_, C> {
     /// Answers a frame of a request that gets no record. Only the frame with the manifest is answered, so that a request of
     /// many frames is refused once.
     fn refuse(&mut self, session: u32, header: &Header, status: Status, text: &'static str) -> Verdict {
-        if header.flags.has(Flags::MANIFEST) || self.is_stream(session) {
+        if header.flags.has(Flags::MANIFEST) {
             self.stats.end(status);
             let owner = &self.sessions[session as usize];
             let answer = Header { session: owner.id, request: header.request, ..Header::new(Kind::Error) };
@@ -358,62 +349,6 @@ impl<C: Congestion> Server<'_, C> {
             received.remind(now);
         }
         self.activate(session);
-    }
-
-    pub(super) fn find_request(&self, session: u32, id: u64) -> Option<u32> {
-        let mut index = self.sessions[session as usize].first;
-        while index != NO_INDEX {
-            let slot = &self.requests[index as usize];
-            if slot.id == id {
-                return Some(index);
-            }
-            index = slot.next;
-        }
-        None
-    }
-
-    fn receiving(&self, key: RequestKey) -> Option<u32> {
-        let slot = self.requests.get(key.index as usize)?;
-        (slot.generation == key.generation && slot.state == State::Receiving).then_some(key.index)
-    }
-
-    /// Takes a request from its session's list.
-    pub(super) fn unlink(&mut self, index: u32) {
-        let RequestSlot { session, next, .. } = self.requests[index as usize];
-        if session == NO_INDEX {
-            return;
-        }
-        if self.requests[index as usize].in_flight() {
-            self.sessions[session as usize].in_flight -= 1;
-        }
-        self.unlink_out(index);
-        let mut at = self.sessions[session as usize].first;
-        if at == index {
-            self.sessions[session as usize].first = next;
-        }
-        while at != NO_INDEX && at != index {
-            let after = self.requests[at as usize].next;
-            if after == index {
-                self.requests[at as usize].next = next;
-            }
-            at = after;
-        }
-        self.requests[index as usize].session = NO_INDEX;
-    }
-
-    /// Frees a record that holds nothing any more.
-    pub(super) fn retire(&mut self, index: u32) {
-        self.unlink(index);
-        let slot = &mut self.requests[index as usize];
-        if slot.kept {
-            self.kept -= 1;
-        }
-        slot.state = State::Free;
-        slot.kept = false;
-        slot.generation = slot.generation.wrapping_add(1);
-        slot.next = self.free_request;
-        self.free_request = index;
-        self.live_requests -= 1;
     }
 }
 

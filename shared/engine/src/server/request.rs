@@ -59,9 +59,14 @@ pub struct RequestSlot {
     pub(crate) progress_mark: (u64, Time),
     /// Stream bytes that are in place of a frame still arriving.
     pub(crate) partial: u64,
+    /// The response's path is complete, or it has none.
     pub(crate) header_built: bool,
-    /// The reply left whole at least once and is counted among the kept ones.
+    /// Streams: the port has the response and reads its slots until it says that all of it was sent.
+    pub(crate) handed_out: bool,
+    /// Datagrams: the answer left whole at least once and is counted among the kept ones.
     pub(crate) kept: bool,
+    /// Failures: the error frame found room among the control frames.
+    pub(crate) told: bool,
     pub(crate) last_resend: Time,
 }
 
@@ -91,7 +96,9 @@ impl Default for RequestSlot {
             progress_mark: (0, Time::default()),
             partial: 0,
             header_built: false,
+            handed_out: false,
             kept: false,
+            told: false,
             last_resend: Time::default(),
         }
     }

@@ -28,7 +28,10 @@ pub struct SessionSlot {
     pub(crate) first: u32,
     /// First of its responses to send.
     pub(crate) first_out: u32,
+    /// Its requests that are arriving or with the orchestrator.
     pub(crate) in_flight: u16,
+    /// Its responses that have not left whole yet.
+    pub(crate) leaving: u16,
     /// Datagrams: stands in the queue of sessions that may have something to send.
     pub(crate) queued: bool,
     /// Next free datagram session.
@@ -48,10 +51,18 @@ impl Default for SessionSlot {
             first: NO_INDEX,
             first_out: NO_INDEX,
             in_flight: 0,
+            leaving: 0,
             queued: false,
             next_free: NO_INDEX,
             max_response: 0,
         }
+    }
+}
+
+impl SessionSlot {
+    /// Requests that count against the client's quota.
+    pub(crate) fn held(&self) -> u16 {
+        self.in_flight + self.leaving
     }
 }
 

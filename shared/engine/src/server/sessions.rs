@@ -25,10 +25,14 @@ const CATALOG_SLICE: u32 = 1 << 20;
 impl<C: Congestion> Server<'_, C> {
     /// A stream was accepted. `id` is the port's number for it, less than the configured number of streams and not in use.
     pub fn stream_opened(&mut self, now: Time, id: u32) {
-        if let Some(session) = self.sessions.get_mut(id as usize) {
-            *session = SessionSlot { open: true, peer: Peer::Stream(id), last_heard: now, ..SessionSlot::default() };
-            self.session_timer = self.session_timer.min(now + SEC);
+        if !self.is_stream(id) {
+            return;
         }
+        // A number that is used again without its stream having been closed must not inherit requests.
+        self.stream_closed(id);
+        self.sessions[id as usize] =
+            SessionSlot { open: true, peer: Peer::Stream(id), last_heard: now, ..SessionSlot::default() };
+        self.session_timer = self.session_timer.min(now + SEC);
     }
 
     /// A stream is gone. The port no longer reads into or writes from any of its slots.
@@ -36,6 +40,8 @@ impl<C: Congestion> Server<'_, C> {
         if self.sessions.get(id as usize).is_some_and(|s| s.open) && self.is_stream(id) {
             self.close_session(id);
             self.stats.sessions_closed += 1;
+            // The number's next stream must not read what this one did not.
+            self.control.iter_mut().filter(|c| c.peer == Peer::Stream(id)).for_each(|c| c.body = Body::Gone);
         }
     }
 
@@ -143,8 +149,7 @@ impl<C: Congestion> Server<'_, C> {
                     self.on_proven_hello(now, addr, hello);
                 } else {
                     self.stats.challenges += 1;
-                    let challenge =
-                        Challenge { token: self.cookies.issue(now, addr, hello.nonce), nonce: hello.nonce };
+                    let challenge = Challenge { token: self.cookies.issue(now, addr, hello.nonce), nonce: hello.nonce };
                     let header = Header::new(Kind::Challenge);
                     self.push_control(Control { peer: from, header, body: Body::Challenge(challenge) });
                 }
@@ -156,7 +161,8 @@ impl<C: Congestion> Server<'_, C> {
     fn on_proven_hello(&mut self, now: Time, addr: SocketAddr, hello: &Hello) {
         let peer = Peer::Datagram(addr);
         let streams = self.config.stream_sessions as usize;
-        let known = self.sessions[streams..].iter().position(|s| s.open && s.peer == peer).map(|at| (at + streams) as u32);
+        let known =
+            self.sessions[streams..].iter().position(|s| s.open && s.peer == peer).map(|at| (at + streams) as u32);
         if let Some(session) = known {
             if self.sessions[session as usize].nonce == hello.nonce {
                 // Our answer was lost, or the hello was duplicated.
@@ -192,6 +198,8 @@ impl<C: Congestion> Server<'_, C> {
             nonce: hello.nonce,
             last_heard: now,
             max_response: hello.max_response,
+            // Its place in the queue of the active outlives a session.
+            queued: self.sessions[index as usize].queued,
             ..SessionSlot::default()
         };
         self.stats.sessions_opened += 1;
@@ -260,13 +268,19 @@ impl<C: Congestion> Server<'_, C> {
     fn on_cancel(&mut self, now: Time, session: u32, header: &Header) {
         if !self.is_stream(session) {
             let at = self.channel_index(session);
-            let packet = self.channels[at].channel.received.expand(header.packet);
-            self.channels[at].channel.received.record(now, packet, false);
+            if header.packet != 0 {
+                let packet = self.channels[at].channel.received.expand(header.packet);
+                self.channels[at].channel.received.record(now, packet, false);
+            }
             // Frames of the request that are still under way must not start it again.
             self.channels[at].executed.insert(header.request);
             self.activate(session);
         }
         if let Some(index) = self.find_request(session, header.request) {
+            if self.requests[index as usize].handed_out {
+                // The port may be in the middle of writing it: its slots are not free before the port is done.
+                return;
+            }
             if !matches!(self.requests[index as usize].state, State::Failed(_)) {
                 self.stats.end(Status::Cancelled);
                 self.forget_data(session, index);
@@ -309,10 +323,7 @@ impl<C: Congestion> Server<'_, C> {
                 debug_assert!(freed.is_ok());
                 self.retire(index);
             }
-            State::Responding => {
-                self.release_output(index);
-                self.retire(index);
-            }
+            State::Responding => self.give_up_reply(index),
             State::Failed(_) => self.retire(index),
             State::Free | State::Orphaned => {}
         }
@@ -336,10 +347,10 @@ impl<C: Congestion> Server<'_, C> {
         self.push_control(Control { peer, header, body });
     }
 
-    pub(super) fn push_control(&mut self, control: Control) {
-        if !self.control.push(control) {
-            self.stats.control_dropped += 1;
-        }
+    pub(super) fn push_control(&mut self, control: Control) -> bool {
+        let pushed = self.control.push(control);
+        self.stats.control_dropped += u64::from(!pushed);
+        pushed
     }
 
     pub(super) fn push_submission(&mut self, submission: Submission) {
@@ -369,5 +380,3 @@ pub(super) fn settle_frame(requests: &mut [super::RequestSlot], settled: &Settle
         None
     }
 }
-
-

@@ -2,6 +2,7 @@
 
 use splitrpc_wire::Status;
 
+use super::receive::TELL_AGAIN;
 use super::sessions::settle_frame;
 use super::{Server, State};
 use crate::Time;
@@ -34,10 +35,15 @@ impl<C: Congestion> Server<'_, C> {
     }
 
     /// A stream that never said hello and should be closed; the port then says so with [`Server::stream_closed`].
+    /// Asked until it says that there is none, it looks at each stream once.
     pub fn poll_stale_stream(&mut self, now: Time) -> Option<u32> {
-        let streams = self.config.stream_sessions as usize;
-        let stale = self.sessions[..streams].iter().position(|s| s.open && !s.greeted && now.since(s.last_heard) > GREETING);
-        stale.map(|s| s as u32)
+        let from = core::mem::take(&mut self.stale_from);
+        let stale = (from..self.config.stream_sessions).find(|id| {
+            let session = &self.sessions[*id as usize];
+            session.open && !session.greeted && now.since(session.last_heard) > GREETING
+        })?;
+        self.stale_from = stale + 1;
+        Some(stale)
     }
 
     pub(super) fn set_channel_timer(&mut self, session: u32) {
@@ -86,10 +92,12 @@ impl<C: Congestion> Server<'_, C> {
         let slot = &mut self.requests[index as usize];
         match slot.state {
             State::Free | State::Submitted | State::Orphaned => None,
-            State::Receiving if slot.deadline <= now => {
-                self.fail(now, index, Status::DeadlineExceeded, "the deadline passed while the request was arriving");
-                Some(now + keep)
-            }
+            State::Receiving if slot.deadline <= now => Some(self.fail(
+                now,
+                index,
+                Status::DeadlineExceeded,
+                "the deadline passed while the request was arriving",
+            )),
             State::Receiving => {
                 let (mark, since) = slot.progress_mark;
                 if now < since + grace {
@@ -98,15 +106,26 @@ impl<C: Congestion> Server<'_, C> {
                 let have = slot.incoming.received() + slot.partial;
                 let least = u64::from(self.config.min_progress).saturating_mul(now.since(since)) / SEC;
                 if have.saturating_sub(mark) < least.max(1) {
-                    self.fail(now, index, Status::TooSlow, "limits.min_progress_bytes_per_s was not reached");
-                    return Some(now + keep);
+                    return Some(self.fail(
+                        now,
+                        index,
+                        Status::TooSlow,
+                        "limits.min_progress_bytes_per_s was not reached",
+                    ));
                 }
                 slot.progress_mark = (have, now);
                 Some((now + grace).min(slot.deadline))
             }
             State::Failed(_) => {
-                if now < slot.settled_at + keep {
-                    return Some(slot.settled_at + keep);
+                let settled_at = slot.settled_at;
+                if !slot.told {
+                    self.push_failure(index);
+                }
+                if !self.requests[index as usize].told {
+                    return Some(now + TELL_AGAIN);
+                }
+                if now < settled_at + keep {
+                    return Some(settled_at + keep);
                 }
                 if self.is_stream(self.requests[index as usize].session) {
                     // Its error frame still waits to be sent, which frees it.
@@ -121,11 +140,14 @@ impl<C: Congestion> Server<'_, C> {
                     return None;
                 }
                 let silent = now.since(self.sessions[session as usize].last_heard) > 5 * keep;
-                if kept && now >= settled_at + keep || silent {
+                let progressed_at = self.channels[self.channel_index(session)].channel.progressed_at();
+                // A client that lets nothing be sent, or confirms nothing, must not hold the outputs.
+                let stuck = !kept && now >= settled_at.max(progressed_at) + grace;
+                if kept && now >= settled_at + keep || silent || stuck {
                     self.evict(index);
                     return None;
                 }
-                Some(now.max(settled_at) + keep)
+                Some(if kept { settled_at } else { now } + keep)
             }
         }
     }
@@ -154,14 +176,30 @@ impl<C: Congestion> Server<'_, C> {
         self.retire(index);
     }
 
-    /// Gives a reply up that the client has not confirmed.
+    /// Takes back a response that its client has not confirmed.
+    pub(super) fn give_up_reply(&mut self, index: u32) {
+        let slot = &self.requests[index as usize];
+        if !self.is_stream(slot.session) {
+            // What the client confirmed of it counts on both sides, the rest on neither.
+            let unconfirmed = slot.outgoing.unconfirmed();
+            let at = self.channel_index(slot.session);
+            let channel = &mut self.channels[at].channel;
+            channel.sent_data = channel.sent_data.saturating_sub(unconfirmed);
+        }
+        self.finish_reply(index);
+    }
+
+    /// Gives a kept answer up that the client has not confirmed.
     fn evict(&mut self, index: u32) {
         let slot = &self.requests[index as usize];
         let (session, key) = (slot.session, slot.key(index));
         let at = self.channel_index(session);
         self.channels[at].channel.flight.forget(self.flight, key, |_| {});
         self.stats.replies_evicted += 1;
-        self.finish_reply(index);
+        match slot.state {
+            State::Responding => self.give_up_reply(index),
+            _ => self.retire(index),
+        }
         self.activate(session);
     }
 

@@ -5,7 +5,7 @@ use splitrpc_wire::ack::Ack;
 use splitrpc_wire::hello::{Challenge, HelloAck};
 use splitrpc_wire::{Flags, HEADER_LEN, Header, Kind, MANIFEST_TENSOR, Path, Stage, Status, StatusPayload};
 
-use super::{LEVELS, List, Peer, Server, State, level};
+use super::{Peer, Server, State};
 use crate::Time;
 use crate::config::NO_INDEX;
 use crate::congestion::Congestion;
@@ -49,6 +49,8 @@ impl Default for Control {
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Body {
     Empty,
+    /// Its stream was closed meanwhile.
+    Gone,
     Challenge(Challenge),
     HelloAck(HelloAck),
     Status(StatusPayload<'static>),
@@ -77,10 +79,10 @@ impl<C: Congestion> Server<'_, C> {
     /// The next frame to send, until there is none for now.
     pub fn poll_transmit(&mut self, now: Time) -> Option<Transmit<'_>> {
         while let Some(control) = self.control.pop() {
-            if let Body::Failure(key) = control.body
-                && !self.is_failed(key)
-            {
-                continue;
+            match control.body {
+                Body::Failure(key) if !self.is_failed(key) => continue,
+                Body::Gone => continue,
+                _ => {}
             }
             self.stats.frames_out += 1;
             return Some(self.control_frame(control));
@@ -137,7 +139,7 @@ impl<C: Congestion> Server<'_, C> {
             self.retire(key.index);
         }
         let head: &[u8] = match body {
-            Body::Empty => &[],
+            Body::Empty | Body::Gone => &[],
             Body::Challenge(challenge) => {
                 self.scratch[..Challenge::LEN].copy_from_slice(&challenge.to_bytes());
                 &self.scratch[..Challenge::LEN]
@@ -162,6 +164,7 @@ impl<C: Congestion> Server<'_, C> {
 
     fn whole_response(&mut self, now: Time, index: u32) -> Transmit<'_> {
         self.build_header_stage(now, index);
+        self.requests[index as usize].handed_out = true;
         let slot = &self.requests[index as usize];
         let session = &self.sessions[slot.session as usize];
         let chunk = Chunk::First { length: slot.outgoing.sizes().total() as u32, whole: true };
@@ -172,7 +175,8 @@ impl<C: Congestion> Server<'_, C> {
             model: slot.model,
             session: session.id,
             request: slot.id,
-            credit: self.config.requests_per_client.saturating_sub(session.in_flight),
+            // Of this response the client learns when it has left.
+            credit: (self.config.requests_per_client + 1).saturating_sub(session.held()),
             length: total,
             total,
             ..Header::new(Kind::Response)
@@ -255,6 +259,7 @@ impl<C: Congestion> Server<'_, C> {
         if slot.outgoing.all_sent() && !slot.kept {
             slot.kept = true;
             slot.settled_at = now;
+            self.sessions[slot.session as usize].leaving -= 1;
             self.kept += 1;
             self.request_timer = self.request_timer.min(now + self.config.keep_reply);
             if self.kept > self.config.kept_replies {
@@ -264,8 +269,7 @@ impl<C: Congestion> Server<'_, C> {
     }
 
     fn datagram_frame(&mut self, now: Time, session: u32, next: Next) -> Transmit<'_> {
-        let credit =
-            self.config.requests_per_client.saturating_sub(self.sessions[session as usize].in_flight);
+        let credit = self.config.requests_per_client.saturating_sub(self.sessions[session as usize].held());
         match next {
             Next::Ack { length, kind, rides_along } => {
                 let owner = &self.sessions[session as usize];
@@ -328,89 +332,6 @@ impl<C: Congestion> Server<'_, C> {
             let block = path.to_bytes();
             slot.path_block().copy_from_slice(&block);
         }
-    }
-
-    /// Puts a response in line: streams share lines by urgency, a datagram session has its own.
-    pub(super) fn enqueue_response(&mut self, session: u32, index: u32) {
-        if self.is_stream(session) {
-            let list = &mut self.out[level(self.requests[index as usize].priority)];
-            self.requests[index as usize].next_out = NO_INDEX;
-            match list.last {
-                NO_INDEX => list.first = index,
-                last => self.requests[last as usize].next_out = index,
-            }
-            list.last = index;
-            return;
-        }
-        let urgency = level(self.requests[index as usize].priority);
-        let mut before = NO_INDEX;
-        let mut at = self.sessions[session as usize].first_out;
-        while at != NO_INDEX && level(self.requests[at as usize].priority) <= urgency {
-            before = at;
-            at = self.requests[at as usize].next_out;
-        }
-        self.requests[index as usize].next_out = at;
-        match before {
-            NO_INDEX => self.sessions[session as usize].first_out = index,
-            before => self.requests[before as usize].next_out = index,
-        }
-    }
-
-    fn pop_out(&mut self, level: usize) -> Option<u32> {
-        let first = self.out[level].first;
-        if first == NO_INDEX {
-            return None;
-        }
-        let next = self.requests[first as usize].next_out;
-        self.requests[first as usize].next_out = NO_INDEX;
-        self.out[level] = if next == NO_INDEX { List::EMPTY } else { List { first: next, ..self.out[level] } };
-        Some(first)
-    }
-
-    /// Takes a request out of the line in which its response stands, if it stands in one.
-    pub(super) fn unlink_out(&mut self, index: u32) {
-        if self.requests[index as usize].state != State::Responding {
-            return;
-        }
-        let session = self.requests[index as usize].session;
-        let next = self.requests[index as usize].next_out;
-        if self.is_stream(session) {
-            for level in 0..LEVELS {
-                let List { mut first, last } = self.out[level];
-                let before = self.before_in(first, index);
-                if first == index {
-                    first = next;
-                }
-                let last = match (before, last == index) {
-                    (Some(before), true) => before,
-                    (None, true) => NO_INDEX,
-                    _ => last,
-                };
-                if let Some(before) = before {
-                    self.requests[before as usize].next_out = next;
-                }
-                self.out[level] = List { first, last };
-            }
-        } else {
-            let first = self.sessions[session as usize].first_out;
-            if first == index {
-                self.sessions[session as usize].first_out = next;
-            } else if let Some(before) = self.before_in(first, index) {
-                self.requests[before as usize].next_out = next;
-            }
-        }
-        self.requests[index as usize].next_out = NO_INDEX;
-    }
-
-    fn before_in(&self, mut at: u32, index: u32) -> Option<u32> {
-        while at != NO_INDEX {
-            let after = self.requests[at as usize].next_out;
-            if after == index {
-                return Some(at);
-            }
-            at = after;
-        }
-        None
     }
 
     /// A datagram session may have something to send.

@@ -7,7 +7,7 @@ use splitrpc_engine::{
     Client, ClientConfig, ClientEvent, ClientSlot, ClientStorage, ClientVerdict, MS, RequestSpec, SEC, SentFrame, Time,
 };
 use splitrpc_ring::RequestKey;
-use splitrpc_wire::{DType, Header, HEADER_LEN, Manifest, ManifestWriter, Shape, TensorDesc};
+use splitrpc_wire::{DType, HEADER_LEN, Header, Manifest, ManifestWriter, Shape, TensorDesc};
 
 use super::frames::{encode, split};
 use super::rng::Rng;

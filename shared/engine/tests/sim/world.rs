@@ -65,7 +65,14 @@ impl World {
             })
             .collect();
         let restart_at = if rng.chance(200) { Time::from_nanos(rng.below(300 * MS)) } else { Time::NEVER };
-        World { net: Net::new(weather), clients, restart_at, weather_at: Time::from_nanos(50 * MS), now: Time::from_nanos(1), rng }
+        World {
+            net: Net::new(weather),
+            clients,
+            restart_at,
+            weather_at: Time::from_nanos(50 * MS),
+            now: Time::from_nanos(1),
+            rng,
+        }
     }
 
     /// Runs until every client is done and the server has forgotten them all.

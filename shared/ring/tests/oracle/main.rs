@@ -1,5 +1,5 @@
-//! Any sequence of steps, honest or not, agrees with the queue: as property tests and as a fuzz target
-//! (`cargo bolero test -p splitrpc-ring ring`), which on stable runs over its corpus and random bytes.
+//! Any sequence of steps, honest or not, agrees with the queue: as property tests, and as a fuzz target that
+//! `deploy/fuzz splitrpc-ring:ring` runs for longer.
 #![cfg(not(loom))]
 
 mod model;

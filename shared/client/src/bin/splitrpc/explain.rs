@@ -62,10 +62,9 @@ fn bar(share: f64) -> String {
     // Eighths of a cell, so that short stages can still be told apart.
     let eighths = (share * (BAR * 8) as f64).round() as usize;
     let mut bar = "█".repeat(eighths / 8);
-    if eighths % 8 > 0 {
-        // The blocks from one eighth to seven eighths stand one after the other in reverse order from U+2589.
-        bar.extend(char::from_u32(0x2590 - (eighths % 8) as u32));
-    }
+    // The blocks from one eighth to seven eighths stand one after the other in reverse order from U+2589.
+    let last = Some(eighths % 8).filter(|&rest| rest > 0).and_then(|rest| char::from_u32(0x2590 - rest as u32));
+    bar.extend(last);
     bar
 }
 

@@ -67,6 +67,7 @@ impl Infer {
         if self.explain {
             let transport = match self.reach.transport {
                 TransportArg::Tcp => "tcp",
+                TransportArg::Udp => "udp",
             };
             print!("\n{}", explain::table(&response, transport));
         }

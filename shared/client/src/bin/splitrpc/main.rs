@@ -59,6 +59,7 @@ struct Reach {
 #[derive(Clone, Copy, ValueEnum)]
 enum TransportArg {
     Tcp,
+    Udp,
 }
 
 #[derive(Clone, Copy, ValueEnum)]
@@ -72,6 +73,7 @@ impl Reach {
     fn connect(&self) -> Result<Client, Failed> {
         let transport = match self.transport {
             TransportArg::Tcp => Transport::Tcp,
+            TransportArg::Udp => Transport::Udp,
         };
         let wait = match self.wait {
             WaitArg::Spin => Wait::Spin,

@@ -1,0 +1,173 @@
+//! The command line: `serve`, `doctor`, `check-config`.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::sync::mpsc;
+use std::time::Duration;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use signal_hook::consts::TERM_SIGNALS;
+use signal_hook::iterator::Signals;
+
+use crate::config::{Config, LoadError, Machine, Overrides};
+use crate::doctor::{self, Verdict};
+use crate::serve::{self, Server};
+
+/// The exit status after a second signal, as shells use it for an interrupted program.
+const INTERRUPTED: i32 = 130;
+
+/// Serves models over the split path: tensors go from the network into the memory where the model reads them.
+#[derive(Debug, Parser)]
+#[command(name = "host-agent", version, arg_required_else_help = true)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+    /// How log lines on standard error look.
+    #[arg(long, global = true, value_enum, default_value = "text", env = "SPLITRPC_LOG_FORMAT")]
+    log_format: LogFormat,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum LogFormat {
+    Text,
+    Json,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Serves models until SIGTERM or SIGINT, then finishes what is in flight; a second signal ends it at once.
+    ///
+    /// Without arguments it serves the built-in models null, echo and digits on loopback.
+    Serve(Sources),
+    /// Says what this machine offers, and what to do where it falls short.
+    Doctor(Sources),
+    /// Checks a configuration against this machine and shows every key with its value.
+    CheckConfig(Sources),
+}
+
+/// Where the configuration comes from. The environment sets keys as well: SPLITRPC_LIMITS_SESSIONS is `limits.sessions`.
+#[derive(Debug, Args)]
+struct Sources {
+    /// Configuration file (TOML).
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// Directory with a folder for each model, laid out as MODEL/VERSION/model.onnx.
+    #[arg(long, value_name = "DIR")]
+    model_repository: Option<PathBuf>,
+    /// Address for requests over TCP, or "off".
+    #[arg(long, value_name = "ADDR")]
+    tcp: Option<String>,
+    /// Address for requests over UDP, or "off".
+    #[arg(long, value_name = "ADDR")]
+    udp: Option<String>,
+    /// Address for metrics, health and model states over HTTP, or "off".
+    #[arg(long, value_name = "ADDR")]
+    http: Option<String>,
+}
+
+impl Sources {
+    fn load(self) -> Result<Config, LoadError> {
+        let Sources { config, model_repository, tcp, udp, http } = self;
+        Config::load(&Overrides { config, model_repository, tcp, udp, http })
+    }
+}
+
+/// Does what the command line says. 0: it went well. 1: it did not, and standard error says why. 2: no such command.
+#[must_use]
+pub fn main() -> ExitCode {
+    let cli = Cli::parse();
+    start_logs(cli.log_format);
+    let (Command::Serve(sources) | Command::Doctor(sources) | Command::CheckConfig(sources)) = &cli.command;
+    tracing::debug!(?sources, "command line");
+    let outcome = match cli.command {
+        Command::Serve(sources) => sources.load().map_err(anyhow::Error::new).and_then(serve),
+        Command::Doctor(sources) => sources.load().map(|config| doctor(&config)).map_err(anyhow::Error::new),
+        Command::CheckConfig(sources) => sources.load().map(|config| check(&config)).map_err(anyhow::Error::new),
+    };
+    match outcome {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(error) => {
+            eprintln!("host-agent: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Log lines go to standard error; `SPLITRPC_LOG` filters them, such as `debug` or `host_agent=debug,warn`.
+fn start_logs(format: LogFormat) {
+    let filter = tracing_subscriber::EnvFilter::builder()
+        .with_env_var("SPLITRPC_LOG")
+        .with_default_directive(tracing::level_filters::LevelFilter::INFO.into())
+        .from_env_lossy()
+        // tract tells every optimisation that it makes.
+        .add_directive("tract_core=warn".parse().expect("a directive"))
+        .add_directive("tract_hir=warn".parse().expect("a directive"))
+        .add_directive("tract_onnx=warn".parse().expect("a directive"));
+    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    match format {
+        LogFormat::Text => builder.init(),
+        LogFormat::Json => builder.json().init(),
+    }
+}
+
+fn serve(config: Config) -> anyhow::Result<bool> {
+    // Before anything slow: a signal during start-up ends the program as well.
+    let (told, signalled) = mpsc::channel();
+    let mut signals = Signals::new(TERM_SIGNALS)?;
+    std::thread::Builder::new().name("signals".into()).spawn(move || {
+        for (count, signal) in signals.forever().enumerate() {
+            if count > 0 {
+                std::process::exit(INTERRUPTED);
+            }
+            // Whoever listened has ended, and the program with it.
+            let _ = told.send(signal);
+        }
+    })?;
+    let server = Server::start(serve::build(config)?)?;
+    print!("{}", server.summary());
+    println!("ready");
+    Ok(serve::run(server, |wait: Duration| signalled.recv_timeout(wait).is_ok()))
+}
+
+fn doctor(config: &Config) -> bool {
+    let checks = doctor::examine(config);
+    let width = checks.iter().map(|c| c.name.len()).max().unwrap_or(0);
+    for check in &checks {
+        println!("{:<4}  {:<width$}  {}", check.verdict.name(), check.name, check.found);
+        if !check.advice.is_empty() {
+            println!("{:<4}  {:<width$}  -> {}", "", "", check.advice);
+        }
+    }
+    checks.iter().all(|c| c.verdict != Verdict::Fail)
+}
+
+fn check(config: &Config) -> bool {
+    print!("{}", config.to_toml());
+    let problems = config.check(&Machine::here());
+    for problem in &problems {
+        eprintln!("{problem}");
+    }
+    problems.is_empty()
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn options_become_overrides() {
+        let cli = Cli::parse_from(["host-agent", "serve", "--tcp", "127.0.0.1:0", "--udp", "off", "--http", "off"]);
+        let Command::Serve(sources) = cli.command else { panic!("not serve") };
+        let config = sources.load().unwrap();
+        assert_eq!(config.listen.tcp, Some("127.0.0.1:0".parse().unwrap()));
+        assert_eq!((config.listen.udp, config.listen.http), (None, None));
+    }
+}

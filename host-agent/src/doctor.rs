@@ -1,0 +1,295 @@
+//! What the machine offers, line by line, and what to do where it falls short.
+
+use std::fs;
+use std::net::{SocketAddr, TcpListener, UdpSocket};
+use std::path::Path;
+
+use rustix::process::{Resource, getrlimit};
+
+use crate::config::{Config, Machine, Wait};
+use crate::plan::Plan;
+
+/// How a check ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// As it should be, or not needed.
+    Ok,
+    /// It works, with something lost.
+    Warn,
+    /// It does not work.
+    Fail,
+}
+
+impl Verdict {
+    /// As it is shown.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Verdict::Ok => "ok",
+            Verdict::Warn => "warn",
+            Verdict::Fail => "FAIL",
+        }
+    }
+}
+
+/// One line of the report.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Check {
+    /// What was looked at.
+    pub name: &'static str,
+    /// How it ended.
+    pub verdict: Verdict,
+    /// What was found.
+    pub found: String,
+    /// What to do, where something can be done.
+    pub advice: String,
+}
+
+fn ok(name: &'static str, found: impl Into<String>) -> Check {
+    Check { name, verdict: Verdict::Ok, found: found.into(), advice: String::new() }
+}
+
+fn warn(name: &'static str, found: impl Into<String>, advice: impl Into<String>) -> Check {
+    Check { name, verdict: Verdict::Warn, found: found.into(), advice: advice.into() }
+}
+
+fn fail(name: &'static str, found: impl Into<String>, advice: impl Into<String>) -> Check {
+    Check { name, verdict: Verdict::Fail, found: found.into(), advice: advice.into() }
+}
+
+/// Looks at everything that a server with this configuration would use.
+#[must_use]
+pub fn examine(config: &Config) -> Vec<Check> {
+    let machine = Machine::here();
+    let mut checks = vec![kernel(&uname_release()), cores(config, &machine), offload(config, &machine)];
+    checks.extend(buffers(config));
+    checks.extend([open_files(config, &machine), memory(config), huge_pages(), locked_memory()]);
+    checks.extend(addresses(config));
+    checks.extend([nics(), devices("gpu", "/dev/nvidia0", "CUDA devices"), rdma(), bluefield()]);
+    checks.extend(config.check(&machine).into_iter().map(|p| fail("configuration", p.key, p.why)));
+    checks
+}
+
+fn uname_release() -> String {
+    rustix::system::uname().release().to_string_lossy().into_owned()
+}
+
+/// Linux 5.0 merges received datagrams, 5.11 sleeps with nanosecond precision.
+fn kernel(release: &str) -> Check {
+    let mut numbers = release.split(|c: char| !c.is_ascii_digit()).map(|n| n.parse::<u32>().unwrap_or(0));
+    let version = (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0));
+    let found = format!("Linux {release}");
+    match version {
+        v if v >= (5, 11) => ok("kernel", found),
+        v if v >= (5, 0) => warn("kernel", found, "5.11 or later sleeps more precisely (epoll_pwait2)"),
+        _ => warn("kernel", found, "5.0 or later merges received datagrams (UDP GRO)"),
+    }
+}
+
+fn cores(config: &Config, machine: &Machine) -> Check {
+    let (cores, threads) = (machine.cores.len(), usize::from(config.data.threads));
+    let found = format!("{cores} for {threads} data threads");
+    match config.data.wait {
+        Wait::Spin if threads >= cores => {
+            warn("cores", found, "spinning threads leave no core to clients and workers: set data.wait = \"adaptive\"")
+        }
+        _ if threads > cores => {
+            warn("cores", found, "more data threads than cores only take turns: lower data.threads")
+        }
+        _ => ok("cores", found),
+    }
+}
+
+fn offload(config: &Config, machine: &Machine) -> Check {
+    match (config.listen.udp, machine.udp_offload) {
+        (None, _) => ok("udp offload", "not needed, listen.udp is off"),
+        (_, true) => ok("udp offload", "the kernel segments and merges datagrams"),
+        (_, false) => warn(
+            "udp offload",
+            "none, each datagram is a system call's own",
+            "use Linux 5.0 or later, outside of gVisor",
+        ),
+    }
+}
+
+fn buffers(config: &Config) -> Vec<Check> {
+    let limit = |name, file: &str, key: &str, wanted: u32| match read_number(file) {
+        None => warn(name, format!("{file} cannot be read"), "the kernel may grant less than is asked for"),
+        Some(max) if max >= u64::from(wanted) => ok(name, format!("up to {max} bytes")),
+        Some(max) => {
+            let sysctl = file.trim_start_matches("/proc/sys/").replace('/', ".");
+            warn(name, format!("up to {max} bytes, data.{key} is {wanted}"), format!("sysctl -w {sysctl}={wanted}"))
+        }
+    };
+    vec![
+        limit("receive buffer", "/proc/sys/net/core/rmem_max", "receive_buffer", config.data.receive_buffer),
+        limit("send buffer", "/proc/sys/net/core/wmem_max", "send_buffer", config.data.send_buffer),
+    ]
+}
+
+fn open_files(config: &Config, machine: &Machine) -> Check {
+    let found = format!("{} allowed, limits.sessions is {}", machine.open_files, config.limits.sessions);
+    // Too few for the configuration is a failure of the configuration's check.
+    if machine.open_files < 4096 {
+        warn("open files", found, "raise it for more clients: ulimit -n 65536")
+    } else {
+        ok("open files", found)
+    }
+}
+
+fn memory(config: &Config) -> Check {
+    let bytes: u64 = match crate::serve::specs(config) {
+        Ok(specs) => match Plan::new(&specs, &config.limits) {
+            Ok(plan) => plan.all().iter().map(|(_, layout)| layout.bytes()).sum(),
+            Err(error) => {
+                return fail("memory", error.to_string(), "lower limits.slots_per_model or limits.class_bytes");
+            }
+        },
+        Err(error) => return fail("memory", error.to_string(), "see models.repository"),
+    };
+    let bytes = bytes * u64::from(config.data.threads);
+    let Some(available) = mem_available() else {
+        return warn("memory", format!("slots may take {} MiB", bytes >> 20), "/proc/meminfo cannot be read");
+    };
+    let found = format!("slots may take {} MiB once all are used, {} MiB are free", bytes >> 20, available >> 20);
+    if bytes <= available {
+        ok("memory", found)
+    } else {
+        warn("memory", found, "memory is taken as slots are first used; lower limits.class_bytes to be safe")
+    }
+}
+
+fn mem_available() -> Option<u64> {
+    let info = fs::read_to_string("/proc/meminfo").ok()?;
+    let line = info.lines().find_map(|l| l.strip_prefix("MemAvailable:"))?;
+    Some(line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()? << 10)
+}
+
+fn huge_pages() -> Check {
+    let file = "/sys/kernel/mm/transparent_hugepage/shmem_enabled";
+    let Ok(text) = fs::read_to_string(file) else {
+        return ok("huge pages", "not offered by this kernel; slots use ordinary pages");
+    };
+    let chosen = text.split('[').nth(1).and_then(|t| t.split(']').next()).unwrap_or("unknown").to_owned();
+    match chosen.as_str() {
+        "always" | "advise" | "force" | "within_size" => ok("huge pages", format!("{chosen} for shared memory")),
+        _ => warn("huge pages", format!("{chosen} for shared memory"), format!("echo advise > {file}")),
+    }
+}
+
+fn locked_memory() -> Check {
+    let found = match getrlimit(Resource::Memlock).current {
+        None => "unlimited".to_owned(),
+        Some(bytes) => format!("{} KiB may be locked; TCP and UDP lock none", bytes >> 10),
+    };
+    ok("locked memory", found)
+}
+
+fn addresses(config: &Config) -> Vec<Check> {
+    let bind = |name, key, address: Option<SocketAddr>, bind: fn(SocketAddr) -> std::io::Result<()>| match address {
+        None => ok(name, "off"),
+        Some(address) => match bind(address) {
+            Ok(()) => ok(name, address.to_string()),
+            Err(error) => {
+                fail(name, format!("{address}: {error}"), format!("set {key} to a free address of this machine"))
+            }
+        },
+    };
+    let tcp = |address| TcpListener::bind(address).map(drop);
+    vec![
+        bind("tcp address", "listen.tcp", config.listen.tcp, tcp),
+        bind("udp address", "listen.udp", config.listen.udp, |address| UdpSocket::bind(address).map(drop)),
+        bind("http address", "listen.http", config.listen.http, tcp),
+    ]
+}
+
+fn nics() -> Check {
+    let mut found = Vec::new();
+    for name in names("/sys/class/net") {
+        let folder = Path::new("/sys/class/net").join(&name);
+        // Only what has a device behind it is a card.
+        let Ok(driver) = fs::read_link(folder.join("device/driver")) else { continue };
+        let driver = driver.file_name().map_or_else(String::new, |d| d.to_string_lossy().into_owned());
+        let speed = read_number(&folder.join("speed").to_string_lossy()).filter(|s| *s < 10_000_000);
+        found.push(match speed {
+            Some(mbit) => format!("{name} ({driver}, {mbit} Mbit/s)"),
+            None => format!("{name} ({driver})"),
+        });
+    }
+    match found.is_empty() {
+        true => warn("network cards", "none", "only this machine itself can send requests"),
+        false => ok("network cards", found.join(", ")),
+    }
+}
+
+fn devices(name: &'static str, file: &str, what: &str) -> Check {
+    if Path::new(file).exists() {
+        ok(name, format!("{what} present; models of this release compute on the CPU"))
+    } else {
+        ok(name, format!("no {what}; models compute on the CPU"))
+    }
+}
+
+fn rdma() -> Check {
+    let cards = names("/sys/class/infiniband");
+    match cards.is_empty() {
+        true => ok("rdma", "no device; TCP and UDP need none"),
+        false => ok("rdma", format!("{}; this release does not use it", cards.join(", "))),
+    }
+}
+
+fn bluefield() -> Check {
+    // Mellanox's vendor number and the BlueField family's PCI device numbers.
+    let is_dpu = |name: &String| {
+        let folder = Path::new("/sys/bus/pci/devices").join(name);
+        let read = |file| fs::read_to_string(folder.join(file)).unwrap_or_default();
+        read("vendor").trim() == "0x15b3" && matches!(read("device").trim(), "0xa2d2" | "0xa2d6" | "0xa2dc")
+    };
+    match names("/sys/bus/pci/devices").iter().find(|name| is_dpu(name)) {
+        Some(slot) => ok("bluefield", format!("at PCI {slot}; this release does not use it")),
+        None => ok("bluefield", "no card; the network stack runs on this host"),
+    }
+}
+
+/// Names in a folder, sorted; none where it cannot be read.
+fn names(folder: &str) -> Vec<String> {
+    let entries = fs::read_dir(folder).into_iter().flatten().flatten();
+    let mut names: Vec<String> = entries.map(|e| e.file_name().to_string_lossy().into_owned()).collect();
+    names.sort();
+    names
+}
+
+fn read_number(file: &str) -> Option<u64> {
+    fs::read_to_string(file).ok()?.trim().parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn kernels_are_told_apart_by_what_they_offer() {
+        assert_eq!(kernel("6.8.0-45-generic").verdict, Verdict::Ok);
+        assert_eq!(kernel("5.11.0").verdict, Verdict::Ok);
+        assert_eq!(kernel("5.4.0-1").verdict, Verdict::Warn);
+        assert!(kernel("4.19.0").advice.contains("5.0"));
+    }
+
+    #[test]
+    fn an_address_in_use_fails_and_says_so() {
+        let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+        let mut config = Config::default();
+        config.listen.tcp = Some(taken.local_addr().unwrap());
+        let check = addresses(&config).remove(0);
+        assert_eq!((check.verdict, check.advice.contains("listen.tcp")), (Verdict::Fail, true));
+    }
+
+    #[test]
+    fn what_is_not_configured_right_is_part_of_the_report() {
+        let mut config = Config::default();
+        config.require.mover = Some("nic".into());
+        let failed: Vec<_> = examine(&config).into_iter().filter(|c| c.name == "configuration").collect();
+        assert_eq!(failed.len(), 2);
+        assert!(failed.iter().all(|c| c.verdict == Verdict::Fail && c.found == "require.mover"));
+    }
+}

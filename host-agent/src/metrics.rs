@@ -1,0 +1,167 @@
+//! What the server tells of itself: models and their states, readiness, and the metrics of all shards.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Instant;
+
+use serde::Serialize;
+use splitrpc_telemetry::{Shard, Writer, render};
+
+use crate::model::spec::{ModelSpec, TensorSpec};
+
+/// Whether a model is served.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ModelState {
+    /// It is served.
+    Ready,
+    /// It is not, for the reason given.
+    Failed,
+}
+
+/// A tensor of a model, as it is shown.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct TensorReport {
+    /// Its name.
+    pub name: String,
+    /// Its type, as the Open Inference Protocol calls it.
+    pub datatype: &'static str,
+    /// Its dimensions; -1 varies.
+    pub shape: Vec<i64>,
+}
+
+impl From<&TensorSpec> for TensorReport {
+    fn from(tensor: &TensorSpec) -> TensorReport {
+        let shape = tensor.dims.iter().map(|d| d.map_or(-1, i64::from)).collect();
+        TensorReport { name: tensor.name.clone(), datatype: tensor.dtype.name(), shape }
+    }
+}
+
+/// A model and its state, as it is shown.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct ModelReport {
+    /// Its name, or where it has none its file.
+    pub name: String,
+    /// The version that is served, if one is.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub version: Option<u16>,
+    /// Whether it is served.
+    pub state: ModelState,
+    /// Why it is not.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+    /// Most rows in one batch, 0 where it has no batch dimension.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub max_batch_size: Option<u16>,
+    /// What it takes.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub inputs: Vec<TensorReport>,
+    /// What it gives.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub outputs: Vec<TensorReport>,
+}
+
+impl ModelReport {
+    /// A model that is served.
+    #[must_use]
+    pub fn ready(spec: &ModelSpec) -> ModelReport {
+        ModelReport {
+            name: spec.name.clone(),
+            version: Some(spec.version),
+            state: ModelState::Ready,
+            reason: None,
+            max_batch_size: Some(spec.max_batch),
+            inputs: spec.inputs.iter().map(TensorReport::from).collect(),
+            outputs: spec.outputs.iter().map(TensorReport::from).collect(),
+        }
+    }
+
+    /// A model that is not.
+    #[must_use]
+    pub fn failed(name: impl Into<String>, reason: impl Into<String>) -> ModelReport {
+        ModelReport {
+            name: name.into(),
+            version: None,
+            state: ModelState::Failed,
+            reason: Some(reason.into()),
+            max_batch_size: None,
+            inputs: Vec::new(),
+            outputs: Vec::new(),
+        }
+    }
+}
+
+/// What is shown over HTTP.
+#[derive(Debug)]
+pub struct Status {
+    models: Vec<ModelReport>,
+    shards: Vec<Arc<Shard>>,
+    ready: AtomicBool,
+    started: Instant,
+}
+
+impl Status {
+    /// Of a server with these models; those that are ready have the handles 0, 1, ... in this order. Not ready yet.
+    #[must_use]
+    pub fn new(models: Vec<ModelReport>, shards: Vec<Arc<Shard>>) -> Status {
+        Status { models, shards, ready: AtomicBool::new(false), started: Instant::now() }
+    }
+
+    /// All models, served or not.
+    #[must_use]
+    pub fn models(&self) -> &[ModelReport] {
+        &self.models
+    }
+
+    /// Says whether requests are taken.
+    pub fn set_ready(&self, ready: bool) {
+        self.ready.store(ready, Ordering::SeqCst);
+    }
+
+    /// Whether requests are taken.
+    #[must_use]
+    pub fn is_ready(&self) -> bool {
+        self.ready.load(Ordering::SeqCst)
+    }
+
+    /// The models as JSON.
+    #[must_use]
+    pub fn models_json(&self) -> String {
+        // Of strings and numbers only, which JSON can hold.
+        serde_json::json!({ "models": self.models }).to_string()
+    }
+
+    /// All metrics in Prometheus' text format.
+    #[must_use]
+    pub fn metrics(&self) -> String {
+        let mut out = Writer::new();
+        out.head("splitrpc_build_info", "gauge", "The version that runs.");
+        out.sample("splitrpc_build_info", &[("version", env!("CARGO_PKG_VERSION"))], 1.0);
+        out.head("splitrpc_uptime_seconds", "gauge", "Seconds since the server was started.");
+        out.sample("splitrpc_uptime_seconds", &[], self.started.elapsed().as_secs_f64());
+        out.head("splitrpc_ready", "gauge", "1 while requests are taken.");
+        out.sample("splitrpc_ready", &[], f64::from(u8::from(self.is_ready())));
+        out.head("splitrpc_process_cpu_seconds_total", "counter", "Processor time of all threads.");
+        out.sample("splitrpc_process_cpu_seconds_total", &[], splitrpc_socket::cpu_time_process().as_secs_f64());
+        if let Some(bytes) = resident_bytes() {
+            out.head("splitrpc_process_resident_bytes", "gauge", "Resident memory.");
+            out.sample("splitrpc_process_resident_bytes", &[], bytes as f64);
+        }
+        out.head("splitrpc_model_ready", "gauge", "1 for a model that is served, 0 for one that is not.");
+        for model in &self.models {
+            let ready = f64::from(u8::from(model.state == ModelState::Ready));
+            out.sample("splitrpc_model_ready", &[("model", &model.name)], ready);
+        }
+        let ready = self.models.iter().filter(|m| m.state == ModelState::Ready);
+        let names: Vec<&str> = ready.map(|m| m.name.as_str()).collect();
+        render(&mut out, &names, self.shards.iter().map(|shard| &**shard));
+        out.finish()
+    }
+}
+
+/// Resident memory of this process; `None` where there is no `/proc`.
+fn resident_bytes() -> Option<u64> {
+    let statm = std::fs::read_to_string("/proc/self/statm").ok()?;
+    let pages: u64 = statm.split_ascii_whitespace().nth(1)?.parse().ok()?;
+    Some(pages * rustix::param::page_size() as u64)
+}

@@ -1,0 +1,290 @@
+//! A server from its configuration: models loaded and warmed, pools laid out, shards started, and all of it ended.
+
+use std::collections::HashSet;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use splitrpc_telemetry::Shard as Telemetry;
+
+use crate::config::{Builtin, Config, Machine, Problem};
+use crate::http::Http;
+use crate::metrics::{ModelReport, ModelState, Status};
+use crate::model::spec::ModelSpec;
+use crate::model::{ModelError, embedded, load_repository};
+use crate::orchestrator::Served;
+use crate::plan::{self, Plan};
+use crate::runtime::echo::Echo;
+use crate::runtime::null::Null;
+use crate::runtime::{Factory, RuntimeError};
+use crate::shard::{self, Common, Running, StartError};
+use crate::warmup::warm_up;
+use crate::worker::{Instance, Workers};
+
+/// Everything that a server needs and that does not depend on a data thread.
+#[derive(Debug)]
+pub struct Built {
+    /// The configuration, checked.
+    pub config: Config,
+    /// The machine that it was checked against.
+    pub machine: Machine,
+    /// The models that are served, by handle.
+    pub models: Vec<Served>,
+    /// How their tensors are laid out in each shard.
+    pub plan: Plan,
+    /// The encoded catalogue.
+    pub catalog: Vec<u8>,
+    /// Measurements, one a shard.
+    pub telemetry: Vec<Arc<Telemetry>>,
+    /// What is told over HTTP.
+    pub status: Arc<Status>,
+}
+
+/// Why a server could not be built.
+#[derive(Debug, thiserror::Error)]
+pub enum BuildError {
+    /// The configuration cannot be served here; each line names a key.
+    #[error("{}", lines(.0))]
+    Config(Vec<Problem>),
+    /// The model repository cannot be read.
+    #[error("model repository: {0}")]
+    Repository(#[from] ModelError),
+    /// Not one model can be served.
+    #[error("no model can be served:\n{}", reasons(.0))]
+    NoModel(Vec<ModelReport>),
+}
+
+fn lines(problems: &[Problem]) -> String {
+    problems.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n")
+}
+
+fn reasons(models: &[ModelReport]) -> String {
+    let reason = |m: &ModelReport| format!("  {}: {}", m.name, m.reason.as_deref().unwrap_or("ready"));
+    models.iter().map(reason).collect::<Vec<_>>().join("\n")
+}
+
+/// Checks the configuration, loads and warms the models, and lays out their pools. A model that cannot be served does not
+/// keep the others from it.
+///
+/// # Errors
+/// [`BuildError`].
+pub fn build(config: Config) -> Result<Built, BuildError> {
+    let machine = Machine::here();
+    let problems = config.check(&machine);
+    if !problems.is_empty() {
+        return Err(BuildError::Config(problems));
+    }
+    let mut reports = Vec::new();
+    let mut failed = Vec::new();
+    let mut models = Vec::new();
+    let mut names = HashSet::new();
+    for candidate in candidates(&config)? {
+        let served = candidate.and_then(|factory| {
+            let name = factory.spec().name.clone();
+            if !names.insert(name.clone()) {
+                let reason = "the name is taken by a built-in model; leave that out of models.builtins";
+                return Err(ModelReport::failed(name, reason));
+            }
+            serve(&factory, &config).map_err(|error| ModelReport::failed(name, error.to_string()))
+        });
+        match served {
+            Ok(served) => {
+                reports.push(ModelReport::ready(served.factory.spec()));
+                models.push(served);
+            }
+            Err(report) => {
+                tracing::error!(model = report.name, reason = report.reason, "model is not served");
+                failed.push(report);
+            }
+        }
+    }
+    if models.is_empty() {
+        return Err(BuildError::NoModel(failed));
+    }
+    let specs = || models.iter().map(|m| m.factory.spec());
+    // `serve` has tried each of them.
+    let plan = Plan::new(specs(), &config.limits).expect("pools of models that were tried one by one");
+    let catalog = plan::catalog(specs()).expect("records of models that were tried one by one");
+    let telemetry: Vec<_> = (0..config.data.threads).map(|_| Arc::new(Telemetry::new(models.len()))).collect();
+    reports.append(&mut failed);
+    let status = Arc::new(Status::new(reports, telemetry.clone()));
+    Ok(Built { config, machine, models, plan, catalog, telemetry, status })
+}
+
+/// Specifications of all models that can be loaded.
+///
+/// # Errors
+/// [`ModelError`] where the repository cannot be read.
+pub fn specs(config: &Config) -> Result<Vec<ModelSpec>, ModelError> {
+    Ok(candidates(config)?.into_iter().flatten().map(|factory| factory.spec().clone()).collect())
+}
+
+type Candidate = Result<Arc<dyn Factory>, ModelReport>;
+
+/// All models that the configuration names, those of the program itself first.
+fn candidates(config: &Config) -> Result<Vec<Candidate>, ModelError> {
+    let builtins = config.models.builtins.iter().map(|builtin| -> Candidate {
+        Ok(match builtin {
+            Builtin::Null => Arc::new(Null::new(config.models.response_bytes)),
+            Builtin::Echo => Arc::new(Echo::new()),
+            Builtin::Digits => Arc::new(embedded::digits().map_err(|e| report(&e))?),
+        })
+    });
+    let mut all: Vec<_> = builtins.collect();
+    if let Some(folder) = &config.models.repository {
+        for model in load_repository(folder)? {
+            all.push(model.map(|m| Arc::new(m) as Arc<dyn Factory>).map_err(|e| report(&e)));
+        }
+    }
+    Ok(all)
+}
+
+/// A model that could not be loaded, by the name of its folder where that can be told.
+fn report(error: &ModelError) -> ModelReport {
+    let folder = error.path.ancestors().find(|p| p.join("config.pbtxt").exists() || p.join("1").is_dir());
+    let name = folder.unwrap_or(&error.path).file_name().unwrap_or(error.path.as_os_str());
+    ModelReport::failed(name.to_string_lossy(), error.to_string())
+}
+
+/// Makes a model's instances, and their threads where it is not inline.
+fn serve(factory: &Arc<dyn Factory>, config: &Config) -> Result<Served, RuntimeError> {
+    let refuse = |error: &dyn std::fmt::Display| RuntimeError(error.to_string());
+    let spec = factory.spec();
+    Plan::new([spec], &config.limits).map_err(|e| refuse(&e))?;
+    plan::catalog([spec]).map_err(|(_, e)| RuntimeError(format!("does not fit the catalogue: {e}")))?;
+    let shards = usize::from(config.data.threads);
+    let started = Instant::now();
+    // Inline models get an instance for each shard later; this one shows that it works.
+    let count = if factory.inline() { 1 } else { spec.instances.max(1) };
+    let mut instances = Vec::new();
+    for _ in 0..count {
+        let mut instance = Instance::new(factory)?;
+        warm_up(&mut instance, spec)?;
+        instances.push(instance);
+    }
+    let workers = if factory.inline() {
+        None
+    } else {
+        Some(Arc::new(Workers::start(&spec.name, instances, shards).map_err(|e| refuse(&e))?))
+    };
+    let took_ms = started.elapsed().as_millis() as u64;
+    tracing::info!(model = spec.name, version = spec.version, instances = count, took_ms, "model ready");
+    Ok(Served { factory: Arc::clone(factory), workers })
+}
+
+/// A server that runs. Dropping it drains it.
+#[derive(Debug)]
+pub struct Server {
+    /// What it was built from.
+    pub built: Built,
+    shards: Vec<Running>,
+    http: Option<Http>,
+}
+
+impl Server {
+    /// Starts the data threads and the HTTP server.
+    ///
+    /// # Errors
+    /// [`StartError`], and whatever had been started has ended.
+    pub fn start(built: Built) -> Result<Server, StartError> {
+        let mut server = Server { built, shards: Vec::new(), http: None };
+        let Built { config, machine, models, plan, catalog, telemetry, status } = &server.built;
+        if let Some(address) = config.listen.http {
+            let listen = |error| StartError::Listen { transport: "http", address, error };
+            server.http = Some(Http::start(address, Arc::clone(status)).map_err(listen)?);
+        }
+        let crowded = usize::from(config.data.threads) >= machine.cores.len();
+        let common = Common { config, plan, models, catalog, crowded };
+        let mut tcp = config.listen.tcp;
+        for (number, telemetry) in telemetry.iter().enumerate() {
+            let running = shard::start(&common, number, tcp, Arc::clone(telemetry))?;
+            // Where the kernel chose the port, the other shards share it.
+            tcp = running.tcp.or(tcp);
+            server.shards.push(running);
+        }
+        status.set_ready(true);
+        Ok(server)
+    }
+
+    /// Where it takes TCP connections.
+    #[must_use]
+    pub fn tcp(&self) -> Option<SocketAddr> {
+        self.shards.first().and_then(|s| s.tcp)
+    }
+
+    /// Where it answers over HTTP.
+    #[must_use]
+    pub fn http(&self) -> Option<SocketAddr> {
+        self.http.as_ref().map(Http::address)
+    }
+
+    /// Whether a data thread has ended that nobody told to.
+    #[must_use]
+    pub fn has_failed(&self) -> bool {
+        self.shards.iter().any(|s| s.thread.is_finished())
+    }
+
+    /// Takes no more requests, finishes those in flight within `limits.drain_ms`, and ends. Returns whether every data
+    /// thread ended as it should.
+    pub fn stop(mut self) -> bool {
+        self.drain()
+    }
+
+    fn drain(&mut self) -> bool {
+        self.built.status.set_ready(false);
+        for shard in &self.shards {
+            shard.stop.stop();
+        }
+        self.shards.drain(..).fold(true, |well, shard| shard.thread.join().is_ok() && well)
+    }
+
+    /// What a start-up message says: addresses, models with their states, and the paths in use.
+    #[must_use]
+    pub fn summary(&self) -> String {
+        use std::fmt::Write as _;
+        let mut text = String::new();
+        let show = |address: Option<SocketAddr>| address.map_or_else(|| "off".to_owned(), |a| a.to_string());
+        let config = &self.built.config;
+        // Writing to a string does not fail.
+        let _ = writeln!(text, "splitrpc host-agent {}", env!("CARGO_PKG_VERSION"));
+        let _ = writeln!(text, "  tcp    {}", show(self.tcp()));
+        let _ = writeln!(text, "  udp    {}", show(config.listen.udp));
+        let _ = writeln!(text, "  http   {}", show(self.http()));
+        for model in self.built.status.models() {
+            let version = model.version.map_or_else(String::new, |v| format!(" version {v}"));
+            let _ = match (&model.state, &model.reason) {
+                (ModelState::Failed, Some(reason)) => writeln!(text, "  model  {}: not served: {reason}", model.name),
+                _ => writeln!(text, "  model  {}{version}: ready", model.name),
+            };
+        }
+        for path in config.offer(&self.built.machine).paths {
+            let emulated = if path.emulated { ", emulated" } else { "" };
+            let (port, mover, memory, link) =
+                (path.port.name(), path.mover.name(), path.memory.name(), path.link.name());
+            let _ = writeln!(text, "  path   {port}: {mover} into {memory} memory, link {link}{emulated}");
+        }
+        text
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        self.drain();
+    }
+}
+
+/// How often the main thread looks after the data threads.
+const LOOK: Duration = Duration::from_millis(250);
+
+/// Runs a server until `stopped` says so. Returns whether it ended as it should.
+pub fn run(server: Server, mut stopped: impl FnMut(Duration) -> bool) -> bool {
+    while !stopped(LOOK) {
+        if server.has_failed() {
+            tracing::error!("a data thread has ended by itself; shutting down");
+            server.stop();
+            return false;
+        }
+    }
+    tracing::info!(drain_ms = server.built.config.limits.drain_ms, "draining");
+    server.stop()
+}

@@ -1,0 +1,203 @@
+//! One receive: where its bytes land, and what becomes of the frames in it.
+
+use std::io;
+
+use splitrpc_arena::Arena;
+use splitrpc_engine::{Peer, Placement, Time, Verdict};
+use splitrpc_socket::{Received, UdpSocket};
+use splitrpc_wire::{HEADER_LEN, Header, Kind, MAX_MANIFEST_LEN, WireError};
+
+use super::fault::Fault;
+use super::guess::Guess;
+use super::plan::Plan;
+use crate::frame::{Measured, measure, place};
+use crate::storage::Engine;
+
+/// Bytes that a look at a datagram takes: a header and the longest manifest.
+const LOOK: usize = HEADER_LEN + MAX_MANIFEST_LEN;
+
+/// What the port counts on the way in.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct ReceiveStats {
+    pub(super) bytes: u64,
+    pub(super) bursts: u64,
+    pub(super) datagrams: u64,
+    /// Datagrams that were looked at before they were received.
+    pub(super) looks: u64,
+    /// Frames whose tensor data landed in its slots.
+    pub(super) foreseen: u64,
+    /// Frames whose tensor data landed elsewhere and was moved.
+    pub(super) misjudged: u64,
+}
+
+/// The receiving half of the port.
+#[derive(Debug)]
+pub(super) struct Receiver {
+    plan: Plan,
+    guess: Guess,
+    look: Box<[u8]>,
+    pub(super) fault: Fault,
+    pub(super) stats: ReceiveStats,
+}
+
+/// What is known of the first datagram before it is received.
+enum First {
+    Unknown,
+    /// The engine has seen its first frame.
+    Judged(Verdict),
+    Dropped,
+}
+
+/// The engine, the slots and the time, as every step needs them.
+pub(super) struct Context<'c> {
+    pub(super) now: Time,
+    pub(super) engine: &'c mut Engine,
+    pub(super) arena: &'c Arena,
+}
+
+impl Receiver {
+    pub(super) fn new(datagram: u16, fault: Fault) -> Receiver {
+        Receiver {
+            plan: Plan::new(),
+            guess: Guess::new(datagram),
+            look: vec![0; LOOK].into(),
+            fault,
+            stats: ReceiveStats::default(),
+        }
+    }
+
+    /// Receives once, which may bring many datagrams of one sender, and deals with all of them.
+    pub(super) fn receive(&mut self, cx: &mut Context<'_>, socket: &UdpSocket) -> io::Result<()> {
+        let first = if self.guess.is_in_doubt() {
+            self.look(cx, socket)?
+        } else {
+            self.guess.plan(cx.engine, &mut self.plan);
+            First::Unknown
+        };
+        let Some(list) = self.plan.scatter(cx.arena) else {
+            // Slots that the engine named lie in the arena; were they not, nothing may land there.
+            self.plan.clear();
+            return Err(io::ErrorKind::InvalidData.into());
+        };
+        let received = socket.recv(list)?;
+        self.walk(cx, &received, first);
+        Ok(())
+    }
+
+    /// Looks at the next datagram and plans by what its first frame says.
+    fn look(&mut self, cx: &mut Context<'_>, socket: &UdpSocket) -> io::Result<First> {
+        let peeked = socket.peek(&mut self.look)?;
+        self.stats.looks += 1;
+        self.plan.clear();
+        if self.fault.drops() {
+            return Ok(First::Dropped);
+        }
+        let datagram = peeked.segment.map_or(peeked.len, |segment| usize::from(segment).min(peeked.len));
+        let bytes = &self.look[..LOOK.min(datagram)];
+        // What does not parse, or is longer than the look, is dealt with once it is here.
+        let Ok(Measured::Whole(header, head)) = measure(bytes) else { return Ok(First::Unknown) };
+        if header.kind != Kind::Request || HEADER_LEN + header.length as usize > datagram {
+            return Ok(First::Unknown);
+        }
+        let verdict = cx.engine.handle_frame(cx.now, Peer::Datagram(peeked.from), &header, &bytes[HEADER_LEN..head]);
+        if let Verdict::Place(placement) = &verdict {
+            self.guess.compare(cx.engine, placement, &header);
+            self.guess.plan_by(cx.engine, &mut self.plan, placement, head, &header, datagram);
+        }
+        Ok(First::Judged(verdict))
+    }
+
+    /// Goes through the datagrams of a receive and the frames in each.
+    fn walk(&mut self, cx: &mut Context<'_>, received: &Received, mut first: First) {
+        let len = received.len;
+        let segment = received.segment.map_or(len, usize::from).max(1);
+        let peer = Peer::Datagram(received.from);
+        self.stats.bytes += len as u64;
+        self.stats.bursts += 1;
+        self.stats.datagrams += len.div_ceil(segment) as u64;
+        for start in (0..len).step_by(segment) {
+            let end = (start + segment).min(len);
+            let (known, dropped) = match std::mem::replace(&mut first, First::Unknown) {
+                First::Judged(verdict) => (Some(verdict), false),
+                First::Dropped => (None, true),
+                First::Unknown => (None, self.fault.drops()),
+            };
+            if !dropped && let Err(error) = self.walk_datagram(cx, peer, start, end, len, known) {
+                // Frames behind one that does not parse cannot be found.
+                let _ = cx.engine.handle_garbage(cx.now, peer, error);
+            }
+        }
+    }
+
+    fn walk_datagram(
+        &mut self,
+        cx: &mut Context<'_>,
+        peer: Peer,
+        start: usize,
+        end: usize,
+        len: usize,
+        mut known: Option<Verdict>,
+    ) -> Result<(), WireError> {
+        let mut at = start;
+        while at < end {
+            let (header, head) = self.find_head(cx.arena, at, end, len)?;
+            let next = at + HEADER_LEN + header.length as usize;
+            if next > end {
+                return Err(WireError::Truncated);
+            }
+            let bytes = self.plan.bytes(at, at + head).unwrap_or_default();
+            let manifest = &bytes[HEADER_LEN..];
+            let verdict = match known.take() {
+                Some(verdict) => verdict,
+                None => cx.engine.handle_frame(cx.now, peer, &header, manifest),
+            };
+            if let Verdict::Place(placement) = verdict {
+                let brought = header.kind == Kind::Request && !manifest.is_empty();
+                if brought && let Some(meta) = cx.arena.meta(placement.run) {
+                    meta.copy_from(manifest);
+                }
+                self.put(cx, &placement, at + head, next, len);
+                let bytes = self.plan.bytes(at, at + head).unwrap_or_default();
+                self.guess.placed(cx.engine, &placement, &header, &bytes[HEADER_LEN..]);
+            }
+            at = next;
+        }
+        Ok(())
+    }
+
+    /// The head that begins at `at`, with all of its bytes in one place.
+    fn find_head(&mut self, arena: &Arena, at: usize, end: usize, len: usize) -> Result<(Header, usize), WireError> {
+        for straightened in [false, true] {
+            if straightened {
+                self.plan.linearise(arena, at, len);
+            }
+            let Some(bytes) = self.plan.bytes(at, end) else { continue };
+            if let Measured::Whole(header, head) = measure(bytes)? {
+                return Ok((header, head));
+            }
+        }
+        Err(WireError::Truncated)
+    }
+
+    /// Sees to it that a frame's tensor data, from `at` to `next` in the receive, is in its slots.
+    fn put(&mut self, cx: &mut Context<'_>, placement: &Placement, at: usize, next: usize, len: usize) {
+        let data = placement.length();
+        debug_assert_eq!(data as usize, next - at);
+        let mut fixup = 0;
+        if data > 0 && !self.plan.landed(at, cx.engine.pieces(placement)) {
+            // From here on nothing is where it was expected, or at least not all: the slots in which it lies now may be
+            // where another frame's data belongs.
+            self.plan.linearise(cx.arena, at, len);
+            let bytes = self.plan.bytes(at, next).unwrap_or_default();
+            if !place(cx.arena, cx.engine.pieces(placement), 0, bytes) {
+                return;
+            }
+            fixup = data;
+            self.stats.misjudged += 1;
+            self.guess.was_wrong();
+        } else {
+            self.stats.foreseen += u64::from(data > 0);
+        }
+        cx.engine.placed(cx.now, placement, data, fixup);
+    }
+}
