@@ -177,7 +177,9 @@ fn two_threads_pass_every_descriptor_in_order() {
         while sent < COUNT && nic.submit(&submit(sent)).is_ok() {
             sent += 1;
         }
+        let over = echo.is_finished();
         let Some(completion) = nic.completion() else {
+            assert!(!over, "the host ended with {got} of {COUNT} completed");
             std::thread::yield_now();
             continue;
         };

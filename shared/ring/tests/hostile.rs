@@ -29,6 +29,7 @@ fn scribble_while_running(first_line: usize, rounds: u64) -> u64 {
         let mut producer = Producer::new(Arc::clone(&memory)).unwrap();
         let mut consumer = Consumer::new(Arc::clone(&memory)).unwrap();
         let over = AtomicBool::new(false);
+        let (mut taken, mut wrong) = (0, None);
         std::thread::scope(|scope| {
             scope.spawn(|| {
                 let mut seed = round << 32;
@@ -51,17 +52,21 @@ fn scribble_while_running(first_line: usize, rounds: u64) -> u64 {
                     std::thread::yield_now();
                 }
             });
-            let mut taken = 0;
             for _ in 0..STEPS {
                 if let Some(words) = consumer.pop() {
-                    assert_eq!(words, entry(taken), "round {round}");
+                    if words != entry(taken) {
+                        wrong = Some(words);
+                        break;
+                    }
                     taken += 1;
                 }
                 std::thread::yield_now();
             }
             over.store(true, Ordering::Relaxed);
-            taken_in_all += taken;
         });
+        // Not before the scribbler has been told to end.
+        assert_eq!(wrong, None, "round {round}, entry {taken}");
+        taken_in_all += taken;
     }
     taken_in_all
 }
