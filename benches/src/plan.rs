@@ -266,14 +266,10 @@ pub(crate) fn full(arms: &[Arm]) -> Vec<Point> {
         planner.closed(size, 1, Wait::Spin, FRESH_CONNECTIONS, 10);
         planner.closed(size, 1, Wait::Adaptive, FRESH_CONNECTIONS / 3, 10);
     }
-    for size in SIZES {
+    // Saturation is learnt from these before open loops are driven at shares of it.
+    for size in [64, 4_096, IMAGE] {
         for concurrency in [4, 16, 64] {
-            if (size, concurrency) != (IMAGE, 16) {
-                planner.closed(size, concurrency, Wait::Spin, 3, 80);
-            }
-            if [64, 4_096, IMAGE].contains(&size) {
-                planner.closed(size, concurrency, Wait::Adaptive, 3, 80);
-            }
+            planner.closed(size, concurrency, Wait::Adaptive, 3, 80);
         }
     }
     for size in [64, IMAGE] {
@@ -285,6 +281,14 @@ pub(crate) fn full(arms: &[Arm]) -> Vec<Point> {
     }
     for clients in [64, 256] {
         planner.open(Section::FanIn, 4_096, clients, Drive::Saturation(Arrivals::Poisson, 0.5), 800);
+    }
+    for size in SIZES {
+        for concurrency in [4, 16, 64] {
+            // Sixteen images are above; more of the largest would only queue.
+            if (size, concurrency) != (IMAGE, 16) && size * concurrency as u32 <= 16 * 3_244_800 {
+                planner.closed(size, concurrency, Wait::Spin, 3, 80);
+            }
+        }
     }
     planner.points
 }

@@ -1,5 +1,6 @@
 //! The command line: `serve`, `doctor`, `check-config`.
 
+use std::io::IsTerminal;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::mpsc;
@@ -105,6 +106,7 @@ fn start_logs(format: LogFormat) {
         .add_directive("tract_hir=warn".parse().expect("a directive"))
         .add_directive("tract_onnx=warn".parse().expect("a directive"));
     let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    let builder = builder.with_ansi(std::io::stderr().is_terminal());
     match format {
         LogFormat::Text => builder.init(),
         LogFormat::Json => builder.json().init(),

@@ -131,7 +131,7 @@ fn open_files(config: &Config, machine: &Machine) -> Check {
     let found = format!("{} allowed, limits.sessions is {}", machine.open_files, config.limits.sessions);
     // Too few for the configuration is a failure of the configuration's check.
     if machine.open_files < 4096 {
-        warn("open files", found, "raise it for more clients: ulimit -n 65536")
+        warn("open files", found, "raise it for more clients: ulimit -Hn 65536")
     } else {
         ok("open files", found)
     }

@@ -154,7 +154,8 @@ impl Status {
         }
         let ready = self.models.iter().filter(|m| m.state == ModelState::Ready);
         let names: Vec<&str> = ready.map(|m| m.name.as_str()).collect();
-        render(&mut out, &names, self.shards.iter().map(|shard| &**shard));
+        let shards: Vec<&Shard> = self.shards.iter().map(|shard| &**shard).collect();
+        render(&mut out, &names, &shards);
         out.finish()
     }
 }

@@ -17,7 +17,7 @@ use crate::plan::{self, Plan};
 use crate::runtime::echo::Echo;
 use crate::runtime::null::Null;
 use crate::runtime::{Factory, RuntimeError};
-use crate::shard::{self, Common, Running, StartError};
+use crate::shard::{self, Addresses, Common, Running, StartError};
 use crate::warmup::warm_up;
 use crate::worker::{Instance, Workers};
 
@@ -69,6 +69,7 @@ fn reasons(models: &[ModelReport]) -> String {
 /// # Errors
 /// [`BuildError`].
 pub fn build(config: Config) -> Result<Built, BuildError> {
+    Machine::raise_limits();
     let machine = Machine::here();
     let problems = config.check(&machine);
     if !problems.is_empty() {
@@ -195,11 +196,11 @@ impl Server {
         }
         let crowded = usize::from(config.data.threads) >= machine.cores.len();
         let common = Common { config, plan, models, catalog, crowded };
-        let mut tcp = config.listen.tcp;
+        let mut addresses = Addresses { tcp: config.listen.tcp, udp: config.listen.udp };
         for (number, telemetry) in telemetry.iter().enumerate() {
-            let running = shard::start(&common, number, tcp, Arc::clone(telemetry))?;
+            let running = shard::start(&common, number, addresses, Arc::clone(telemetry))?;
             // Where the kernel chose the port, the other shards share it.
-            tcp = running.tcp.or(tcp);
+            addresses = running.addresses;
             server.shards.push(running);
         }
         status.set_ready(true);
@@ -209,7 +210,13 @@ impl Server {
     /// Where it takes TCP connections.
     #[must_use]
     pub fn tcp(&self) -> Option<SocketAddr> {
-        self.shards.first().and_then(|s| s.tcp)
+        self.shards.first().and_then(|s| s.addresses.tcp)
+    }
+
+    /// Where it takes datagrams.
+    #[must_use]
+    pub fn udp(&self) -> Option<SocketAddr> {
+        self.shards.first().and_then(|s| s.addresses.udp)
     }
 
     /// Where it answers over HTTP.
@@ -235,7 +242,8 @@ impl Server {
         for shard in &self.shards {
             shard.stop.stop();
         }
-        self.shards.drain(..).fold(true, |well, shard| shard.thread.join().is_ok() && well)
+        // All are waited for, however the first one ended.
+        self.shards.drain(..).filter_map(|shard| shard.thread.join().err()).count() == 0
     }
 
     /// What a start-up message says: addresses, models with their states, and the paths in use.
@@ -248,7 +256,7 @@ impl Server {
         // Writing to a string does not fail.
         let _ = writeln!(text, "splitrpc host-agent {}", env!("CARGO_PKG_VERSION"));
         let _ = writeln!(text, "  tcp    {}", show(self.tcp()));
-        let _ = writeln!(text, "  udp    {}", show(config.listen.udp));
+        let _ = writeln!(text, "  udp    {}", show(self.udp()));
         let _ = writeln!(text, "  http   {}", show(self.http()));
         for model in self.built.status.models() {
             let version = model.version.map_or_else(String::new, |v| format!(" version {v}"));

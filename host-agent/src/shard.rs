@@ -7,7 +7,8 @@ use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use nic_app::{
-    BuildError, DataThread, DataThreadConfig, Host, Stop, TcpPort, TcpPortConfig, WaitMode, Waker, build_engine,
+    BuildError, BuiltEngine, DataThread, DataThreadConfig, Host, Stop, TcpPort, TcpPortConfig, UdpPort, UdpPortConfig,
+    WaitMode, Waker, build_engine,
 };
 use splitrpc_arena::{Arena, ArenaError};
 use splitrpc_engine::{MS, ModelPlan, PathInfo, ServerConfig, Time};
@@ -34,11 +35,20 @@ pub struct Common<'c> {
     pub crowded: bool,
 }
 
+/// Where a data thread listens.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Addresses {
+    /// For TCP connections.
+    pub tcp: Option<SocketAddr>,
+    /// For datagrams.
+    pub udp: Option<SocketAddr>,
+}
+
 /// A data thread that runs.
 #[derive(Debug)]
 pub struct Running {
-    /// Where it takes TCP connections.
-    pub tcp: Option<SocketAddr>,
+    /// Where it listens. Where the kernel was to choose a port, the one that it chose.
+    pub addresses: Addresses,
     /// Ends it, once what is under way is done.
     pub stop: Stop,
     /// The thread.
@@ -72,15 +82,15 @@ pub enum StartError {
     Kernel(#[from] io::Error),
 }
 
-/// Starts shard number `shard`, listening on `tcp`. With several shards and a port that the kernel chooses, the others
-/// listen where the first one does.
+/// Starts shard number `shard`. With several shards and a port that the kernel chooses, the others are given the addresses
+/// of the first.
 ///
 /// # Errors
 /// [`StartError`], and nothing is left running.
 pub fn start(
     common: &Common<'_>,
     shard: usize,
-    tcp: Option<SocketAddr>,
+    addresses: Addresses,
     telemetry: Arc<Telemetry>,
 ) -> Result<Running, StartError> {
     let Common { config, plan, models, .. } = common;
@@ -103,22 +113,59 @@ pub fn start(
     };
     // A shard lives as long as the process.
     let host = Orchestrator::new(host, parts, Box::leak(Box::new(Storage::new(plan))))?;
-    let tcp = tcp.map(|address| {
-        let options = TcpPortConfig { reuse_port: config.data.threads > 1, ..TcpPortConfig::default() };
-        let listen = |error| StartError::Listen { transport: "tcp", address, error };
-        TcpPort::bind(address, &options, &engine).map_err(listen)
-    });
-    let tcp = tcp.transpose()?;
-    let address = tcp.as_ref().map(TcpPort::local_addr);
+    let (tcp, udp) = (bind_tcp(config, addresses.tcp, &engine)?, bind_udp(config, addresses.udp, shard, &engine)?);
+    let addresses =
+        Addresses { tcp: tcp.as_ref().map(TcpPort::local_addr), udp: udp.as_ref().map(UdpPort::local_addr) };
     let settings = thread_config(config, shard, common.crowded);
     let input_pools = plan.inputs.len() as u16;
     let mut data = DataThread::new(settings, engine, arena, input_pools, nic, host, waker, telemetry)?;
     if let Some(port) = tcp {
         data = data.with_tcp(port)?;
     }
+    if let Some(port) = udp {
+        data = data.with_udp(port)?;
+    }
     let stop = data.stop_handle();
     let thread = thread::Builder::new().name(format!("data-{shard}")).spawn(move || data.run())?;
-    Ok(Running { tcp: address, stop, thread })
+    Ok(Running { addresses, stop, thread })
+}
+
+fn bind_tcp(config: &Config, address: Option<SocketAddr>, engine: &BuiltEngine) -> Result<Option<TcpPort>, StartError> {
+    // Buffers are left to the kernel, which grows those of the connections that need it.
+    let options = TcpPortConfig { reuse_port: config.data.threads > 1, ..TcpPortConfig::default() };
+    let bind = |address| {
+        TcpPort::bind(address, &options, engine).map_err(|error| StartError::Listen {
+            transport: "tcp",
+            address,
+            error,
+        })
+    };
+    address.map(bind).transpose()
+}
+
+fn bind_udp(
+    config: &Config,
+    address: Option<SocketAddr>,
+    shard: usize,
+    engine: &BuiltEngine,
+) -> Result<Option<UdpPort>, StartError> {
+    let data = &config.data;
+    let buffer = |bytes: u32| (bytes > 0).then_some(bytes as usize);
+    let options = UdpPortConfig {
+        reuse_port: data.threads > 1,
+        recv_buffer: buffer(data.receive_buffer),
+        send_buffer: buffer(data.send_buffer),
+        drop_permille: data.drop_permille,
+        drop_seed: data.drop_seed.wrapping_add(shard as u64),
+    };
+    let bind = |address| {
+        UdpPort::bind(address, &options, engine).map_err(|error| StartError::Listen {
+            transport: "udp",
+            address,
+            error,
+        })
+    };
+    address.map(bind).transpose()
 }
 
 /// The engine's limits as the configuration has them.

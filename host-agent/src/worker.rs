@@ -229,11 +229,13 @@ impl Workers {
     }
 
     /// Gives up a claim that was not used.
+    #[expect(clippy::needless_pass_by_value, reason = "a claim is used once")]
     pub(crate) fn release(&self, claim: Claim) {
         self.shared.idle(claim.0);
     }
 
     /// Hands a batch to the claimed worker.
+    #[expect(clippy::needless_pass_by_value, reason = "a claim is used once")]
     pub(crate) fn hand_over(&self, claim: Claim, job: Box<Job>) {
         let worker = &self.shared.workers[claim.0];
         // The claim says that the inbox is empty.

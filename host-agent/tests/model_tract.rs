@@ -3,6 +3,7 @@
 mod model_support;
 
 use host_agent::model::load_model;
+use host_agent::model::spec::TensorSpec;
 use host_agent::runtime::Factory;
 use host_agent::runtime::tract::TractModel;
 use model_support::onnx::{Attr, BOOL, D, FLOAT, Graph, INT64, UINT8};
@@ -15,9 +16,12 @@ fn load(graph: &Graph, config: Option<&str>) -> TractModel {
     load_model(&put(repository.path(), "m", &graph.file(), config)).unwrap()
 }
 
-fn dims(model: &TractModel) -> (Vec<Vec<Option<u32>>>, Vec<Vec<Option<u32>>>) {
-    let spec = model.spec();
-    (spec.inputs.iter().map(|t| t.dims.clone()).collect(), spec.outputs.iter().map(|t| t.dims.clone()).collect())
+type Dims = Vec<Vec<Option<u32>>>;
+
+/// The dimensions of a model's inputs and outputs.
+fn dims(model: &TractModel) -> (Dims, Dims) {
+    let of = |tensors: &[TensorSpec]| tensors.iter().map(|t| t.dims.clone()).collect();
+    (of(&model.spec().inputs), of(&model.spec().outputs))
 }
 
 /// x[N, 3] times a matrix, and x plus one.
@@ -43,9 +47,8 @@ fn batched_rows_are_what_they_are_alone() {
     assert!(model.spec().batching.is_some());
     assert_eq!(dims(&model), (vec![vec![None, Some(3)]], vec![vec![None, Some(2)], vec![None, Some(3)]]));
     let mut rig = Rig::new(&model);
-    let alone: Vec<_> = [0.0, 1.0, 2.5, -3.0]
-        .map(|seed| rig.one(Request { rows: 1, inputs: vec![row(seed)] }).unwrap())
-        .into();
+    let alone: Vec<_> =
+        [0.0, 1.0, 2.5, -3.0].map(|seed| rig.one(Request { rows: 1, inputs: vec![row(seed)] }).unwrap()).into();
     assert_eq!(alone[1][0].to_f32(), [1.0 - 2.0 - 2.25, 0.5 + 4.0 + 0.75]);
     assert_eq!(alone[1][1].to_f32(), [2.0, 2.0, 0.25]);
 
@@ -119,10 +122,11 @@ fn varying_dimensions_come_from_the_request() {
 
 #[test]
 fn a_size_known_only_after_computing() {
-    let graph = Graph::default()
-        .input("x", FLOAT, &[D::N(5)])
-        .node("NonZero", &["x"], &["where"], vec![])
-        .output("where", INT64, &[D::N(1), D::S("found")]);
+    let graph = Graph::default().input("x", FLOAT, &[D::N(5)]).node("NonZero", &["x"], &["where"], vec![]).output(
+        "where",
+        INT64,
+        &[D::N(1), D::S("found")],
+    );
     let model = load(&graph, None);
     assert_eq!(dims(&model).1, [vec![Some(1), None]]);
     let mut rig = Rig::new(&model);
@@ -156,7 +160,8 @@ fn every_element_type_passes_through() {
         let model = load(&graph, None);
         assert_eq!(model.spec().inputs[0].dtype, dtype);
         let size = dtype.size().unwrap() as usize;
-        let bytes: Vec<u8> = (0..2 * size).map(|i| if dtype == DType::Bool { i as u8 & 1 } else { i as u8 + 1 }).collect();
+        let bytes: Vec<u8> =
+            (0..2 * size).map(|i| if dtype == DType::Bool { i as u8 & 1 } else { i as u8 + 1 }).collect();
         let request = Request { rows: 1, inputs: vec![Data { dtype, dims: vec![1, 2], bytes: bytes.clone() }] };
         let answer = Rig::new(&model).one(request).unwrap();
         assert_eq!(answer, [Data { dtype, dims: vec![1, 4], bytes: [&bytes[..], &bytes[..]].concat() }], "{dtype:?}");

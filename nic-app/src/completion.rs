@@ -41,7 +41,8 @@ fn with_meta(arena: &Arena, run: Run, copy: impl FnOnce(Span<'_>)) {
 /// Copies no more than the manifest says it is long; if it changes meanwhile, the copy does not parse.
 fn copy_manifest(meta: Span<'_>, bytes: &mut [u8]) {
     meta.copy_to(&mut bytes[..MANIFEST_HEAD_LEN]);
-    if let (Ok(len), Some(rest)) = (Manifest::peek_len(bytes), meta.slice(MANIFEST_HEAD_LEN, meta.len() - MANIFEST_HEAD_LEN))
+    if let (Ok(len), Some(rest)) =
+        (Manifest::peek_len(bytes), meta.slice(MANIFEST_HEAD_LEN, meta.len() - MANIFEST_HEAD_LEN))
     {
         rest.copy_to(&mut bytes[MANIFEST_HEAD_LEN..len]);
     }

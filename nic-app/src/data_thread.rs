@@ -13,6 +13,7 @@ use splitrpc_telemetry::{Event, Shard};
 
 use crate::completion;
 use crate::publish;
+use crate::settings::{DataThreadConfig, Host, Stop};
 use crate::storage::{BuiltEngine, Engine};
 use crate::tcp::{Handed, LISTENER, TcpPort};
 use crate::udp::{SOCKET, UdpPort};
@@ -30,55 +31,6 @@ const ROUNDS: usize = 4;
 const PUBLISH: u64 = 100 * MS;
 /// How often a draining thread looks whether it is done.
 const DRAIN_LOOK: u64 = 5 * MS;
-
-/// What sits at the other end of the link, on the same thread.
-pub trait Host {
-    /// Does what there is to do. Returns whether there was anything.
-    fn poll(&mut self, now: Time) -> bool;
-
-    /// When it wants to be polled without being roused; `None` if nothing is due.
-    fn next_deadline(&self, now: Time) -> Option<Time>;
-
-    /// The thread is about to end: nothing is to be held back any more.
-    fn drain(&mut self);
-
-    /// Whether it has answered all that it was given.
-    fn is_idle(&self) -> bool;
-}
-
-/// How a data thread runs.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct DataThreadConfig {
-    /// What it does when there is nothing to do.
-    pub wait: WaitMode,
-    /// The core that it is bound to.
-    pub core: Option<usize>,
-    /// There are more threads than cores, so a spinning one lets others run.
-    pub crowded: bool,
-    /// How long it goes on for requests under way once it is told to stop.
-    pub drain: Duration,
-}
-
-impl Default for DataThreadConfig {
-    fn default() -> Self {
-        DataThreadConfig { wait: WaitMode::ADAPTIVE, core: None, crowded: false, drain: Duration::from_secs(10) }
-    }
-}
-
-/// Tells a data thread to finish what is under way and end.
-#[derive(Clone, Debug)]
-pub struct Stop {
-    flag: Arc<AtomicBool>,
-    waker: Waker,
-}
-
-impl Stop {
-    /// Tells it.
-    pub fn stop(&self) {
-        self.flag.store(true, Ordering::SeqCst);
-        self.waker.wake();
-    }
-}
 
 /// Everything that one data thread owns. Nothing of it is shared with the others.
 #[derive(Debug)]

@@ -48,7 +48,9 @@ pub(crate) fn place(arena: &Arena, pieces: impl Iterator<Item = Piece>, mut skip
         let skipped = skip.min(piece.length);
         skip -= skipped;
         let length = ((piece.length - skipped) as usize).min(bytes.len());
-        let Some(span) = arena.span(piece.run, piece.tensor, piece.offset + skipped, length as u32) else { return false };
+        let Some(span) = arena.span(piece.run, piece.tensor, piece.offset + skipped, length as u32) else {
+            return false;
+        };
         span.copy_from(&bytes[..length]);
         bytes = &bytes[length..];
     }

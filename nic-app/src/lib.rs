@@ -9,12 +9,14 @@ mod completion;
 mod data_thread;
 mod frame;
 mod publish;
+mod settings;
 mod storage;
 mod tcp;
 mod udp;
 mod wait;
 
-pub use data_thread::{DataThread, DataThreadConfig, Host, Stop};
+pub use data_thread::DataThread;
+pub use settings::{DataThreadConfig, Host, Stop};
 pub use storage::{BuildError, BuiltEngine, Engine, build_engine};
 pub use tcp::{TcpPort, TcpPortConfig, TcpStats};
 pub use udp::{UdpPort, UdpPortConfig, UdpStats};

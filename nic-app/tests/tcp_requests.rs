@@ -29,8 +29,8 @@ fn requests_of_all_sizes_are_answered_in_every_wait_mode() {
             }
         }
         drop(client);
-        let thread = server.stop();
-        assert_no_slot_lost(&thread);
+        let mut thread = server.stop();
+        assert_no_slot_lost(&mut thread);
         assert_eq!(thread.host().answered, 60);
     }
 }
@@ -45,7 +45,7 @@ fn each_of_several_tensors_lands_in_its_own_place() {
         client.ask(PAIR, &[&a, &b]);
     }
     drop(client);
-    assert_no_slot_lost(&server.stop());
+    assert_no_slot_lost(&mut server.stop());
 }
 
 #[test]
@@ -75,8 +75,8 @@ fn pipelined_requests_of_changing_shapes_are_all_answered() {
             }
         }
         drop(client);
-        let thread = server.stop();
-        assert_no_slot_lost(&thread);
+        let mut thread = server.stop();
+        assert_no_slot_lost(&mut thread);
         assert!(thread.tcp().unwrap().stats().misjudged > 0, "no guess ever failed, so nothing was tested");
     }
 }
@@ -100,7 +100,7 @@ fn a_request_in_dribbles_is_put_together() {
         check(model, tensors, client.answer().1);
     }
     drop((client, honest));
-    assert_no_slot_lost(&server.stop());
+    assert_no_slot_lost(&mut server.stop());
 }
 
 #[test]
@@ -121,7 +121,7 @@ fn a_request_of_many_frames_may_come_in_any_order() {
     assert_eq!(id, 900);
     check(PAIR, &[&a, &b], answer);
     drop(client);
-    assert_no_slot_lost(&server.stop());
+    assert_no_slot_lost(&mut server.stop());
 }
 
 #[test]
@@ -134,7 +134,7 @@ fn a_model_that_fails_says_why_and_the_next_request_is_served() {
     assert_eq!(text, "as it was asked to");
     client.ask(ECHO, &[&[1, 2]]);
     drop(client);
-    assert_no_slot_lost(&server.stop());
+    assert_no_slot_lost(&mut server.stop());
 }
 
 #[test]
@@ -151,7 +151,7 @@ fn pings_and_the_catalogue_are_answered_between_requests() {
         assert_eq!((header.kind, header.total, slice), (Kind::ListAck, 3000, vec![7; 2000]));
     }
     drop(client);
-    assert_no_slot_lost(&server.stop());
+    assert_no_slot_lost(&mut server.stop());
 }
 
 fn slices(tensors: &[Vec<u8>]) -> Vec<&[u8]> {

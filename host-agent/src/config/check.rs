@@ -3,6 +3,7 @@
 use std::fmt;
 use std::net::SocketAddr;
 
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use splitrpc_engine::{MS, PathInfo, ServerConfig};
 use splitrpc_socket::{UdpOptions, UdpSocket};
 use splitrpc_wire::path::{Link, Memory, Mover, Port};
@@ -35,7 +36,7 @@ impl fmt::Display for Problem {
 pub struct Machine {
     /// Cores that this process may run on, by number.
     pub cores: Vec<u16>,
-    /// File descriptors that this process may have open.
+    /// File descriptors that this process may have open, once it has raised its own limit ([`Machine::raise_limits`]).
     pub open_files: u64,
     /// Whether the kernel segments and merges datagrams (UDP GSO and GRO).
     pub udp_offload: bool,
@@ -46,11 +47,21 @@ impl Machine {
     #[must_use]
     pub fn here() -> Machine {
         let cores = splitrpc_socket::allowed_cores().unwrap_or_default();
-        let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile);
+        let limit = getrlimit(Resource::Nofile);
         Machine {
             cores: cores.into_iter().filter_map(|core| u16::try_from(core).ok()).collect(),
-            open_files: limit.current.unwrap_or(u64::MAX),
+            open_files: limit.maximum.unwrap_or(u64::MAX),
             udp_offload: udp_offload(),
+        }
+    }
+}
+
+impl Machine {
+    /// Raises this process's limit of open files as far as it may; the usual one is for programs that use `select`.
+    pub fn raise_limits() {
+        let limit = getrlimit(Resource::Nofile);
+        if let Err(error) = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit }) {
+            tracing::warn!(%error, "the limit of open files cannot be raised");
         }
     }
 }
@@ -110,7 +121,7 @@ impl Config {
             let have = machine.open_files;
             wrong(
                 "limits.sessions",
-                format!("needs {files} open files, this process may have {have}: raise `ulimit -n`"),
+                format!("needs {files} open files, this process may have {have}: lower it, or raise `ulimit -Hn`"),
             );
         }
         if self.models.builtins.is_empty() && self.models.repository.is_none() {
@@ -125,7 +136,11 @@ impl Config {
             wrong("models.response_bytes", "must be 1 to 1,073,741,824".into());
         }
         if let Err(error) = self.engine().check() {
-            wrong(engine_key(error.field), error.why.to_owned());
+            let key = engine_key(error.field);
+            // What stands above may have said it already, in the user's terms.
+            if found.iter().all(|p| p.key != key) {
+                found.push(Problem::new(key, error.why));
+            }
         }
         found.extend(self.require.check(&self.offer(machine)));
         found

@@ -10,6 +10,7 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
 use figment::Figment;
+use figment::error::Kind;
 use figment::providers::{Env, Format, Serialized, Toml};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
@@ -288,8 +289,14 @@ fn describe(error: figment::Error) -> String {
                 Some(source) => format!(", from {} {source}", m.name),
                 None => format!(", from {}", m.name),
             });
-            let key = if key.is_empty() { "configuration".to_owned() } else { format!("key `{key}`") };
-            format!("{key}: {}{source}", error.kind)
+            match &error.kind {
+                Kind::UnknownField(field, known) => {
+                    let place = if key.is_empty() { "at the top".to_owned() } else { format!("in `{key}`") };
+                    format!("unknown key `{field}` {place}; known are {}{source}", known.join(", "))
+                }
+                kind if key.is_empty() => format!("configuration: {kind}{source}"),
+                kind => format!("key `{key}`: {kind}{source}"),
+            }
         })
         .collect();
     lines.join("\n")

@@ -36,8 +36,9 @@ impl Require {
     /// What is required and not offered.
     #[must_use]
     pub fn check(&self, offer: &Offer) -> Vec<Problem> {
+        type Name = fn(&PathInfo) -> &'static str;
         let mut problems = Vec::new();
-        let named: [(_, _, fn(&PathInfo) -> &'static str); 3] = [
+        let named: [(_, _, Name); 3] = [
             ("require.mover", &self.mover, |p| p.mover.name()),
             ("require.memory", &self.memory, |p| p.memory.name()),
             ("require.link", &self.link, |p| p.link.name()),

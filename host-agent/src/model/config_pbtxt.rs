@@ -195,9 +195,14 @@ const OPTIMIZATION: Schema = Schema {
 };
 
 fn switch_off(item: &Item<'_>, switch: &str) -> Result<()> {
-    walk(item.message()?, &item.path, &PLAIN, |inner| {
-        if inner.name == switch { inner.must_be_off() } else { Ok(false) }
-    })
+    walk(
+        item.message()?,
+        &item.path,
+        &PLAIN,
+        |inner| {
+            if inner.name == switch { inner.must_be_off() } else { Ok(false) }
+        },
+    )
 }
 
 fn file_name(item: &Item<'_>) -> Result<String> {

@@ -82,7 +82,8 @@ pub fn parse(bytes: &[u8], folder: Option<&Path>) -> Result<OnnxFile, String> {
     }
     check_framing(bytes)?;
     let onnx = tract_onnx::onnx().with_ignore_value_info(true);
-    let proto = onnx.proto_model_for_read(&mut &*bytes).map_err(|e| format!("is not an ONNX model: {}", e.root_cause()))?;
+    let proto =
+        onnx.proto_model_for_read(&mut &*bytes).map_err(|e| format!("is not an ONNX model: {}", e.root_cause()))?;
     let graph = proto.graph.as_ref().filter(|g| !g.node.is_empty() || !g.output.is_empty());
     let graph = graph.ok_or("is not an ONNX model, or is cut short: it has no graph")?;
     if proto.opset_import.is_empty() {
@@ -130,7 +131,8 @@ fn check_framing(bytes: &[u8]) -> Result<(), String> {
     let mut rest = bytes;
     while !rest.is_empty() {
         let at = bytes.len() - rest.len();
-        let cut_short = || format!("is cut short: it has {} bytes, and the field at byte {at} goes on past them", bytes.len());
+        let cut_short =
+            || format!("is cut short: it has {} bytes, and the field at byte {at} goes on past them", bytes.len());
         let tag = varint(&mut rest).ok_or_else(cut_short)?;
         // ModelProto's fields end at 25; what is unknown among the next few may come from a newer ONNX.
         if !(1..=63).contains(&(tag >> 3)) {
@@ -179,7 +181,10 @@ fn tensor(what: &str, info: &ValueInfoProto) -> Result<GraphTensor, String> {
         return Ok(GraphTensor { name: name.clone(), dtype, dims: None });
     };
     if shape.dim.len() > MAX_RANK {
-        return Err(format!("has an {what} {name:?} of {} dimensions, where {MAX_RANK} are supported", shape.dim.len()));
+        return Err(format!(
+            "has an {what} {name:?} of {} dimensions, where {MAX_RANK} are supported",
+            shape.dim.len()
+        ));
     }
     let dims = shape.dim.iter().map(|dim| match &dim.value {
         Some(dimension::Value::DimValue(size)) if *size >= 0 => match u32::try_from(*size) {

@@ -80,8 +80,9 @@ pub fn load_model(folder: &Path) -> Result<TractModel, ModelError> {
     let version = choose_version(folder, &policy)?;
     let file_name = config.as_ref().and_then(|c| c.default_model_filename.as_deref()).unwrap_or("model.onnx");
     let path = folder.join(version.to_string()).join(file_name);
-    let served = u16::try_from(version)
-        .map_err(|_| ModelError::new(folder.join(version.to_string()), "is a version above 65535, which is not supported"))?;
+    let served = u16::try_from(version).map_err(|_| {
+        ModelError::new(folder.join(version.to_string()), "is a version above 65535, which is not supported")
+    })?;
     let file = onnx::read(&path).map_err(|reason| ModelError::new(&path, reason))?;
     let model = resolve(name, served, path.clone(), &file, config.as_ref()).map_err(|fault| match fault {
         Fault::Config(error) => ModelError::config(config_path, error),

@@ -8,11 +8,15 @@ use super::spec::{BatchingSpec, ModelSpec, TensorSpec};
 use crate::runtime::tract::program::{Found, FoundDim, Program, ProgramInput, Shapes};
 use crate::runtime::tract::{Model, probe};
 
+mod dims;
+
+use dims::{input_dims, output_dims, shown, with_batch_of};
+
 /// Largest batch of a model whose file has a batch dimension and whose configuration says nothing; Triton's default.
 pub const DEFAULT_MAX_BATCH: u16 = 4;
 
-/// What a varying dimension is taken to be where one is needed to try a model out.
-const TRIAL_DIM: u32 = 8;
+/// What varying dimensions are taken to be, one after the other, until the model can be tried out.
+const TRIAL_DIMS: [u32; 5] = [8, 3, 64, 224, 1];
 
 /// Whose fault it is that a model cannot be served.
 #[derive(Debug, PartialEq, Eq)]
@@ -113,12 +117,19 @@ struct Resolver<'a> {
 }
 
 impl Resolver<'_> {
-    /// Whether every input and output may have a batch dimension.
+    /// Whether every input and output may have a batch dimension. Inputs that call their first dimensions by different
+    /// names have none in common.
     fn all_first_dims_vary(&self) -> bool {
-        self.inputs.iter().chain(&self.outputs).all(|d| {
-            let dims = d.tensor.dims.as_deref();
-            dims.is_none_or(|dims| dims.first().is_some_and(|first| first.fixed().is_none()))
-        })
+        let mut names = self.inputs.iter().filter_map(|d| match d.tensor.dims.as_deref() {
+            Some([Dim::Named(name), ..]) => Some(name),
+            _ => None,
+        });
+        let one_name = names.next().is_none_or(|first| names.all(|name| name == first));
+        one_name
+            && self.inputs.iter().chain(&self.outputs).all(|d| {
+                let dims = d.tensor.dims.as_deref();
+                dims.is_none_or(|dims| dims.first().is_some_and(|first| first.fixed().is_none()))
+            })
     }
 
     fn model(&self, max_batch: u16, asked: Asked) -> Result<Model> {
@@ -134,8 +145,11 @@ impl Resolver<'_> {
         let outlets: Vec<_> = self.outputs.iter().map(|o| graph.outputs[o.at]).collect();
         graph.select_output_outlets(&outlets).map_err(|e| Fault::File(format!("is not understood: {e:#}")))?;
         let program = Program::new(graph, program_inputs, batched);
-        let found = self.found_outputs(&program, max_batch, asked)?;
-        let outputs = self.outputs.iter().zip(found).map(|(output, found)| output_dims(output, found, batched, asked));
+        let (found, exact) = self.found_outputs(&program, max_batch, asked)?;
+        let outputs = self.outputs.iter().zip(found).map(|(output, found)| {
+            let meant = asked == Asked::Plainly || self.bears_batch_name(output);
+            output_dims(output, found, exact, batched, meant)
+        });
         let outputs = outputs.collect::<Result<Vec<TensorSpec>>>()?;
         let spec = self.spec(max_batch, asked, inputs, outputs)?;
         self.config.warmup.iter().try_for_each(|w| check_warmup(w, &spec))?;
@@ -150,44 +164,80 @@ impl Resolver<'_> {
         })
     }
 
-    /// Tries the model out: what its outputs look like, and whether it computes rows one by one.
-    fn found_outputs(&self, program: &Program, max_batch: u16, asked: Asked) -> Result<Vec<Found>> {
-        let general = || program.found_outputs();
-        let trial = |rows: u32| shapes(program, max_batch > 0, rows, TRIAL_DIM);
-        let fixed = program.inputs().iter().all(|i| i.dims[usize::from(max_batch > 0)..].iter().all(|d| d.fixed().is_some()));
+    /// Tries the model out: what its outputs look like, and whether it computes rows one by one. The flag says that the
+    /// outputs were found with the sizes that the model will always have.
+    fn found_outputs(&self, program: &Program, max_batch: u16, asked: Asked) -> Result<(Vec<Found>, bool)> {
+        let batched = max_batch > 0;
+        let rows = |input: &ProgramInput| input.dims[usize::from(batched)..].iter().all(|d| d.fixed().is_some());
+        let fixed = program.inputs().iter().all(rows);
+        let trials = if fixed { &TRIAL_DIMS[..1] } else { &TRIAL_DIMS };
         let failed = |e| Fault::File(format!("cannot be computed: {e}"));
-        if max_batch == 0 {
-            if fixed {
-                return probe::unbatched(program, &trial(1)).map_err(failed);
+        if max_batch <= 1 {
+            let mut tried = Ok(Vec::new());
+            for &size in trials {
+                tried = probe::unbatched(program, &shapes(program, batched, 1, size));
+                if tried.is_ok() {
+                    break;
+                }
             }
-            probe::general(program, &trial(1));
-            return Ok(general());
+            return match tried {
+                Err(error) if fixed => Err(failed(error)),
+                Ok(found) if fixed && !batched => Ok((found, true)),
+                _ => Ok((program.found_outputs(), false)),
+            };
         }
-        if max_batch == 1 {
-            if fixed {
-                program.exact(&trial(1)).map_err(failed)?;
+        for &size in trials {
+            let error = match probe::batched(program, |rows| shapes(program, true, rows, size)) {
+                Ok(probed) => return self.judge(program, probed, fixed, asked),
+                Err(error) => error,
+            };
+            let one = program.exact(&shapes(program, true, 1, size));
+            match asked {
+                Asked::ByDefault if one.is_ok() => return Err(self.not_by_rows("two rows cannot be computed at once")),
+                Asked::Plainly if one.is_ok() => return Err(failed(error)),
+                _ if fixed => return Err(failed(error)),
+                _ => {}
             }
-            return Ok(general());
         }
-        let (found, independent) = match probe::batched(program, trial) {
-            Ok(probed) if fixed => (probed.outputs, probed.independent),
-            // The trial's sizes are not the model's own; only what it says of the batch holds.
-            Ok(probed) => (with_batch_of(general(), probed.outputs), probed.independent),
-            Err(_) if !fixed => (general(), None),
-            Err(error) if asked == Asked::Plainly || program.exact(&trial(1)).is_err() => return Err(failed(error)),
-            Err(_) => return Err(self.not_by_rows("two rows cannot be computed at once")),
-        };
-        if independent == Some(false) {
-            if asked == Asked::ByDefault {
+        if asked == Asked::ByDefault {
+            return Err(self.not_by_rows("whether its rows are independent cannot be found out"));
+        }
+        Ok((program.found_outputs(), false))
+    }
+
+    fn judge(&self, program: &Program, probed: probe::Probed, fixed: bool, asked: Asked) -> Result<(Vec<Found>, bool)> {
+        if probed.independent == Some(false) {
+            if asked == Asked::ByDefault && !self.names_batch_of_another_size(&probed.outputs) {
                 return Err(self.not_by_rows("a row's results depend on the other rows"));
             }
             tracing::warn!(model = self.name, "a row's results depend on the other rows of its batch");
         }
-        Ok(found)
+        // A trial's sizes are not the model's own; then only what it says of the batch holds.
+        let found = if fixed { probed.outputs } else { with_batch_of(program.found_outputs(), probed.outputs) };
+        Ok((found, fixed))
+    }
+
+    /// Whether the file says of an output that it has the batch dimension, by its name, and it has not.
+    fn names_batch_of_another_size(&self, found: &[Found]) -> bool {
+        self.outputs.iter().zip(found).any(|(output, found)| {
+            self.bears_batch_name(output) && found.as_ref().is_some_and(|dims| dims.first() != Some(&FoundDim::Batch))
+        })
+    }
+
+    /// Whether an output's first dimension has the name that an input's first dimension has.
+    fn bears_batch_name(&self, output: &Described<'_>) -> bool {
+        fn first<'d>(described: &'d Described<'_>) -> Option<&'d Dim> {
+            described.tensor.dims.as_deref()?.first().filter(|dim| matches!(dim, Dim::Named(_)))
+        }
+        first(output).is_some_and(|name| self.inputs.iter().any(|input| first(input) == Some(name)))
     }
 
     fn not_by_rows(&self, why: &str) -> Fault {
-        tracing::info!(model = self.name, why, "served without batching; max_batch_size in config.pbtxt overrules this");
+        tracing::info!(
+            model = self.name,
+            why,
+            "served without batching; max_batch_size in config.pbtxt overrules this"
+        );
         Fault::File(NOT_BY_ROWS.into())
     }
 
@@ -204,7 +254,8 @@ impl Resolver<'_> {
                 return Err(at(0, "dynamic_batching is asked for, but the model has no batch dimension".into()));
             }
             if let Some(size) = dynamic.batching.preferred.iter().find(|&&size| size > max_batch) {
-                let what = format!("dynamic_batching.preferred_batch_size {size} exceeds the largest batch, {max_batch}");
+                let what =
+                    format!("dynamic_batching.preferred_batch_size {size} exceeds the largest batch, {max_batch}");
                 return Err(at(0, what));
             }
         }
@@ -222,142 +273,6 @@ impl Resolver<'_> {
             warmup_launches: 1,
         })
     }
-}
-
-/// An input's dimensions in the graph and on the wire.
-fn input_dims(input: &Described<'_>, batched: bool) -> Result<(Vec<Dim>, Vec<Option<u32>>)> {
-    let name = &input.tensor.name;
-    let (batch, rows) = split(input, "input", batched)?;
-    let Some(config) = input.config else {
-        let rows = rows.ok_or_else(|| {
-            Fault::File(format!("does not say what shape input {name:?} has; config.pbtxt can"))
-        })?;
-        let wire = batch.iter().map(|_| None).chain(rows.iter().map(Dim::fixed)).collect();
-        return Ok((batch.into_iter().chain(rows).collect(), wire));
-    };
-    let wire = batch.iter().map(|_| None).chain(config.dims.iter().copied()).collect();
-    let graph = graph_dims(config);
-    let graph = match rows {
-        Some(rows) => agree(config, "input", &graph, &rows)?,
-        None => graph.iter().map(|d| d.map_or(Dim::Free, Dim::Fixed)).collect(),
-    };
-    Ok((batch.into_iter().chain(graph).collect(), wire))
-}
-
-/// A tensor's batch dimension, where it is to have one, and the others, where the file tells.
-fn split(described: &Described<'_>, what: &str, batched: bool) -> Result<(Option<Dim>, Option<Vec<Dim>>)> {
-    let dims = described.tensor.dims.clone();
-    if !batched {
-        return Ok((None, dims));
-    }
-    let Some(mut dims) = dims else { return Ok((Some(Dim::Free), None)) };
-    let line = described.config.map_or(0, |c| c.line);
-    let name = &described.tensor.name;
-    if dims.is_empty() {
-        return Err(at(line, format!("max_batch_size is above 0, but {what} {name:?} of the model is a scalar")));
-    }
-    match dims.remove(0) {
-        Dim::Fixed(size) => {
-            let what = format!("max_batch_size is above 0, but {what} {name:?} of the model has {size} as its first dimension");
-            Err(at(line, what))
-        }
-        batch => Ok((Some(batch), Some(dims))),
-    }
-}
-
-fn graph_dims(config: &TensorConfig) -> Vec<Option<u32>> {
-    match &config.reshape {
-        Some(shape) => shape.iter().map(|&d| Some(d)).collect(),
-        None => config.dims.clone(),
-    }
-}
-
-/// The file's dimensions, narrowed to what the configuration fixes.
-fn agree(config: &TensorConfig, what: &str, wanted: &[Option<u32>], rows: &[Dim]) -> Result<Vec<Dim>> {
-    let fits = wanted.len() == rows.len()
-        && wanted.iter().zip(rows).all(|(wanted, dim)| dim.fixed().is_none_or(|size| *wanted == Some(size)));
-    if !fits {
-        let of_model: Vec<Option<u32>> = rows.iter().map(Dim::fixed).collect();
-        let (here, there) = (shown(wanted), shown(&of_model));
-        return Err(at(config.line, format!("{what} {:?} is {here} here and {there} in the model", config.name)));
-    }
-    let narrowed = wanted.iter().zip(rows).map(|(wanted, dim)| wanted.map_or_else(|| dim.clone(), Dim::Fixed));
-    Ok(narrowed.collect())
-}
-
-/// What is served of an output, from what the file declares, what the configuration says and what was found.
-fn output_dims(output: &Described<'_>, found: Found, batched: bool, asked: Asked) -> Result<TensorSpec> {
-    let name = &output.tensor.name;
-    if let (true, Some(found)) = (batched, &found)
-        && matches!(found.first(), None | Some(FoundDim::Fixed(_) | FoundDim::Other))
-    {
-        let first = match found.first() {
-            None => "a scalar".to_owned(),
-            Some(FoundDim::Fixed(size)) => format!("{size} as the first dimension"),
-            _ => "another first dimension".to_owned(),
-        };
-        return Err(if asked == Asked::ByDefault && !is_named(output) {
-            Fault::File(NOT_BY_ROWS.into())
-        } else {
-            Fault::File(format!("declares a batch dimension, but computes {first} of output {name:?} whatever the batch"))
-        });
-    }
-    let (_, rows) = split(output, "output", batched)?;
-    let found = found.map(|mut dims| dims.split_off(usize::from(batched)));
-    let graph: Vec<Option<u32>> = match (&output.config, rows, &found) {
-        (Some(config), Some(rows), _) => {
-            let agreed = agree(config, "output", &graph_dims(config), &rows)?;
-            agreed.iter().map(Dim::fixed).collect()
-        }
-        (Some(config), None, _) => graph_dims(config),
-        (None, Some(rows), _) => rows.iter().map(Dim::fixed).collect(),
-        (None, None, Some(found)) => found.iter().map(|_| None).collect(),
-        (None, None, None) => {
-            return Err(Fault::File(format!("does not say what shape output {name:?} has; config.pbtxt can")));
-        }
-    };
-    let graph = with_found(name, graph, found.as_deref())?;
-    let row = match output.config {
-        Some(config) if config.reshape.is_some() => config.dims.clone(),
-        _ => graph,
-    };
-    let dims = batched.then_some(None).into_iter().chain(row).collect();
-    Ok(TensorSpec { name: name.clone(), dtype: output.tensor.dtype, dims })
-}
-
-/// Whether the file gives an output's first dimension a name: then it is meant to be the batch's.
-fn is_named(output: &Described<'_>) -> bool {
-    matches!(output.tensor.dims.as_deref(), Some([Dim::Named(_), ..]))
-}
-
-fn with_found(name: &str, declared: Vec<Option<u32>>, found: Option<&[FoundDim]>) -> Result<Vec<Option<u32>>> {
-    let Some(found) = found else { return Ok(declared) };
-    let fixed: Vec<Option<u32>> =
-        found.iter().map(|d| if let FoundDim::Fixed(size) = d { Some(*size) } else { None }).collect();
-    let clash = |(declared, found): (&Option<u32>, &Option<u32>)| declared.is_some() && found.is_some() && declared != found;
-    if declared.len() != found.len() || declared.iter().zip(&fixed).any(clash) {
-        let (declared, fixed) = (shown(&declared), shown(&fixed));
-        return Err(Fault::File(format!("declares output {name:?} as {declared}, but computes {fixed}")));
-    }
-    Ok(declared.iter().zip(fixed).map(|(declared, found)| declared.or(found)).collect())
-}
-
-/// The general findings, with the first dimensions that were found by trying.
-fn with_batch_of(general: Vec<Found>, tried: Vec<Found>) -> Vec<Found> {
-    let both = general.into_iter().zip(tried).map(|pair| match pair {
-        (Some(mut general), Some(tried)) if general.len() == tried.len() => {
-            if let (Some(general), Some(tried)) = (general.first_mut(), tried.first()) {
-                *general = *tried;
-            }
-            Some(general)
-        }
-        (None, Some(tried)) => {
-            let only_batch = |(axis, dim): (usize, FoundDim)| if axis == 0 { dim } else { FoundDim::Unknown };
-            Some(tried.into_iter().enumerate().map(only_batch).collect())
-        }
-        (general, _) => general,
-    });
-    both.collect()
 }
 
 /// Dimensions of the program's inputs for so many rows, with a stand-in for what varies.
@@ -381,13 +296,13 @@ fn check_warmup(warmup: &Warmup, spec: &ModelSpec) -> Result<()> {
         let row = spec.row_dims(input);
         let fits = given.dims.len() == row.len() && given.dims.iter().zip(row).all(|(g, d)| d.is_none_or(|d| d == *g));
         if given.dtype != input.dtype || !fits {
-            return wrong(format!("does not fit input {:?}, which is {} {}", input.name, input.dtype.name(), shown(row)));
+            return wrong(format!(
+                "does not fit input {:?}, which is {} {}",
+                input.name,
+                input.dtype.name(),
+                shown(row)
+            ));
         }
     }
     Ok(())
-}
-
-fn shown(dims: &[Option<u32>]) -> String {
-    let dims: Vec<String> = dims.iter().map(|d| d.map_or("-1".into(), |d| d.to_string())).collect();
-    format!("[{}]", dims.join(", "))
 }

@@ -31,7 +31,8 @@ pub(super) struct ModelState {
     policy: Policy,
     queue: Queue,
     exec: Exec,
-    /// Jobs that are not under way. Boxed, as they change threads.
+    /// Jobs that are not under way.
+    #[expect(clippy::vec_box, reason = "a job changes threads in its box")]
     jobs: Vec<Box<Job>>,
     /// Scratch: the batch that is being put together.
     batch: Vec<Waiting>,

@@ -1,5 +1,5 @@
 //! What the model tests share: writing small ONNX files, and running a loaded model on slots of an arena.
-#![allow(dead_code)]
+#![allow(dead_code, unreachable_pub)]
 
 pub mod onnx;
 pub mod rig;

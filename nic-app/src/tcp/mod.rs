@@ -1,6 +1,7 @@
 //! The TCP port: the kernel copies tensor data straight into its slots, once.
 
 mod connection;
+mod foreseen;
 mod hot;
 mod out;
 mod read;
@@ -33,7 +34,7 @@ const SWEEP: u64 = 1_000_000_000;
 const ACCEPT_PAUSE: u64 = 100_000_000;
 
 /// How the port is set up.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct TcpPortConfig {
     /// Several data threads listen on the same address.
     pub reuse_port: bool,
@@ -41,12 +42,6 @@ pub struct TcpPortConfig {
     pub recv_buffer: Option<usize>,
     /// Bytes of each connection's send buffer in the kernel; `None` leaves its automatic growth.
     pub send_buffer: Option<usize>,
-}
-
-impl Default for TcpPortConfig {
-    fn default() -> Self {
-        TcpPortConfig { reuse_port: false, recv_buffer: None, send_buffer: None }
-    }
 }
 
 /// What the port counted since it was set up.
@@ -191,7 +186,14 @@ impl TcpPort {
     }
 
     /// Deals with what the poller said of a connection. Returns whether anything moved.
-    pub(crate) fn on_event(&mut self, now: Time, poller: &Poller, engine: &mut Engine, arena: &Arena, event: &Event) -> bool {
+    pub(crate) fn on_event(
+        &mut self,
+        now: Time,
+        poller: &Poller,
+        engine: &mut Engine,
+        arena: &Arena,
+        event: &Event,
+    ) -> bool {
         let id = event.token as u32;
         let mut moved = false;
         if event.writable {
@@ -213,7 +215,9 @@ impl TcpPort {
     }
 
     fn read(&mut self, now: Time, poller: &Poller, engine: &mut Engine, arena: &Arena, id: u32) -> bool {
-        let Some(connection) = self.connections.get_mut(id as usize).and_then(Option::as_deref_mut) else { return false };
+        let Some(connection) = self.connections.get_mut(id as usize).and_then(Option::as_deref_mut) else {
+            return false;
+        };
         if connection.paused {
             return false;
         }
@@ -227,7 +231,14 @@ impl TcpPort {
     }
 
     /// Takes a frame from the engine for a connection.
-    pub(crate) fn transmit(&mut self, now: Time, poller: &Poller, arena: &Arena, id: u32, frame: &Transmit<'_>) -> Handed {
+    pub(crate) fn transmit(
+        &mut self,
+        now: Time,
+        poller: &Poller,
+        arena: &Arena,
+        id: u32,
+        frame: &Transmit<'_>,
+    ) -> Handed {
         let Some(connection) = self.connections.get_mut(id as usize).and_then(Option::as_deref_mut) else {
             return Handed::Kept;
         };
@@ -250,7 +261,9 @@ impl TcpPort {
 
     /// Writes what waits for a connection. Returns whether anything moved.
     fn write_kept(&mut self, now: Time, poller: &Poller, engine: &mut Engine, arena: &Arena, id: u32) -> bool {
-        let Some(connection) = self.connections.get_mut(id as usize).and_then(Option::as_deref_mut) else { return false };
+        let Some(connection) = self.connections.get_mut(id as usize).and_then(Option::as_deref_mut) else {
+            return false;
+        };
         let mut moved = false;
         while !connection.out.is_empty() {
             let (written, token) = self.out.write_kept(&mut connection.out, &connection.stream, arena);

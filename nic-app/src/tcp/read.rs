@@ -3,7 +3,7 @@
 use std::io;
 use std::mem;
 
-use splitrpc_arena::{Arena, IoVec, IoVecBuf, Run};
+use splitrpc_arena::{Arena, IoVecBuf};
 use splitrpc_engine::{Peer, Time, Verdict};
 use splitrpc_wire::{HEADER_LEN, Header, Manifest};
 
@@ -37,10 +37,10 @@ pub(super) struct Context<'c> {
 }
 
 /// The connection is over.
-struct Over;
+pub(super) struct Over;
 
 /// What one step of reading did.
-enum Step {
+pub(super) enum Step {
     /// Nothing to read.
     Quiet,
     /// Read so many bytes; `dry` if that was all there is for now.
@@ -52,10 +52,11 @@ enum Step {
 /// Buffers that all connections of a thread share, none of them in use between turns.
 #[derive(Debug)]
 pub(super) struct Reader {
-    head: Box<[u8]>,
-    spill: Box<[u8]>,
+    pub(super) head: Box<[u8]>,
+    pub(super) spill: Box<[u8]>,
     sink: Box<[u8]>,
-    list: IoVecBuf,
+    pub(super) list: IoVecBuf,
+    #[expect(clippy::vec_box, reason = "they move to and from connections, which are to stay small")]
     partial: Vec<Box<PartialHead>>,
     /// Bytes read.
     pub(super) bytes: u64,
@@ -141,69 +142,6 @@ impl Reader {
         Ok(step)
     }
 
-    /// Reads a frame that looks like the last request: head aside, tensor data into the slots it would get.
-    fn read_foreseen(&mut self, cx: &mut Context<'_>, connection: &mut Connection, run: Run) -> Result<Step, Over> {
-        let (head_len, data) = (connection.shape.head_len(), connection.shape.data() as usize);
-        let list = self.list.begin();
-        list.push(IoVec::from(&mut self.head[..head_len]));
-        each_tensor(connection, |tensor, bytes| {
-            list.extend(cx.arena.span(run, tensor, 0, bytes).map(|span| span.iovec()));
-        });
-        let want: usize = list.iter().map(IoVec::len).sum();
-        if want != head_len + data {
-            return Err(Over);
-        }
-        let step = finish(connection.stream.readv(list), want)?;
-        let Step::Read { bytes, .. } = step else { return Ok(step) };
-        let Some(landed) = bytes.checked_sub(head_len) else {
-            self.feed_head(cx, connection, bytes)?;
-            return Ok(step);
-        };
-        let header = connection.shape.recognise(&self.head[..head_len]);
-        if header.is_none() {
-            // Before anything else can be given these slots.
-            self.pick_up(cx, connection, run, landed);
-        }
-        let Some(header) = header else {
-            self.misjudged += 1;
-            self.feed_head(cx, connection, head_len)?;
-            self.feed_spill(cx, connection, landed)?;
-            return Ok(step);
-        };
-        let head = mem::take(&mut self.head);
-        let dispatched = self.dispatch(cx, connection, &header, &head[HEADER_LEN..head_len]);
-        self.head = head;
-        dispatched?;
-        match &mut connection.reading {
-            Reading::Payload(payload) if payload.placement.run == run => {
-                payload.done = landed as u32;
-                if payload.left() == 0 {
-                    self.foreseen += 1;
-                    complete(cx, connection);
-                }
-            }
-            _ => {
-                self.misjudged += 1;
-                self.pick_up(cx, connection, run, landed);
-                self.feed_spill(cx, connection, landed)?;
-            }
-        }
-        Ok(step)
-    }
-
-    /// Copies what landed in the wrong slots out of them.
-    fn pick_up(&mut self, cx: &Context<'_>, connection: &Connection, run: Run, landed: usize) {
-        let mut spill = &mut self.spill[..landed];
-        each_tensor(connection, |tensor, bytes| {
-            let all = mem::take(&mut spill);
-            let (part, rest) = all.split_at_mut(all.len().min(bytes as usize));
-            spill = rest;
-            if let Some(span) = cx.arena.span(run, tensor, 0, part.len() as u32) {
-                span.copy_to(part);
-            }
-        });
-    }
-
     fn read_partial_head(&mut self, cx: &mut Context<'_>, connection: &mut Connection) -> Result<Step, Over> {
         let Reading::Head(Some(partial)) = &mut connection.reading else { return Ok(Step::Again) };
         let need = match measure(partial.bytes()) {
@@ -250,22 +188,25 @@ impl Reader {
         Ok(step)
     }
 
-    fn feed_head(&mut self, cx: &mut Context<'_>, connection: &mut Connection, bytes: usize) -> Result<(), Over> {
+    pub(super) fn feed_head(
+        &mut self,
+        cx: &mut Context<'_>,
+        connection: &mut Connection,
+        bytes: usize,
+    ) -> Result<(), Over> {
         let head = mem::take(&mut self.head);
         let fed = self.feed(cx, connection, &head[..bytes]);
         self.head = head;
         fed
     }
 
-    fn feed_spill(&mut self, cx: &mut Context<'_>, connection: &mut Connection, bytes: usize) -> Result<(), Over> {
-        let spill = mem::take(&mut self.spill);
-        let fed = self.feed(cx, connection, &spill[..bytes]);
-        self.spill = spill;
-        fed
-    }
-
     /// Takes in bytes of the stream that have landed outside slots, whatever they turn out to be.
-    fn feed(&mut self, cx: &mut Context<'_>, connection: &mut Connection, mut bytes: &[u8]) -> Result<(), Over> {
+    pub(super) fn feed(
+        &mut self,
+        cx: &mut Context<'_>,
+        connection: &mut Connection,
+        mut bytes: &[u8],
+    ) -> Result<(), Over> {
         while !bytes.is_empty() {
             let taken = match &mut connection.reading {
                 Reading::Head(None) => match measure(bytes) {
@@ -339,7 +280,7 @@ impl Reader {
     }
 
     /// Hands a frame to the engine, and notes what is to become of the tensor data behind its head.
-    fn dispatch(
+    pub(super) fn dispatch(
         &mut self,
         cx: &mut Context<'_>,
         connection: &mut Connection,
@@ -395,7 +336,7 @@ fn advance(cx: &mut Context<'_>, connection: &mut Connection, bytes: u32, moved:
 }
 
 /// All of a payload is in its slots. The kernel copied every byte once.
-fn complete(cx: &mut Context<'_>, connection: &mut Connection) {
+pub(super) fn complete(cx: &mut Context<'_>, connection: &mut Connection) {
     if let Reading::Payload(payload) = mem::replace(&mut connection.reading, Reading::Head(None)) {
         cx.engine.placed(cx.now, &payload.placement, payload.placement.length(), payload.fixup);
     }
@@ -405,15 +346,7 @@ fn drained(left: u32) -> Reading {
     if left == 0 { Reading::Head(None) } else { Reading::Drain(left) }
 }
 
-/// Calls `f` with each tensor that the connection's next request is expected to have, and its bytes.
-fn each_tensor(connection: &Connection, mut f: impl FnMut(u16, u32)) {
-    let manifest = connection.shape.small().and_then(|(_, manifest)| Manifest::parse(manifest).ok());
-    for tensor in manifest.iter().flat_map(Manifest::tensors).filter(|t| t.bytes > 0) {
-        f(tensor.handle, tensor.bytes);
-    }
-}
-
-fn finish(read: io::Result<usize>, want: usize) -> Result<Step, Over> {
+pub(super) fn finish(read: io::Result<usize>, want: usize) -> Result<Step, Over> {
     match read {
         Ok(0) => Err(Over),
         Ok(bytes) => Ok(Step::Read { bytes, dry: bytes < want }),

@@ -60,11 +60,8 @@ impl Guess {
     pub(super) fn placed(&mut self, engine: &Engine, placement: &Placement, header: &Header, head: &[u8]) {
         self.current = engine.still_placing(placement).then_some(placement.request);
         if !head.is_empty() {
-            let shape = self.shape.get_or_insert_with(|| Shape {
-                header: *header,
-                manifest: [0; MAX_MANIFEST_LEN],
-                manifest_len: 0,
-            });
+            let shape =
+                self.shape.get_or_insert(Shape { header: *header, manifest: [0; MAX_MANIFEST_LEN], manifest_len: 0 });
             shape.header = *header;
             shape.manifest_len = head.len();
             shape.manifest[..head.len()].copy_from_slice(head);
@@ -158,4 +155,3 @@ mod tests {
         assert_eq!(skip_finished(&[5], 0, 5), (1, 0));
     }
 }
-

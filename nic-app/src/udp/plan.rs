@@ -100,13 +100,7 @@ impl Plan {
 
     /// Expects the frames that carry on a message of tensors of `sizes` from (tensor, offset), `room` bytes in each
     /// datagram. A datagram that is not full is the last that one receive brings.
-    pub(super) fn expect_rest(
-        &mut self,
-        run: Run,
-        sizes: &[u32],
-        (mut tensor, mut offset): (u16, u32),
-        room: u32,
-    ) {
+    pub(super) fn expect_rest(&mut self, run: Run, sizes: &[u32], (mut tensor, mut offset): (u16, u32), room: u32) {
         for _ in 0..MAX_DATAGRAMS {
             while sizes.get(usize::from(tensor)) == Some(&offset) {
                 (tensor, offset) = (tensor + 1, 0);

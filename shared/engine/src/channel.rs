@@ -11,8 +11,12 @@ use crate::received::Received;
 use crate::rtt::Rtt;
 use crate::time::{MS, SEC};
 
-/// Probes without an answer after which the path is taken to refuse large datagrams.
-const PROBES_BEFORE_SHRINKING: u32 = 2;
+/// Probes without an answer after which the first frames of messages go again too: without its manifest a receiver may
+/// have no use for the rest of a message, and says nothing.
+const PROBES_BEFORE_FIRSTS: u32 = 2;
+/// How long probes go without an answer before the path is taken to refuse large datagrams. Shorter silences are those of
+/// a peer that waits for its core.
+const SILENCE_BEFORE_SHRINKING: u64 = 100 * MS;
 /// Probes without an answer after which the window starts over.
 const PROBES_BEFORE_SILENCE: u32 = 3;
 const MAX_PROBE_GAP: u64 = SEC;
@@ -37,6 +41,8 @@ pub(crate) struct Channel<C> {
     pub(crate) flight: Flight,
     pub(crate) received: Received,
     probes: u32,
+    /// The first and the latest of them.
+    silent_since: Time,
     probed_at: Time,
     /// A probe is to be sent, whatever window and pacer say.
     probing: bool,
@@ -73,6 +79,7 @@ impl<C: Congestion> Channel<C> {
             flight,
             received: Received::new(),
             probes: 0,
+            silent_since: Time::default(),
             probed_at: Time::default(),
             probing: false,
             progressed_at: Time::default(),
@@ -254,20 +261,31 @@ impl<C: Congestion> Channel<C> {
         if self.flight.is_empty() || now < self.probe_at() {
             return;
         }
+        if self.probes == 0 {
+            self.silent_since = now;
+        }
         self.probes += 1;
         self.probed_at = now;
         self.probing = true;
-        if self.probes >= PROBES_BEFORE_SHRINKING && self.datagram > MIN_DATAGRAM {
-            self.datagram = MIN_DATAGRAM;
-        }
+        self.ask = true;
         if self.probes >= PROBES_BEFORE_SILENCE {
             self.congestion.on_silence();
         }
-        self.ask = true;
+        let mut frames = 0;
+        let mut lost = |s| {
+            frames += 1;
+            lost(s);
+        };
+        if self.datagram > MIN_DATAGRAM && now.since(self.silent_since) >= SILENCE_BEFORE_SHRINKING {
+            self.datagram = MIN_DATAGRAM;
+            self.flight.take_where(ring, |_| true, &mut lost);
+        } else if self.probes >= PROBES_BEFORE_FIRSTS {
+            self.flight.take_where(ring, |cargo| matches!(cargo, Cargo::First { .. }), &mut lost);
+        }
         if let Some(s) = self.flight.take_oldest(ring) {
-            self.lost_frames += 1;
             lost(s);
         }
+        self.lost_frames += frames;
     }
 
     /// Whether the path was taken to refuse the negotiated datagram size.

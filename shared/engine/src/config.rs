@@ -97,7 +97,7 @@ impl ServerConfig {
         if self.stream_sessions as u64 + self.datagram_sessions as u64 > u64::from(SESSION_INDEX_MASK) {
             return wrong("stream_sessions", "together with datagram_sessions it exceeds 1,048,575");
         }
-        if self.requests == 0 || self.requests >= NO_INDEX {
+        if self.requests == 0 || self.requests == NO_INDEX {
             return wrong("requests", "must be at least 1");
         }
         if self.requests_per_client == 0 || self.requests_per_client > 512 {

@@ -171,11 +171,21 @@ impl Flight {
     }
 
     /// Takes out every outstanding packet that carried something of `key`; `settled` learns of each.
-    pub(crate) fn forget(&mut self, ring: &mut [SentFrame], key: RequestKey, mut settled: impl FnMut(Settled)) {
+    pub(crate) fn forget(&mut self, ring: &mut [SentFrame], key: RequestKey, settled: impl FnMut(Settled)) {
+        self.take_where(ring, |cargo| cargo.key() == Some(key), settled);
+    }
+
+    /// Takes out every outstanding packet with such a cargo; `settled` learns of each.
+    pub(crate) fn take_where(
+        &mut self,
+        ring: &mut [SentFrame],
+        wanted: impl Fn(&Cargo) -> bool,
+        mut settled: impl FnMut(Settled),
+    ) {
         for packet in self.oldest..self.next {
             let frame = &ring[self.index(packet)];
             if frame.outstanding
-                && frame.cargo.key() == Some(key)
+                && wanted(&frame.cargo)
                 && let Some(s) = self.settle(ring, packet)
             {
                 settled(s);

@@ -95,7 +95,7 @@ impl ModelPlan<'_> {
 
     /// The smallest pool whose rows hold these tensors.
     pub(crate) fn class(&self, pools: &[(u16, PoolLayout)], rows: u16, sizes: &Sizes) -> Result<u16, Status> {
-        let fits = |layout: &PoolLayout| u16::from(layout.tensors()) == sizes.len() && holds(layout, rows, sizes);
+        let fits = |layout: &PoolLayout| layout.tensors() == sizes.len() && holds(layout, rows, sizes);
         let layout_of = |id: u16| pools.iter().find(|(p, _)| *p == id).map(|(_, layout)| layout);
         self.classes.iter().copied().find(|id| layout_of(*id).is_some_and(fits)).ok_or(Status::TooLarge)
     }

@@ -97,38 +97,38 @@ impl Writer {
 }
 
 /// All metrics of these shards, added up. `models` names the models by handle.
-pub fn render<'s>(out: &mut Writer, models: &[&str], shards: impl Iterator<Item = &'s Shard> + Clone) {
+pub fn render(out: &mut Writer, models: &[&str], shards: &[&Shard]) {
     for &event in Event::ALL {
         let name = event.metric();
         out.head(&name, "counter", event.help());
-        out.sample(&name, &[], shards.clone().map(|s| s.events[event as usize].load()).sum::<u64>() as f64);
+        out.sample(&name, &[], shards.iter().map(|s| s.events[event as usize].load()).sum::<u64>() as f64);
     }
     for &level in Level::ALL {
         let name = level.metric();
         out.head(&name, "gauge", level.help());
-        out.sample(&name, &[], shards.clone().map(|s| s.levels[level as usize].load()).sum::<u64>() as f64);
+        out.sample(&name, &[], shards.iter().map(|s| s.levels[level as usize].load()).sum::<u64>() as f64);
     }
     let name = "splitrpc_wire_errors_total";
     out.head(name, "counter", "Bytes from peers that were refused, by the rule that they broke.");
     for error in WireError::ALL {
-        let n: u64 = shards.clone().map(|s| s.wire_errors[error.index()].load()).sum();
+        let n: u64 = shards.iter().map(|s| s.wire_errors[error.index()].load()).sum();
         out.sample(name, &[("error", error.name())], n as f64);
     }
     let name = "splitrpc_refusals_total";
     out.head(name, "counter", "Requests and sessions refused before they had a model and a path, by status.");
     for &status in Status::ALL.iter().filter(|&&s| s != Status::Ok) {
-        let n: u64 = shards.clone().map(|s| s.refusals[status as usize].load()).sum();
+        let n: u64 = shards.iter().map(|s| s.refusals[status as usize].load()).sum();
         out.sample(name, &[("status", status.name())], n as f64);
     }
-    render_models(out, models, shards.clone());
+    render_models(out, models, shards);
     render_paths(out, models, shards);
 }
 
-fn render_models<'s>(out: &mut Writer, models: &[&str], shards: impl Iterator<Item = &'s Shard> + Clone) {
+fn render_models(out: &mut Writer, models: &[&str], shards: &[&Shard]) {
     let name = "splitrpc_model_queued";
     out.head(name, "gauge", "Requests that wait for a launch.");
     for (handle, model) in models.iter().enumerate() {
-        let n: u64 = shards.clone().filter_map(|s| s.models.get(handle)).map(|m| m.queued.load()).sum();
+        let n: u64 = shards.iter().filter_map(|s| s.models.get(handle)).map(|m| m.queued.load()).sum();
         out.sample(name, &[("model", model)], n as f64);
     }
     for (name, help, rows) in [
@@ -138,7 +138,7 @@ fn render_models<'s>(out: &mut Writer, models: &[&str], shards: impl Iterator<It
         out.head(name, "histogram", help);
         for (handle, model) in models.iter().enumerate() {
             let mut sum = Snapshot::new();
-            for m in shards.clone().filter_map(|s| s.models.get(handle)) {
+            for m in shards.iter().filter_map(|s| s.models.get(handle)) {
                 sum.add(if rows { &m.batch_rows } else { &m.batch_requests });
             }
             out.histogram(name, &[("model", model)], &sum, COUNT_BITS, 1.0, true);
@@ -146,26 +146,32 @@ fn render_models<'s>(out: &mut Writer, models: &[&str], shards: impl Iterator<It
     }
 }
 
-fn render_paths<'s>(out: &mut Writer, models: &[&str], shards: impl Iterator<Item = &'s Shard> + Clone) {
-    // Grouped by labels, so that the shards' series of one model and path become one.
-    let mut groups: BTreeMap<(usize, [(&str, &str); 5]), Vec<&Series>> = BTreeMap::new();
+/// One model's series over one path, of all shards, and their labels.
+struct Group<'s> {
+    labels: Vec<(&'s str, &'s str)>,
+    series: Vec<&'s Series>,
+}
+
+fn group<'s>(models: &[&'s str], shards: &[&'s Shard]) -> Vec<Group<'s>> {
+    // By model and path, in an order that stays.
+    let mut groups: BTreeMap<_, Group<'s>> = BTreeMap::new();
     for shard in shards {
-        for (handle, model) in shard.models.iter().enumerate().take(models.len()) {
+        for (handle, (model, name)) in shard.models.iter().zip(models).enumerate() {
             for series in &model.series {
-                if let Some(key) = series.key() {
-                    groups.entry((handle, key.labels())).or_default().push(series);
-                }
+                let Some(path) = series.key().map(|key| key.labels()) else { continue };
+                let new = || Group { labels: [("model", *name)].into_iter().chain(path).collect(), series: Vec::new() };
+                groups.entry((handle, path)).or_insert_with(new).series.push(series);
             }
         }
     }
-    let groups: Vec<(Vec<(&str, &str)>, Vec<&Series>)> = groups
-        .into_iter()
-        .map(|((handle, path), series)| ([("model", models[handle])].into_iter().chain(path).collect(), series))
-        .collect();
+    groups.into_values().collect()
+}
 
+fn render_paths(out: &mut Writer, models: &[&str], shards: &[&Shard]) {
+    let groups = group(models, shards);
     let name = "splitrpc_requests_total";
     out.head(name, "counter", "Requests answered, by model, path and status.");
-    for (labels, series) in &groups {
+    for Group { labels, series } in &groups {
         for &status in Status::ALL {
             let n: u64 = series.iter().map(|s| s.statuses[status as usize].load()).sum();
             if n > 0 {
@@ -193,20 +199,20 @@ fn render_paths<'s>(out: &mut Writer, models: &[&str], shards: impl Iterator<Ite
     ];
     for (name, help, field) in counters {
         out.head(name, "counter", help);
-        for (labels, series) in &groups {
+        for Group { labels, series } in &groups {
             out.sample(name, labels, series.iter().map(|s| field(s).load()).sum::<u64>() as f64);
         }
     }
     let name = "splitrpc_request_duration_seconds";
     out.head(name, "histogram", "First byte of a request to its answer, of requests that succeeded.");
-    for (labels, series) in &groups {
+    for Group { labels, series } in &groups {
         let mut sum = Snapshot::new();
         series.iter().for_each(|s| sum.add(&s.total));
         out.histogram(name, labels, &sum, TIME_BITS, 1e-9, false);
     }
     let name = "splitrpc_stage_duration_seconds";
     out.head(name, "histogram", "Duration of each stage, of requests that succeeded.");
-    for (labels, series) in &groups {
+    for Group { labels, series } in &groups {
         for stage in Stage::ALL {
             let mut sum = Snapshot::new();
             series.iter().for_each(|s| sum.add(&s.stages[stage as usize]));
@@ -242,7 +248,7 @@ mod tests {
         }
         shards[0].request(1, &path, Status::Busy, 0);
         let mut out = Writer::new();
-        render(&mut out, &["a", "say \"hi\""], shards.iter());
+        render(&mut out, &["a", "say \"hi\""], &shards.each_ref());
         out.finish()
     }
 

@@ -91,9 +91,7 @@ impl<'m> Item<'m> {
 
     pub(super) fn text(&self) -> Result<String> {
         match &self.field.value {
-            Value::Text(bytes) => {
-                String::from_utf8(bytes.clone()).map_err(|_| self.error("must be a string in UTF-8"))
-            }
+            Value::Text(bytes) => String::from_utf8(bytes.clone()).map_err(|_| self.error("must be a string in UTF-8")),
             _ => Err(self.error("must be a string in quotes")),
         }
     }

@@ -78,7 +78,10 @@ fn an_empty_file_says_nothing() {
     assert_eq!(parse("").unwrap(), ModelConfig::default());
     assert_eq!(parse("dynamic_batching {}").unwrap().dynamic_batching, Some(DynamicBatching::default()));
     assert_eq!(parse("version_policy { all {} }").unwrap().version_policy, VersionPolicy::All);
-    assert_eq!(parse("version_policy { latest { num_versions: 2 } }").unwrap().version_policy, VersionPolicy::Latest(2));
+    assert_eq!(
+        parse("version_policy { latest { num_versions: 2 } }").unwrap().version_policy,
+        VersionPolicy::Latest(2)
+    );
     assert_eq!(parse("instance_group {}").unwrap().instances, 1);
 }
 
@@ -170,7 +173,10 @@ fn values_out_of_range_are_refused() {
         fails("input { name: 'x' data_type: TYPE_INT8 dims: -1 reshape { shape: 1 } }"),
         "1: input.reshape is not supported where dims vary"
     );
-    assert_eq!(fails("default_model_filename: '../x'"), "1: default_model_filename must be a file name without folders");
+    assert_eq!(
+        fails("default_model_filename: '../x'"),
+        "1: default_model_filename must be a file name without folders"
+    );
     assert_eq!(
         fails("max_batch_size: 0\ndynamic_batching {}"),
         "2: dynamic_batching needs a max_batch_size of at least 1"

@@ -34,8 +34,7 @@ pub struct WarmupInput {
 }
 
 pub(super) fn read(parent: &Item<'_>) -> Result<Warmup> {
-    let mut out =
-        Warmup { name: String::new(), batch_size: 1, inputs: Vec::new(), count: 1, line: parent.line() };
+    let mut out = Warmup { name: String::new(), batch_size: 1, inputs: Vec::new(), count: 1, line: parent.line() };
     walk(parent.message()?, &parent.path, &Schema { repeated: &["inputs"], ..PLAIN }, |item| {
         match item.name {
             "name" => out.name = item.text()?,

@@ -71,8 +71,6 @@ fn other_activations(named: Option<&AttributeProto>, usual: &[&str]) -> bool {
 
 fn uses_half(graph: &GraphProto) -> bool {
     let half = DataType::Float16 as i32;
-    let takes = |kind: &Option<TypeProto>| {
-        matches!(kind, Some(TypeProto { value: Some(type_proto::Value::TensorType(t)), .. }) if t.elem_type == half)
-    };
+    let takes = |kind: &Option<TypeProto>| matches!(kind, Some(TypeProto { value: Some(type_proto::Value::TensorType(t)), .. }) if t.elem_type == half);
     graph.input.iter().any(|i| takes(&i.r#type)) || graph.initializer.iter().any(|t| t.data_type == half)
 }

@@ -54,17 +54,17 @@ impl TestModel {
     /// Takes and gives `[n, 4]` bytes where it batches, `[4]` where not.
     pub(super) fn fixed(max_batch: u16, delay_us: Option<u64>) -> TestModel {
         let dims = if max_batch > 0 { vec![None, Some(ROW)] } else { vec![Some(ROW)] };
-        TestModel::new(max_batch, dims, delay_us, Answer::InPlace)
+        TestModel::new(max_batch, &dims, delay_us, Answer::InPlace)
     }
 
     /// Takes and gives rows of any length.
     pub(super) fn variable(max_batch: u16, answer: Answer) -> TestModel {
         let dims = if max_batch > 0 { vec![None, None] } else { vec![None] };
-        TestModel::new(max_batch, dims, (max_batch > 0).then_some(0), answer)
+        TestModel::new(max_batch, &dims, (max_batch > 0).then_some(0), answer)
     }
 
-    fn new(max_batch: u16, dims: Vec<Option<u32>>, delay_us: Option<u64>, answer: Answer) -> TestModel {
-        let tensor = |name: &str| TensorSpec { name: name.into(), dtype: DType::Uint8, dims: dims.clone() };
+    fn new(max_batch: u16, dims: &[Option<u32>], delay_us: Option<u64>, answer: Answer) -> TestModel {
+        let tensor = |name: &str| TensorSpec { name: name.into(), dtype: DType::Uint8, dims: dims.to_vec() };
         let spec = ModelSpec {
             name: "test".into(),
             version: 1,

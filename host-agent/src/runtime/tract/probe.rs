@@ -4,6 +4,7 @@
 use splitrpc_wire::DType;
 use tract_onnx::prelude::{DatumType, TValue, TVec, Tensor};
 
+use super::data::{tensor, words};
 use super::program::{self, Found, FoundDim, Plan, Program, Shapes, datum_type};
 use crate::runtime::RuntimeError;
 
@@ -72,7 +73,7 @@ fn same_rows(alone: &[TVec<TValue>], together: &[TValue]) -> bool {
 
 /// Computes made-up inputs of these shapes with an exact plan and with the general one, and drops the latter if it
 /// computes something else. Shapes that the model does not take prove nothing.
-pub(crate) fn general(program: &Program, shapes: &Shapes) {
+fn general(program: &Program, shapes: &Shapes) {
     let outputs = program.general().zip(made_up_inputs(program, shapes)).and_then(|(general, inputs)| {
         let exact = program::run(&program.exact(shapes).ok()?, inputs.clone()).ok()?;
         Some((exact, program::run(&general, inputs)))
@@ -90,9 +91,16 @@ fn made_up_inputs(program: &Program, shapes: &Shapes) -> Option<TVec<TValue>> {
 }
 
 /// The outputs' dimensions for these exact shapes.
+///
+/// # Errors
+/// Where they cannot be computed.
 pub(crate) fn unbatched(program: &Program, shapes: &Shapes) -> Result<Vec<Found>, RuntimeError> {
     let found = facts(&program.exact(shapes)?)?;
-    let fixed = |dims: Vec<Option<u32>>| dims.into_iter().map(|d| d.map_or(FoundDim::Unknown, FoundDim::Fixed)).collect();
+    if program.inputs().iter().flat_map(|i| &i.dims).any(|d| d.fixed().is_none()) {
+        general(program, shapes);
+    }
+    let fixed =
+        |dims: Vec<Option<u32>>| dims.into_iter().map(|d| d.map_or(FoundDim::Unknown, FoundDim::Fixed)).collect();
     Ok(found.into_iter().map(|dims| dims.map(fixed)).collect())
 }
 
@@ -142,7 +150,7 @@ fn alike(a: &Tensor, b: &Tensor) -> bool {
 
 /// A tensor of zeroes, or of made-up values that fit most models: reals from -1 to 1, whole numbers 0 and 1.
 pub(crate) fn made_up(dtype: DType, shape: &[u32], seed: Option<u64>) -> Result<Tensor, RuntimeError> {
-    let mut zeroes = super::tensor(dtype, shape)?;
+    let mut zeroes = tensor(dtype, shape)?;
     let Some(seed) = seed else { return Ok(zeroes) };
     let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ 0x2545_f491_4f6c_dd1d;
     let mut next = || {
@@ -152,10 +160,10 @@ pub(crate) fn made_up(dtype: DType, shape: &[u32], seed: Option<u64>) -> Result<
         state >> 11
     };
     if matches!(dtype, DType::Fp16 | DType::Fp32 | DType::Fp64) {
-        let mut reals = Tensor::zero_dt(DatumType::F64, zeroes.shape()).map_err(super::words)?;
+        let mut reals = Tensor::zero_dt(DatumType::F64, zeroes.shape()).map_err(words)?;
         let scale = 2.0 / (1u64 << 53) as f64;
-        reals.to_plain_array_view_mut::<f64>().map_err(super::words)?.mapv_inplace(|_| next() as f64 * scale - 1.0);
-        return Ok(reals.cast_to_dt(datum_type(dtype)).map_err(super::words)?.into_owned());
+        reals.to_plain_array_view_mut::<f64>().map_err(words)?.mapv_inplace(|_| next() as f64 * scale - 1.0);
+        return Ok(reals.cast_to_dt(datum_type(dtype)).map_err(words)?.into_owned());
     }
     let size = dtype.size().unwrap_or(1) as usize;
     for element in zeroes.as_bytes_mut().chunks_exact_mut(size) {

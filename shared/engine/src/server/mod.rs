@@ -195,6 +195,7 @@ impl<'a, C: Congestion> Server<'a, C> {
     /// # Errors
     /// A limit that cannot be, or storage that is shorter than [`StorageSizes`] says.
     #[expect(clippy::too_many_arguments, reason = "all of them are fixed for the server's life")]
+    #[expect(clippy::needless_pass_by_value, reason = "the storage is lent for good")]
     pub fn new(
         config: &ServerConfig,
         models: &'a [ModelPlan<'a>],

@@ -70,6 +70,7 @@ impl Body {
 }
 
 /// A decision of what to send, before anything is borrowed for it.
+#[derive(Clone, Copy)]
 enum Next {
     Ack { length: usize, kind: Kind, rides_along: bool },
     Data { index: u32, chunk: Chunk, packet: u32 },

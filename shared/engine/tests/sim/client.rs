@@ -64,8 +64,10 @@ pub struct SimClient {
     /// Requests still to be made.
     pub left: u32,
     width: usize,
-    pub vanished: bool,
-    pub vanish_at: Time,
+    vanished: bool,
+    vanish_at: Time,
+    /// Started over on the same address; a late frame of its former self may then cost it the session.
+    pub rebooted: bool,
     pub tally: Tally,
     batched_model: bool,
 }
@@ -80,6 +82,7 @@ impl SimClient {
             left,
             width: rng.range(1, 6) as usize,
             vanished: false,
+            rebooted: false,
             vanish_at: if rng.chance(150) { now + rng.below(200 * MS) } else { Time::NEVER },
             tally: Tally::default(),
             batched_model: rng.chance(500),
@@ -153,7 +156,16 @@ impl SimClient {
     /// Does what is due and returns the datagrams to send.
     pub fn step(&mut self, rng: &mut Rng, now: Time) -> Vec<Vec<u8>> {
         if now >= self.vanish_at {
-            self.vanished = true;
+            self.vanish_at = Time::NEVER;
+            if rng.chance(500) {
+                // Its process starts over on the same address, and remembers nothing.
+                self.engine = engine(rng, now);
+                self.rebooted = true;
+                self.tally.failed += self.open.len() as u64;
+                self.open.clear();
+            } else {
+                self.vanished = true;
+            }
         }
         if self.vanished {
             return Vec::new();
@@ -200,32 +212,16 @@ impl SimClient {
     }
 
     fn submit(&mut self, rng: &mut Rng, now: Time) -> Result<(), splitrpc_engine::SubmitError> {
-        let mut writer = ManifestWriter::new();
-        let model = if self.batched_model {
-            let rows = rng.range(1, 4) as u32;
-            writer.push(&TensorDesc::fixed(0, DType::Fp32, Shape::new(&[rows, 300]).unwrap()).unwrap()).unwrap();
-            writer.push(&TensorDesc::fixed(1, DType::Int64, Shape::new(&[rows, 7]).unwrap()).unwrap()).unwrap();
-            0
-        } else {
-            let bytes = *rng.pick(&[16, 64, 900, 4000, 30_000, 120_000]) as u32;
-            writer.push(&TensorDesc::fixed(0, DType::Uint8, Shape::new(&[bytes]).unwrap()).unwrap()).unwrap();
-            1
-        };
-        let bytes = writer.finish().to_vec();
+        let Ask { model, manifest: bytes, tensors } = Ask::random(rng, self.batched_model);
         let manifest = Manifest::parse(&bytes).unwrap();
         let spec = RequestSpec {
             model,
             manifest,
             priority: rng.below(4) as u8,
-            deadline_us: if rng.chance(100) { rng.range(100, 100_000) as u32 } else { 30_000_000 },
+            deadline_us: deadline_us(rng),
             repeatable: false,
         };
         let key = self.engine.submit(now, &spec)?;
-        // 16 random bytes at the start mark the request.
-        let tensors = manifest
-            .tensors()
-            .map(|t| (0..t.bytes.div_ceil(8)).flat_map(|_| rng.next().to_le_bytes()).take(t.bytes as usize).collect())
-            .collect();
         self.open.insert(key, Open { tensors, answer: Vec::new() });
         Ok(())
     }
@@ -240,6 +236,50 @@ fn engine(rng: &mut Rng, now: Time) -> Client<Heap> {
         ..ClientConfig::default()
     };
     Client::new(now, &config, storage, rng.next()).unwrap()
+}
+
+/// What a request asks, whoever sends it.
+pub struct Ask {
+    pub model: u16,
+    pub manifest: Vec<u8>,
+    pub tensors: Vec<Vec<u8>>,
+}
+
+impl Ask {
+    pub fn random(rng: &mut Rng, batched: bool) -> Ask {
+        let mut writer = ManifestWriter::new();
+        let mut sizes = Vec::new();
+        let mut push = |handle, dtype, dims: &[u32]| {
+            let tensor = TensorDesc::fixed(handle, dtype, Shape::new(dims).unwrap()).unwrap();
+            writer.push(&tensor).unwrap();
+            sizes.push(tensor.bytes as usize);
+        };
+        if batched {
+            let rows = rng.range(1, 4) as u32;
+            push(0, DType::Fp32, &[rows, 300]);
+            push(1, DType::Int64, &[rows, 7]);
+        } else {
+            push(0, DType::Uint8, &[*rng.pick(&[16, 64, 900, 4000, 30_000, 120_000])]);
+        }
+        // The first 16 random bytes mark the request.
+        let mut bytes = |n: usize| (0..n.div_ceil(8)).flat_map(|_| rng.next().to_le_bytes()).take(n).collect();
+        let tensors = sizes.into_iter().map(&mut bytes).collect();
+        Ask { model: u16::from(!batched), manifest: writer.finish().to_vec(), tensors }
+    }
+
+    /// What the simulated models answer.
+    pub fn answer(&self) -> Vec<u8> {
+        self.tensors.iter().flatten().map(|b| !b).collect()
+    }
+}
+
+/// Few requests have a short deadline; some have none, and end all the same.
+pub fn deadline_us(rng: &mut Rng) -> u32 {
+    match rng.below(10) {
+        0 => rng.range(100, 100_000) as u32,
+        1..=5 => 30_000_000,
+        _ => 0,
+    }
 }
 
 /// Where a frame's head ends and its data begins.

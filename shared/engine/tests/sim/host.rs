@@ -34,7 +34,7 @@ impl Host {
     pub fn new(layouts: &[(u16, PoolLayout)]) -> Host {
         let mut inputs = HashMap::new();
         for (pool, layout) in layouts {
-            for tensor in 0..u16::from(layout.tensors()) {
+            for tensor in 0..layout.tensors() {
                 let row = layout.row_bytes(tensor).unwrap() as usize;
                 inputs.insert((*pool, tensor), vec![0; row * layout.slots() as usize]);
             }

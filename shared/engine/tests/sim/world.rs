@@ -15,13 +15,15 @@ use super::frames::{encode, split};
 use super::host::{Host, parse};
 use super::net::{Net, Weather};
 use super::rng::Rng;
+use super::stream::SimStream;
 
 const SERVER: &str = "10.0.0.1:7100";
 const REQUESTS_EACH: u64 = 12;
+const STREAMS: u32 = 4;
 
 fn config(rng: &mut Rng) -> ServerConfig {
     ServerConfig {
-        stream_sessions: 4,
+        stream_sessions: STREAMS,
         datagram_sessions: 8,
         requests: 24,
         requests_per_client: 8,
@@ -49,6 +51,7 @@ pub struct World {
     now: Time,
     net: Net,
     clients: Vec<SimClient>,
+    streams: Vec<SimStream>,
     restart_at: Time,
     weather_at: Time,
 }
@@ -64,10 +67,12 @@ impl World {
                 SimClient::new(&mut rng, Time::from_nanos(0), addr, SERVER.parse().unwrap(), left)
             })
             .collect();
+        let streams = (0..rng.below(u64::from(STREAMS) + 1) as u32).map(|id| SimStream::new(&mut rng, id)).collect();
         let restart_at = if rng.chance(200) { Time::from_nanos(rng.below(300 * MS)) } else { Time::NEVER };
         World {
             net: Net::new(weather),
             clients,
+            streams,
             restart_at,
             weather_at: Time::from_nanos(50 * MS),
             now: Time::from_nanos(1),
@@ -77,17 +82,24 @@ impl World {
 
     /// Runs until every client is done and the server has forgotten them all.
     pub fn run(&mut self) {
+        let restarts = self.restart_at != Time::NEVER;
         while !self.life() {}
         for client in &self.clients {
             assert!(client.is_done(), "a request never ended: {:?}", client.tally);
+            let lost = ["ConnectionLost", "UnknownSession"].iter().any(|s| client.tally.by_status.contains_key(s));
+            assert!(
+                restarts || client.rebooted || !lost,
+                "a session was lost although both ends lived: {:?}",
+                client.tally
+            );
         }
     }
 
     /// How all clients' requests ended.
     pub fn tally(&self) -> Tally {
         let mut total = Tally::default();
-        for client in &self.clients {
-            total.add(&client.tally);
+        for tally in self.clients.iter().map(|c| &c.tally).chain(self.streams.iter().map(|s| &s.tally)) {
+            total.add(tally);
         }
         total
     }
@@ -139,9 +151,11 @@ impl World {
             self.step(&mut server, &mut host);
             if self.now >= self.restart_at {
                 self.restart_at = Time::NEVER;
+                self.streams.iter_mut().for_each(SimStream::cut);
                 return false;
             }
-            if self.clients.iter().all(SimClient::is_done) && server.open_sessions() == 0 && host.jobs.is_empty() {
+            let done = self.clients.iter().all(SimClient::is_done) && self.streams.iter().all(SimStream::is_done);
+            if done && server.open_sessions() == 0 && host.jobs.is_empty() {
                 break;
             }
             let next = self.next_at(&server, &host);
@@ -158,8 +172,9 @@ impl World {
 
     fn next_at(&self, server: &Server<'_>, host: &Host) -> Time {
         let clients = self.clients.iter().filter(|c| !c.is_done()).map(SimClient::next_at).min().unwrap_or(Time::NEVER);
+        let streams = self.streams.iter().map(SimStream::next_at).min().unwrap_or(Time::NEVER);
         let others = server.next_timeout().min(host.next_at()).min(self.net.next_at()).min(self.restart_at);
-        clients.min(others)
+        clients.min(streams).min(others)
     }
 
     fn step(&mut self, server: &mut Server<'_>, host: &mut Host) {
@@ -175,6 +190,9 @@ impl World {
             } else if let Some(client) = self.clients.iter_mut().find(|c| c.addr == to && c.server() == from) {
                 client.deliver(now, &bytes);
             }
+        }
+        for stream in &mut self.streams {
+            stream.step(&mut self.rng, now, server, host);
         }
         server.handle_timeout(now);
         while let Some(job) = host.finished(now) {
@@ -195,7 +213,13 @@ impl World {
             server.submission_taken();
         }
         while let Some(transmit) = server.poll_transmit(now) {
-            let Peer::Datagram(to) = transmit.peer else { unreachable!("no streams here") };
+            let to = match transmit.peer {
+                Peer::Datagram(to) => to,
+                Peer::Stream(id) => {
+                    self.streams[id as usize].take(transmit, host);
+                    continue;
+                }
+            };
             let mut data = Vec::new();
             for piece in transmit.data {
                 data.extend(host.read(&piece));

@@ -1,0 +1,116 @@
+//! A whole server in this process: built from a configuration, asked over TCP and HTTP, and ended.
+
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpStream};
+
+use host_agent::config::{Builtin, Config};
+use host_agent::metrics::ModelState;
+use host_agent::serve::{BuildError, Server, build};
+use splitrpc_client::{Client, ClientOptions, Input};
+use splitrpc_wire::path::{Memory, Mover, Port};
+use splitrpc_wire::{DType, Stage};
+
+/// On ports that the kernel chooses.
+fn config() -> Config {
+    let any = Some(SocketAddr::from(([127, 0, 0, 1], 0)));
+    let mut config = Config::default();
+    config.listen.tcp = any;
+    config.listen.udp = None;
+    config.listen.http = any;
+    // Tests run beside each other, and need few clients.
+    config.limits.sessions = 64;
+    config
+}
+
+fn get(address: SocketAddr, path: &str) -> String {
+    let mut stream = TcpStream::connect(address).unwrap();
+    write!(stream, "GET {path} HTTP/1.1\r\nHost: test\r\nConnection: close\r\n\r\n").unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).unwrap();
+    answer
+}
+
+#[test]
+fn the_built_in_models_answer_and_are_counted() {
+    let server = Server::start(build(config()).unwrap()).unwrap();
+    let http = server.http().unwrap();
+    let address = server.tcp().unwrap().to_string();
+    let mut client = Client::connect(&address, ClientOptions::default()).unwrap();
+
+    let bytes: Vec<u8> = (0..10_000u32).map(|i| i as u8).collect();
+    let dims = [bytes.len() as u32];
+    let response = client.infer("echo", &[Input::new("INPUT", DType::Uint8, &dims, &bytes[..])]).unwrap();
+    assert_eq!(response.data(), bytes);
+    let path = response.path().unwrap();
+    assert_eq!((path.port, path.mover, path.memory), (Port::Tcp, Mover::KernelToSlot, Memory::Host));
+    assert_eq!((path.cpu_copies(), path.fixup_bytes, path.batch_rows), (1, 0, 1));
+
+    let response = client.infer("null", &[Input::new("INPUT", DType::Uint8, &dims, &bytes[..])]).unwrap();
+    let expected: Vec<u8> = (0..4_000u32).map(|i| ((i * 7 + 13) % 251) as u8).collect();
+    assert_eq!(response.data(), expected);
+
+    let image = vec![0; 2 * 64 * 4];
+    let response = client.infer("digits", &[Input::new("IMAGE", DType::Fp32, &[2, 8, 8], &image[..])]).unwrap();
+    assert_eq!(response.outputs().count(), 2);
+    assert_eq!(response.path().unwrap().batch_rows, 2);
+    assert!(response.path().unwrap().stage(Stage::Compute) > 0);
+
+    assert!(get(http, "/health/ready").starts_with("HTTP/1.1 200"));
+    assert!(server.stop());
+    assert!(TcpStream::connect(http).is_err());
+}
+
+#[test]
+fn a_model_that_cannot_be_served_keeps_no_other_from_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let version = folder.path().join("broken/1");
+    std::fs::create_dir_all(&version).unwrap();
+    std::fs::write(version.join("model.onnx"), b"not a model").unwrap();
+    // A name that a built-in model has.
+    std::fs::create_dir_all(folder.path().join("digits/1")).unwrap();
+    let own = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("models/digits/1/model.onnx");
+    std::fs::copy(own, folder.path().join("digits/1/model.onnx")).unwrap();
+
+    let mut config = config();
+    config.models.repository = Some(folder.path().to_owned());
+    let built = build(config).unwrap();
+    let states: Vec<_> = built.status.models().iter().map(|m| (m.name.as_str(), m.state)).collect();
+    let (ready, failed) = (ModelState::Ready, ModelState::Failed);
+    let expected = [("null", ready), ("echo", ready), ("digits", ready), ("broken", failed), ("digits", failed)];
+    assert_eq!(states, expected);
+    let reasons: Vec<_> = built.status.models().iter().filter_map(|m| m.reason.as_deref()).collect();
+    assert!(reasons[0].contains("broken/1/model.onnx"), "{}", reasons[0]);
+    assert!(reasons[1].contains("models.builtins"), "{}", reasons[1]);
+}
+
+#[test]
+fn the_repository_replaces_built_in_models() {
+    let mut config = config();
+    config.models.builtins = vec![Builtin::Echo];
+    config.models.repository = Some(std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("models"));
+    let built = build(config).unwrap();
+    let names: Vec<_> = built.models.iter().map(|m| m.factory.spec().name.clone()).collect();
+    assert_eq!(names, ["echo", "digits"]);
+}
+
+#[test]
+fn what_cannot_be_served_is_refused_with_its_key() {
+    let mut unmet = config();
+    unmet.require.mover = Some("nic".into());
+    let error = build(unmet).unwrap_err();
+    assert!(matches!(&error, BuildError::Config(problems) if problems[0].key == "require.mover"), "{error}");
+
+    let mut missing = config();
+    missing.models.repository = Some("/nonexistent/models".into());
+    let error = build(missing).unwrap_err();
+    assert!(error.to_string().contains("/nonexistent/models"), "{error}");
+}
+
+#[test]
+fn an_address_that_is_taken_is_named() {
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let mut config = config();
+    config.listen.tcp = Some(taken.local_addr().unwrap());
+    let error = Server::start(build(config).unwrap()).unwrap_err().to_string();
+    assert!(error.contains("tcp") && error.contains(&taken.local_addr().unwrap().to_string()), "{error}");
+}

@@ -1,0 +1,58 @@
+//! How a data thread is set up and ended, and what it runs beside its ports.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use splitrpc_engine::Time;
+
+use crate::wait::{WaitMode, Waker};
+
+/// What sits at the other end of the link, on the same thread.
+pub trait Host {
+    /// Does what there is to do. Returns whether there was anything.
+    fn poll(&mut self, now: Time) -> bool;
+
+    /// When it wants to be polled without being roused; `None` if nothing is due.
+    fn next_deadline(&self, now: Time) -> Option<Time>;
+
+    /// The thread is about to end: nothing is to be held back any more.
+    fn drain(&mut self);
+
+    /// Whether it has answered all that it was given.
+    fn is_idle(&self) -> bool;
+}
+
+/// How a data thread runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DataThreadConfig {
+    /// What it does when there is nothing to do.
+    pub wait: WaitMode,
+    /// The core that it is bound to.
+    pub core: Option<usize>,
+    /// There are more threads than cores, so a spinning one lets others run.
+    pub crowded: bool,
+    /// How long it goes on for requests under way once it is told to stop.
+    pub drain: Duration,
+}
+
+impl Default for DataThreadConfig {
+    fn default() -> Self {
+        DataThreadConfig { wait: WaitMode::ADAPTIVE, core: None, crowded: false, drain: Duration::from_secs(10) }
+    }
+}
+
+/// Tells a data thread to finish what is under way and end.
+#[derive(Clone, Debug)]
+pub struct Stop {
+    pub(crate) flag: Arc<AtomicBool>,
+    pub(crate) waker: Waker,
+}
+
+impl Stop {
+    /// Tells it.
+    pub fn stop(&self) {
+        self.flag.store(true, Ordering::SeqCst);
+        self.waker.wake();
+    }
+}

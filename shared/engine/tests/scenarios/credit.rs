@@ -1,0 +1,91 @@
+//! Credit that a request or response used comes back, however the request ends.
+
+use splitrpc_engine::{MS, SEC};
+use splitrpc_wire::Status;
+
+use crate::rig::pair::{Pair, client_config, pair};
+use crate::rig::{Ask, config};
+
+/// Something that looks random and is not.
+fn dice(state: &mut u64) -> u64 {
+    *state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+    *state >> 33
+}
+
+/// Time that 20 requests of 100 kB with answers of 100 kB take: with full credit many are under way at once.
+fn pace(pair: &mut Pair<'_, '_>) -> u64 {
+    pair.model = Box::new(|_| (0, Ok(100_000)));
+    pair.events.clear();
+    let start = pair.now();
+    let mut asked = 0;
+    while pair.ended().0 < 20 {
+        assert_eq!(pair.ended().1, []);
+        while asked < 20 && pair.client.open_requests() < 4 {
+            pair.ask(&Ask::bytes(100_000));
+            asked += 1;
+        }
+        let (before, until) = (pair.ended().0, pair.now() + 2 * SEC);
+        pair.run_while(until, |p| p.ended().0 == before);
+        assert!(pair.ended().0 > before, "no credit is left");
+    }
+    pair.now().since(start)
+}
+
+fn wears_out(
+    model: impl FnMut(u64) -> (u64, Result<u32, Status>) + 'static,
+    cancels: bool,
+    deadline_us: u32,
+    loss: u64,
+) {
+    pair(&config(), &client_config(), |pair| {
+        let fresh = pace(pair);
+        let mut state = 42;
+        pair.model = Box::new(model);
+        let mut wire = 7;
+        pair.wire = Box::new(move |_| dice(&mut wire) % 1000 < loss);
+        let mut keys = Vec::new();
+        for _ in 0..2000 {
+            if pair.client.open_requests() < 4 {
+                keys.push(pair.ask(&Ask { deadline_us, ..Ask::bytes(20_000 + dice(&mut state) as u32 % 80_000) }));
+            }
+            pair.run(dice(&mut state) % (2 * MS));
+            if cancels && dice(&mut state).is_multiple_of(2) {
+                let key = keys[dice(&mut state) as usize % keys.len()];
+                let now = pair.now();
+                pair.client.cancel(now, key);
+            }
+        }
+        pair.wire = Box::new(|_| false);
+        let until = pair.now() + 3 * SEC;
+        pair.run_while(until, |p| p.client.open_requests() > 0);
+        assert_eq!(pair.client.open_requests(), 0);
+        assert!(!pair.ended().1.contains(&Status::ConnectionLost));
+        let worn = pace(pair);
+        assert!(worn < 3 * fresh, "20 requests took {fresh} ns at first and {worn} ns now");
+    });
+}
+
+#[test]
+fn when_requests_are_cancelled() {
+    wears_out(|_| (MS, Ok(100_000)), true, 0, 0);
+}
+
+#[test]
+fn when_requests_are_cancelled_and_frames_lost() {
+    wears_out(|_| (MS, Ok(100_000)), true, 0, 50);
+}
+
+#[test]
+fn when_models_fail() {
+    wears_out(|n| (MS, if n % 3 == 0 { Ok(100_000) } else { Err(Status::ModelFailed) }), false, 0, 20);
+}
+
+#[test]
+fn when_deadlines_pass_in_the_middle_of_responses() {
+    wears_out(|_| (MS, Ok(200_000)), false, 3_000, 0);
+}
+
+#[test]
+fn when_deadlines_pass_and_frames_are_lost() {
+    wears_out(|_| (MS, Ok(200_000)), false, 3_000, 50);
+}

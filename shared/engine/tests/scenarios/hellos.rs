@@ -1,0 +1,133 @@
+//! An address is proved before anything is kept for it; hellos may be lost, duplicated and repeated.
+
+use splitrpc_engine::{Peer, SEC, Verdict};
+use splitrpc_wire::hello::{Challenge, HelloAck};
+use splitrpc_wire::{Header, Kind, Status};
+
+use crate::rig::{Ask, Sent, addr, config, hello, serve};
+
+fn token(sent: &Sent) -> u64 {
+    Challenge::parse(&sent.head).unwrap().token
+}
+
+#[test]
+fn an_unproven_address_gets_little_and_costs_nothing() {
+    serve(&config(), |rig| {
+        let from = Peer::Datagram(addr(1));
+        rig.say_hello(from, &hello(5, 0, 0));
+        let challenge = rig.sent_one();
+        assert_eq!(challenge.header.kind, Kind::Challenge);
+        assert!(challenge.len() <= 1232);
+        rig.say_hello(from, &hello(5, 1234, 0));
+        assert_eq!(rig.sent_one().header.kind, Kind::Challenge, "a wrong token");
+        rig.say_hello(from, &hello(6, token(&challenge), 0));
+        assert_eq!(rig.sent_one().header.kind, Kind::Challenge, "another nonce's token");
+        rig.say_hello(Peer::Datagram(addr(2)), &hello(5, token(&challenge), 0));
+        assert_eq!(rig.sent_one().header.kind, Kind::Challenge, "another address's token");
+        assert_eq!(rig.server.open_sessions(), 0);
+        rig.say_hello(from, &hello(5, token(&challenge), 0));
+        assert_eq!(rig.sent_one().header.kind, Kind::HelloAck);
+        assert_eq!(rig.server.open_sessions(), 1);
+    });
+}
+
+#[test]
+fn a_token_does_not_last() {
+    serve(&config(), |rig| {
+        let from = Peer::Datagram(addr(1));
+        rig.say_hello(from, &hello(5, 0, 0));
+        let challenge = rig.sent_one();
+        rig.pass(25 * SEC);
+        rig.say_hello(from, &hello(5, token(&challenge), 0));
+        assert_eq!(rig.sent_one().header.kind, Kind::Challenge);
+    });
+}
+
+#[test]
+fn a_hello_without_padding_is_not_answered() {
+    serve(&config(), |rig| {
+        let verdict = rig.control(Peer::Datagram(addr(1)), Header::new(Kind::Hello), &hello(5, 0, 0).to_bytes());
+        assert_eq!(verdict, Verdict::Close);
+        assert!(rig.sent().is_empty());
+    });
+}
+
+#[test]
+fn a_repeated_hello_gets_the_same_session() {
+    serve(&config(), |rig| {
+        let from = Peer::Datagram(addr(1));
+        rig.say_hello(from, &hello(5, 0, 0));
+        let token = token(&rig.sent_one());
+        rig.say_hello(from, &hello(5, token, 0));
+        let first = rig.sent_one();
+        let (_, input) = rig.submit(from, first.header.session, 1, &Ask::rows(1));
+        rig.say_hello(from, &hello(5, token, 0));
+        let second = rig.sent_one();
+        assert_eq!(first.header.session, second.header.session);
+        assert_eq!(HelloAck::parse(&first.head), HelloAck::parse(&second.head));
+        assert_eq!((rig.server.open_sessions(), rig.server.live_requests()), (1, 1), "{input:?}");
+    });
+}
+
+#[test]
+fn a_client_that_starts_over_on_its_address_leaves_nothing_behind() {
+    serve(&config(), |rig| {
+        let from = Peer::Datagram(addr(1));
+        let old = rig.open_datagram(addr(1), 5, 1 << 20);
+        assert!(matches!(rig.frame(from, Ask::rows(2).first(old, 1, 0), &Ask::rows(2).manifest), Verdict::Place(_)));
+        let (held, _) = rig.submit(from, old, 2, &Ask::rows(1));
+        let new = rig.open_datagram(addr(1), 6, 1 << 20);
+        assert_ne!(old, new);
+        assert_eq!(rig.server.open_sessions(), 1);
+        assert_eq!(rig.control(from, Header { session: old, ..Header::new(Kind::Ping) }, &[]), Verdict::Close);
+        // What the orchestrator has comes back from it.
+        rig.submissions();
+        rig.answer(held, 100);
+        rig.assert_empty();
+    });
+}
+
+#[test]
+fn clients_that_start_over_again_and_again_do_not_crowd_out_the_others() {
+    serve(&config(), |rig| {
+        let honest = rig.open_datagram(addr(9), 1, 1 << 20);
+        let mut tokens = Vec::new();
+        for nonce in 0..20 {
+            rig.say_hello(Peer::Datagram(addr(1)), &hello(nonce, 0, 0));
+            tokens.push(token(&rig.sent_one()));
+        }
+        // The server never gets to send more than its answer to the hello.
+        let ask = Ask::bytes(100);
+        for (nonce, token) in tokens.iter().enumerate() {
+            let from = Peer::Datagram(addr(1));
+            rig.say_hello(from, &hello(nonce as u64, *token, 0));
+            let session = rig.server.poll_transmit(rig.now).unwrap().header.session;
+            match rig.frame(from, ask.first(session, 1, 0), &ask.manifest) {
+                Verdict::Place(placement) => rig.place(&placement),
+                other => panic!("{other:?}"),
+            }
+        }
+        let (request, _) = rig.submit(Peer::Datagram(addr(9)), honest, 1, &Ask::rows(1));
+        rig.answer(request, 100);
+        let answered = rig.sent().iter().any(|s| s.header.kind == Kind::Response);
+        assert!(answered, "the honest client's response was never sent");
+    });
+}
+
+#[test]
+fn a_full_table_refuses_and_a_later_version_too() {
+    serve(&config(), |rig| {
+        for n in 0..4 {
+            rig.open_datagram(addr(n), 1, 0);
+        }
+        let from = Peer::Datagram(addr(10));
+        rig.say_hello(from, &hello(1, 0, 0));
+        let token = token(&rig.sent_one());
+        rig.say_hello(from, &hello(1, token, 0));
+        assert_eq!(rig.sent_one().status().status, Status::TooManySessions);
+        let mut later = hello(1, 0, 0);
+        (later.version_min, later.version_max) = (900, 901);
+        rig.say_hello(from, &later);
+        assert_eq!(rig.sent_one().status().status, Status::BadVersion);
+    });
+}

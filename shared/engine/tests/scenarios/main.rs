@@ -1,0 +1,21 @@
+//! What the engine does, one scenario a module.
+#![allow(missing_docs, unreachable_pub)]
+
+#[path = "../rig/mod.rs"]
+mod rig;
+
+mod admission;
+mod at_most_once;
+mod cancel;
+mod completions;
+mod congestion;
+mod credit;
+mod forgetting;
+mod hellos;
+mod lost_answers;
+mod priorities;
+mod shapes;
+mod shrinking_path;
+mod stalling;
+mod strangers;
+mod stream_numbers;

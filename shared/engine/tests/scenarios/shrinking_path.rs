@@ -1,0 +1,61 @@
+//! A path that stops carrying large datagrams, and one that is only slow.
+
+use splitrpc_engine::{ClientConfig, MS, SEC, ServerConfig};
+
+use crate::rig::pair::{Pair, client_config, pair};
+use crate::rig::{Ask, config};
+
+const LARGE: u16 = 8256;
+
+fn large() -> (ServerConfig, ClientConfig) {
+    (ServerConfig { datagram: LARGE, ..config() }, ClientConfig { datagram: LARGE, ..client_config() })
+}
+
+fn answers(pair: &mut Pair<'_, '_>, requests: usize, nanos: u64) {
+    pair.events.clear();
+    let until = pair.now() + nanos;
+    for _ in 0..requests {
+        pair.ask(&Ask::bytes(100_000));
+    }
+    pair.run_while(until, |p| p.ended().0 < requests);
+    assert_eq!(pair.ended().0, requests, "{:?}", pair.events);
+}
+
+fn largest(pair: &Pair<'_, '_>, up: bool) -> usize {
+    pair.log.iter().filter(|w| w.up == up).map(|w| w.len).max().unwrap()
+}
+
+#[test]
+fn goes_on_with_small_ones() {
+    let (server, client) = large();
+    pair(&server, &client, |pair| {
+        pair.model = Box::new(|_| (0, Ok(100_000)));
+        answers(pair, 2, SEC);
+        assert_eq!((largest(pair, true), largest(pair, false)), (8256, 8256));
+        for up in [true, false] {
+            // First in one direction only.
+            pair.wire = Box::new(move |way| way.len > 1232 && (way.up == up || !up));
+            answers(pair, 2, 2 * SEC);
+        }
+        pair.log.clear();
+        answers(pair, 2, SEC);
+        assert_eq!((largest(pair, true), largest(pair, false)), (1232, 1232));
+        assert_eq!(pair.rig.server.stats().datagram_shrunk, 1);
+    });
+}
+
+#[test]
+fn is_not_mistaken_for_a_peer_that_waits_for_its_core() {
+    let (server, client) = large();
+    pair(&server, &client, |pair| {
+        pair.model = Box::new(|_| (0, Ok(100_000)));
+        answers(pair, 2, SEC);
+        // Many round trips, but not long.
+        let (from, to) = (pair.now(), pair.now() + 40 * MS);
+        pair.wire = Box::new(move |way| (from..to).contains(&way.at));
+        answers(pair, 2, SEC);
+        pair.log.clear();
+        answers(pair, 2, SEC);
+        assert_eq!((largest(pair, true), largest(pair, false)), (8256, 8256));
+    });
+}
