@@ -243,9 +243,9 @@ pub(crate) fn quick(arms: &[Arm]) -> Vec<Point> {
         }
     }
     planner.jumbo(10);
-    planner.closed(IMAGE, 16, Wait::Spin, 6, 120);
+    planner.closed(IMAGE, 16, Wait::Spin, 14, 50);
     planner.light(IMAGE);
-    planner.loss(2, 300);
+    planner.loss(6, 100);
     planner.points
 }
 
@@ -258,10 +258,10 @@ pub(crate) fn full(arms: &[Arm]) -> Vec<Point> {
         }
     }
     planner.jumbo(16);
-    planner.closed(IMAGE, 16, Wait::Spin, 8, 200);
+    planner.closed(IMAGE, 16, Wait::Spin, 24, 70);
     planner.light(64);
     planner.light(IMAGE);
-    planner.loss(4, 500);
+    planner.loss(12, 160);
     for size in SIZES.into_iter().filter(|size| ![64, IMAGE].contains(size)) {
         planner.closed(size, 1, Wait::Spin, FRESH_CONNECTIONS, 10);
         planner.closed(size, 1, Wait::Adaptive, FRESH_CONNECTIONS / 3, 10);

@@ -105,7 +105,7 @@ impl Runner {
         }
         let patience = Instant::now() + end.saturating_duration_since(Instant::now()) / 10;
         for _ in 0..point.rounds {
-            if Instant::now() >= patience || !disagree(&tallies) {
+            if Instant::now() >= patience || !disagree(point, &tallies) {
                 break;
             }
             self.round(point, point.scale(point.warm_up + point.measure, Duration::ZERO), &mut tallies)?;
@@ -262,13 +262,17 @@ fn key(entrant: &Entrant) -> String {
     format!("{} {} {} {}", entrant.arm, entrant.wait.name(), entrant.datagram, entrant.drop)
 }
 
-/// Whether a floor among these disagrees with its second run.
-fn disagree(tallies: &[Tally]) -> bool {
-    [Transport::Tcp, Transport::Udp].into_iter().any(|transport| {
-        let [floor, again] = Arm::floors(transport)
-            .map(|arm| tallies.iter().find(|tally| tally.entrant.arm == arm)?.latencies.figure_us());
-        floor.zip(again).is_some_and(|(floor, again)| void_reason("", floor, again).is_some())
-    })
+/// Whether a floor among these disagrees with its second run, in latency or, with several connections, in throughput.
+fn disagree(point: &Point, tallies: &[Tally]) -> bool {
+    let apart = |figure: &dyn Fn(&Tally) -> Option<f64>| {
+        [Transport::Tcp, Transport::Udp].into_iter().any(|transport| {
+            let [floor, again] =
+                Arm::floors(transport).map(|arm| figure(tallies.iter().find(|tally| tally.entrant.arm == arm)?));
+            floor.zip(again).is_some_and(|(floor, again)| void_reason("", floor, again).is_some())
+        })
+    };
+    apart(&|tally| tally.latencies.figure_us())
+        || point.concurrency > 1 && apart(&|tally| quantile(tally.rounds_rps.clone(), 0.9))
 }
 
 impl Tally {

@@ -199,9 +199,9 @@ fn copies(picked: &Picked<'_>, arm: Arm) -> Option<Figure> {
 fn loss(runs: &[Run]) -> [Figure; 2] {
     let lossy = |drop: f64| runs.iter().find(|run| run.section == Section::Loss.name() && run.drop == drop);
     let (whole, one, ten) = (lossy(0.0), lossy(0.01), lossy(0.1));
-    let kept = one.zip(whole).map(|(one, whole)| one.throughput_rps / whole.throughput_rps);
+    let kept = one.zip(whole).map(|(one, whole)| one.p90_of_rounds_rps / whole.p90_of_rounds_rps);
     let rates = one.zip(whole).map_or(String::new(), |(one, whole)| {
-        format!("{:.0} of {:.0} requests a second", one.throughput_rps, whole.throughput_rps)
+        format!("{:.0} of {:.0} requests a second", one.p90_of_rounds_rps, whole.p90_of_rounds_rps)
     });
     let unended = ten.map(|run| {
         let named = ["no answer in time", "wrong bytes in the response"];

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use bytes::Bytes;
-use host_agent::config::{self, Config, Listen};
+use host_agent::config::{self, Config, Data, Listen, Models};
 use host_agent::serve::{Server, build, run};
 use splitrpc_client as splitrpc;
 use splitrpc_client::{ConnectOptions, Event, Request, Response, Tensor};
@@ -42,23 +42,24 @@ pub(crate) fn serve(
 }
 
 fn config(transport: Transport, options: &ServerOptions) -> Config {
-    let mut config = Config::default();
-    config.listen = Listen { tcp: None, udp: None, http: None };
-    match transport {
-        Transport::Tcp => config.listen.tcp = Some(options.bind),
-        Transport::Udp => config.listen.udp = Some(options.bind),
-    }
-    config.data.wait = match options.wait {
-        Wait::Spin => config::Wait::Spin,
-        Wait::Adaptive => config::Wait::Adaptive,
-        Wait::Block => config::Wait::Block,
+    let (tcp, udp) = match transport {
+        Transport::Tcp => (Some(options.bind), None),
+        Transport::Udp => (None, Some(options.bind)),
     };
-    config.data.cores = options.core.and_then(|core| u16::try_from(core).ok()).into_iter().collect();
-    config.data.max_datagram = options.datagram;
-    config.data.drop_permille = (options.drop * 1_000.0).round() as u16;
-    config.models.builtins = vec![config::Builtin::Null];
-    config.models.response_bytes = options.response_bytes;
-    config
+    let data = Data {
+        wait: match options.wait {
+            Wait::Spin => config::Wait::Spin,
+            Wait::Adaptive => config::Wait::Adaptive,
+            Wait::Block => config::Wait::Block,
+        },
+        cores: options.core.and_then(|core| u16::try_from(core).ok()).into_iter().collect(),
+        max_datagram: options.datagram,
+        drop_permille: (options.drop * 1_000.0).round() as u16,
+        ..Data::default()
+    };
+    let models =
+        Models { builtins: vec![config::Builtin::Null], response_bytes: options.response_bytes, ..Models::default() };
+    Config { listen: Listen { tcp, udp, http: None }, data, models, ..Config::default() }
 }
 
 /// A client's session.

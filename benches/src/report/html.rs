@@ -58,7 +58,7 @@ fn head(report: &Report, out: &mut String) -> anyhow::Result<()> {
         Crossed::Namespace => "a network namespace of this machine",
         Crossed::Wire => "a network",
     };
-    let plan = if report.quick { "the short plan" } else { "the whole plan" };
+    let plan = if report.quick { "The short plan" } else { "The whole plan" };
     writeln!(
         out,
         "<h1>What each arm costs beside its floor</h1><p class=\"machine\">{}, {} cores, {:.0} GiB, {}, TCP congestion \

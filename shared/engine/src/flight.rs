@@ -215,3 +215,78 @@ impl Flight {
         &mut ring[self.index(packet)]
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const WRAP: u64 = 1 << 32;
+
+    /// A flight whose next packet has this number.
+    fn flight_at(next: u64, ring: &[SentFrame]) -> Flight {
+        Flight { oldest: next, next, ..Flight::new(0, ring.len() as u32) }
+    }
+
+    #[test]
+    fn numbers_go_on_past_32_bits() {
+        let mut ring = [SentFrame::default(); 16];
+        let mut flight = flight_at(WRAP - 5, &ring);
+        for n in 0..10 {
+            assert_eq!(flight.send(&mut ring, Time::default(), Cargo::None, 100), WRAP - 5 + n);
+        }
+        for n in [9, 4, 5, 6, 0] {
+            let low = (WRAP - 5 + n) as u32;
+            assert_eq!(flight.expand(low), Some(WRAP - 5 + n));
+            assert_eq!(flight.acknowledge(&mut ring, WRAP - 5 + n).map(|s| s.packet), Some(WRAP - 5 + n));
+            assert!(flight.acknowledge(&mut ring, WRAP - 5 + n).is_none(), "acknowledged twice");
+        }
+        assert_eq!((flight.bytes(), flight.oldest), (500, WRAP - 4));
+        // A number that was not sent yet is one of long ago, which is not in flight.
+        let ahead = flight.expand((WRAP + 5) as u32).unwrap();
+        assert_eq!(ahead, 5);
+        assert!(flight.within(ahead, ahead).is_empty() && flight.acknowledge(&mut ring, ahead).is_none());
+    }
+
+    #[test]
+    fn numbers_that_were_never_sent_are_nothing() {
+        let ring = [SentFrame::default(); 16];
+        let mut flight = flight_at(1, &ring);
+        assert_eq!([0, 1, 2, u32::MAX].map(|low| flight.expand(low)), [None; 4]);
+        flight.send(&mut ring.clone(), Time::default(), Cargo::None, 1);
+        assert_eq!([0, 1, 2, u32::MAX].map(|low| flight.expand(low)), [None, Some(1), None, None]);
+    }
+
+    #[test]
+    fn what_is_overtaken_by_three_or_is_late_is_lost() {
+        let mut ring = [SentFrame::default(); 16];
+        let mut flight = flight_at(WRAP - 2, &ring);
+        let sent: Vec<u64> =
+            (0..6).map(|n| flight.send(&mut ring, Time::from_nanos(n * 10), Cargo::None, 100)).collect();
+        let mut from = 0;
+        let mut lost = |flight: &mut Flight, ring: &mut [SentFrame], now| {
+            std::iter::from_fn(|| flight.take_lost(ring, &mut from, Time::from_nanos(now), 1000).map(|s| s.packet))
+                .collect::<Vec<_>>()
+        };
+        assert_eq!(lost(&mut flight, &mut ring, 10_000), [], "nothing overtook anything");
+        flight.acknowledge(&mut ring, sent[4]);
+        assert_eq!(lost(&mut flight, &mut ring, 100), sent[..2]);
+        assert_eq!(flight.loss_time(&ring, 1000), Some(Time::from_nanos(1020)));
+        assert_eq!(lost(&mut flight, &mut ring, 1020), sent[2..3]);
+        assert_eq!(lost(&mut flight, &mut ring, 9000), sent[3..4], "the last one was not overtaken");
+        assert_eq!((flight.bytes(), flight.is_empty()), (100, false));
+    }
+
+    #[test]
+    fn it_is_full_when_its_ring_is() {
+        let mut ring = [SentFrame::default(); 16];
+        let mut flight = flight_at(WRAP - 8, &ring);
+        while !flight.is_full() {
+            flight.send(&mut ring, Time::default(), Cargo::None, 1);
+        }
+        assert_eq!(flight.bytes(), 16);
+        flight.acknowledge(&mut ring, WRAP);
+        assert!(flight.is_full(), "the oldest is still out");
+        flight.acknowledge(&mut ring, WRAP - 8);
+        assert!(!flight.is_full());
+    }
+}

@@ -46,10 +46,6 @@ impl Incoming {
         self.received
     }
 
-    pub(crate) fn described(&self) -> bool {
-        self.described
-    }
-
     /// The first byte past the highest one in place, as tensor and offset.
     pub(crate) fn frontier(&self) -> (u16, u32) {
         self.stretches.last().map_or((0, 0), |(_, end)| ((end >> 32) as u16, end as u32))

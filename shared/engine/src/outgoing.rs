@@ -234,3 +234,104 @@ impl Outgoing {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn sizes(bytes: &[u32]) -> Sizes {
+        let mut sizes = Sizes::NONE;
+        sizes.set(bytes.iter().copied());
+        sizes
+    }
+
+    /// Which bytes of each tensor the peer has.
+    struct Peer(Vec<Vec<bool>>);
+
+    impl Peer {
+        fn take(&mut self, sizes: &Sizes, chunk: &Chunk) {
+            for n in 0..sizes.count(chunk) {
+                let (start, end) = sizes.range(chunk, n);
+                let tensor = &mut self.0[(start >> 32) as usize];
+                tensor[start as u32 as usize..][..(end - start) as usize].fill(true);
+            }
+        }
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(256) })]
+
+        // 0 and 1: acknowledged; 2: lost; 3: acknowledged late; 4: taken for lost, but it was not.
+        #[test]
+        fn everything_arrives_whatever_is_lost(
+            bytes in proptest::collection::vec(0u32..60_000, 1..4),
+            fates in proptest::collection::vec(0u8..5, 1..200),
+            room in 216u32..1400,
+        ) {
+            let sizes = sizes(&bytes);
+            let mut out = Outgoing::default();
+            out.start(sizes, 200);
+            let mut peer = Peer(bytes.iter().map(|b| vec![false; *b as usize]).collect());
+            let mut late = std::collections::VecDeque::new();
+            let (mut limit, mut described) = (0, false);
+            for (step, fate) in fates.iter().cycle().enumerate() {
+                prop_assert!(step < 100_000, "it never ends: {:?}", out);
+                let fate = if step < 5_000 { *fate } else { 0 };
+                if out.all_acked() {
+                    break;
+                }
+                let credit = limit - out.fresh_bytes();
+                let Some(chunk) = out.next_chunk(room, credit) else {
+                    match late.pop_front() {
+                        Some(chunk) => out.on_acked(chunk),
+                        None => {
+                            prop_assert!(!out.all_sent(), "all sent, all settled, and not all acknowledged");
+                            limit += 1400;
+                        }
+                    }
+                    continue;
+                };
+                prop_assert!(out.fresh_bytes() <= limit.min(sizes.total()), "credit overdrawn");
+                let first = matches!(chunk, Chunk::First { .. });
+                prop_assert!(chunk.length() > 0 || first);
+                prop_assert!(chunk.length() <= room);
+                if fate != 2 {
+                    described |= first;
+                    peer.take(&sizes, &chunk);
+                }
+                match fate {
+                    2 | 4 => {
+                        out.on_lost(chunk);
+                    }
+                    3 => late.push_back(chunk),
+                    _ => out.on_acked(chunk),
+                }
+            }
+            prop_assert!(described && peer.0.iter().flatten().all(|have| *have));
+            prop_assert_eq!(out.fresh_bytes(), sizes.total());
+            prop_assert_eq!(out.unconfirmed(), 0);
+        }
+    }
+
+    #[test]
+    fn one_that_asks_sends_its_first_chunk_without_credit() {
+        let mut out = Outgoing::default();
+        out.start(sizes(&[5000]), 20);
+        assert_eq!(out.next_chunk(1000, 100), None);
+        out.ask();
+        assert_eq!(out.next_chunk(1000, 100), Some(Chunk::First { length: 0, whole: false }));
+        assert_eq!(out.next_chunk(1000, 100), None);
+        assert_eq!(out.next_chunk(1000, 1000), Some(Chunk::Part { tensor: 0, offset: 0, length: 1000 }));
+        out.on_acked(Chunk::First { length: 0, whole: false });
+        assert_eq!(out.next_chunk(1000, 0), None);
+        out.ask();
+        assert_eq!(
+            out.next_chunk(1000, 0),
+            Some(Chunk::First { length: 980, whole: false }),
+            "again, so it costs nothing"
+        );
+        assert_eq!(out.fresh_bytes(), 1000);
+    }
+}

@@ -110,3 +110,65 @@ impl Received {
         self.packets.last().map_or(self.floor - 1, |(_, end)| end - 1)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use splitrpc_wire::ack::{Ack, MAX_ACK_LEN};
+
+    use super::*;
+
+    const WRAP: u64 = 1 << 32;
+
+    /// The ranges that would be acknowledged; the peer accepts them.
+    fn acked(received: &mut Received) -> Vec<(u32, u32)> {
+        let mut ranges = heapless::Vec::new();
+        let delay_us = received.take_ack(Time::default(), &mut ranges);
+        let mut bytes = [0; MAX_ACK_LEN];
+        let length = Ack { max_data: 0, delay_us, ranges: &ranges }.write(&mut bytes);
+        let ack = Ack::parse(&bytes[..length]).unwrap();
+        ack.ranges.iter().map(|r| (r.first(), r.last())).collect()
+    }
+
+    #[test]
+    fn numbers_go_on_past_32_bits() {
+        let mut received = Received::new();
+        received.record(Time::default(), WRAP - 10, false);
+        for n in [1, 2, 3, 5, 4, 11, 10, 9, 12, 7] {
+            let packet = WRAP - 10 + n;
+            assert_eq!(received.expand(packet as u32), packet);
+            assert!(!received.is_duplicate(packet));
+            received.record(Time::default(), packet, false);
+            assert!(received.is_duplicate(packet));
+        }
+        assert_eq!(acked(&mut received), [(u32::MAX, 2), (u32::MAX - 2, u32::MAX - 2), (u32::MAX - 9, u32::MAX - 4)]);
+    }
+
+    #[test]
+    fn an_old_gap_does_not_spoil_acknowledgements_for_ever() {
+        let mut received = Received::new();
+        for packet in [1, 2, 4, 5] {
+            received.record(Time::default(), packet, false);
+        }
+        assert_eq!(acked(&mut received), [(4, 5), (1, 2)]);
+        // Further than numbers of 32 bits can be compared.
+        for packet in [HORIZON, 2 * HORIZON, 1 << 31, (1 << 31) + (1 << 30), WRAP] {
+            received.record(Time::default(), packet, false);
+            let ranges = acked(&mut received);
+            assert_eq!(ranges[0], (packet as u32, packet as u32));
+        }
+        assert!(received.is_duplicate(3), "given up");
+    }
+
+    #[test]
+    fn more_gaps_than_fit_push_the_oldest_out() {
+        let mut received = Received::new();
+        for packet in 1..=100 {
+            received.record(Time::default(), 2 * packet, false);
+        }
+        let ranges = acked(&mut received);
+        assert_eq!((ranges.len(), ranges[0], ranges[31]), (MAX_ACK_RANGES, (200, 200), (138, 138)));
+        assert!(received.is_duplicate(99) && !received.is_duplicate(199));
+        received.record(Time::default(), 99, false);
+        assert!(received.pending(), "the peer is told what is known of it");
+    }
+}

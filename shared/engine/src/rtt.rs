@@ -81,3 +81,57 @@ impl Rtt {
         self.smoothed + (4 * self.variation).max(GRANULARITY) + MAX_ACK_DELAY
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const START: Time = Time::from_nanos(SEC);
+
+    #[test]
+    fn the_first_sample_is_believed_and_later_ones_smooth_it() {
+        let mut rtt = Rtt::new();
+        assert_eq!((rtt.smoothed(), rtt.min()), (INITIAL, INITIAL));
+        rtt.sample(START, 2 * MS, 0);
+        assert_eq!((rtt.smoothed(), rtt.min()), (2 * MS, 2 * MS));
+        rtt.sample(START, 10 * MS, 0);
+        assert_eq!((rtt.smoothed(), rtt.min()), (3 * MS, 2 * MS));
+        (0..100).for_each(|_| rtt.sample(START, 10 * MS, 0));
+        assert!((10 * MS).abs_diff(rtt.smoothed()) < MS / 100 && rtt.min() == 2 * MS);
+    }
+
+    #[test]
+    fn the_peers_delay_is_taken_off_unless_it_lies() {
+        let mut rtt = Rtt::new();
+        rtt.sample(START, MS, 0);
+        (0..100).for_each(|_| rtt.sample(START, 3 * MS, 2 * MS));
+        assert!(rtt.smoothed() < MS + MS / 100);
+        let mut rtt = Rtt::new();
+        rtt.sample(START, MS, u64::MAX);
+        (0..100).for_each(|_| rtt.sample(START, 3 * MS, u64::MAX));
+        assert!(rtt.smoothed() > 2 * MS, "a delay longer than the round trip");
+    }
+
+    #[test]
+    fn timers_follow_it_and_never_reach_zero() {
+        let mut rtt = Rtt::new();
+        (0..100).for_each(|_| rtt.sample(START, 0, 0));
+        assert!(rtt.loss_delay() >= GRANULARITY && rtt.probe_timeout() > MAX_ACK_DELAY);
+        rtt.sample(START, SEC, 0);
+        assert!(rtt.loss_delay() > SEC && rtt.probe_timeout() > SEC / 2);
+    }
+
+    #[test]
+    fn a_path_that_became_longer_does_not_pass_for_a_queue_for_ever() {
+        let mut rtt = Rtt::new();
+        rtt.sample(START, MS, 0);
+        let mut now = START;
+        while now < START + 2 * MIN_EPOCH + SEC {
+            now = now + SEC / 10;
+            rtt.sample(now, 20 * MS, 0);
+        }
+        assert_eq!(rtt.min(), 20 * MS);
+        rtt.sample(now, 5 * MS, 0);
+        assert_eq!(rtt.min(), 5 * MS, "a shorter one is believed at once");
+    }
+}

@@ -172,6 +172,7 @@ impl<S: ClientStorage, C: Congestion> Client<S, C> {
         slot.model = spec.model;
         slot.priority = spec.priority;
         slot.repeatable = spec.repeatable;
+        slot.sized = false;
         slot.answered = false;
         slot.ask_at = ask_at;
         slot.asked = 0;

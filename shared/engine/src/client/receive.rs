@@ -143,18 +143,28 @@ impl<S: ClientStorage, C: Congestion> Client<S, C> {
         let slot = &mut self.storage.parts().0[index];
         slot.ask_at = now + ASK_AFTER;
         slot.asked = 0;
-        if !slot.incoming.described() {
-            let Some(manifest) = &manifest else {
+        match &manifest {
+            Some(manifest) if slot.sized => {
+                if Sizes::of(manifest).as_slice() != slot.incoming.sizes().as_slice() {
+                    self.stats.malformed += 1;
+                    return ClientVerdict::Discard;
+                }
+            }
+            Some(manifest) => {
+                let total = manifest.as_bytes().len() as u64 + u64::from(manifest.data_len());
+                if header.total == TOTAL_UNKNOWN || u64::from(header.total) != total || header.total > max_response {
+                    self.tell_cancelled(index);
+                    self.fail(now, index, Status::TooLarge);
+                    return ClientVerdict::Discard;
+                }
+                slot.incoming.start(Sizes::of(manifest));
+                slot.sized = true;
+            }
+            None if slot.sized => {}
+            None => {
                 self.stats.discarded += 1;
                 return ClientVerdict::Discard;
-            };
-            let total = manifest.as_bytes().len() as u64 + u64::from(manifest.data_len());
-            if header.total == TOTAL_UNKNOWN || u64::from(header.total) != total || header.total > max_response {
-                self.tell_cancelled(index);
-                self.fail(now, index, Status::TooLarge);
-                return ClientVerdict::Discard;
             }
-            slot.incoming.start(Sizes::of(manifest));
         }
         match slot.incoming.chunk(header, manifest.as_ref()) {
             Ok(chunk) => {

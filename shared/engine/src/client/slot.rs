@@ -31,6 +31,8 @@ pub struct ClientSlot {
     pub(super) head_len: u16,
     pub(super) outgoing: Outgoing,
     pub(super) incoming: Incoming,
+    /// The response's manifest is known.
+    pub(super) sized: bool,
     /// A frame of the response has come.
     pub(super) answered: bool,
     /// Without news by then the server is asked about it.
@@ -53,6 +55,7 @@ impl Default for ClientSlot {
             head_len: 0,
             outgoing: Outgoing::default(),
             incoming: Incoming::default(),
+            sized: false,
             answered: false,
             ask_at: Time::NEVER,
             asked: 0,

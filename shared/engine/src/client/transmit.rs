@@ -127,11 +127,20 @@ impl<S: ClientStorage, C: Congestion> Client<S, C> {
         };
         self.repeats = again.is_some();
         let start = again.unwrap_or(self.current);
+        // Records are large and most of them free: the search ends with the last open one.
+        let mut unseen = self.open;
         for step in 0..count {
+            if unseen == 0 {
+                break;
+            }
             let index = (start + step) % count;
             let (slots, flight) = self.storage.parts();
             let slot = &mut slots[index];
-            if slot.state != State::Open || slot.outgoing.all_sent() {
+            if slot.state != State::Open {
+                continue;
+            }
+            unseen -= 1;
+            if slot.outgoing.all_sent() {
                 continue;
             }
             if self.channel.may_send(now, datagram).is_err() {

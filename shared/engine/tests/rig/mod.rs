@@ -2,6 +2,7 @@
 #![allow(missing_docs, unreachable_pub, dead_code)]
 
 pub mod pair;
+pub mod script;
 
 use std::net::SocketAddr;
 
