@@ -87,9 +87,9 @@ pub enum ClientEvent {
 pub enum ClientVerdict {
     /// The frame is dealt with.
     Done,
-    /// Put the data where the placement says, then call [`Client::placed`].
+    /// Put the data where the placement says, then call [`Client::placed`](crate::Client::placed).
     Place(ClientPlacement),
-    /// The payload is this piece of the catalogue. Ask for the next with [`Client::list`].
+    /// The payload is this piece of the catalogue. Ask for the next with [`Client::list`](crate::Client::list).
     Catalog {
         /// Where the piece begins.
         offset: u32,

@@ -274,7 +274,7 @@ impl<'a, C: Congestion> Server<'a, C> {
     }
 
     /// Whether the engine has room for what one more frame can cause. If not, call [`Server::poll_transmit`] and
-    /// [`Server::poll_submission`] first; datagrams handed in all the same may go unanswered.
+    /// [`Server::next_submission`] first; datagrams handed in all the same may go unanswered.
     #[must_use]
     pub fn accepts_frames(&self) -> bool {
         self.control.room() >= CONTROL_PER_FRAME && self.submissions.room() >= 4
