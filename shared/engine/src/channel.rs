@@ -63,8 +63,6 @@ pub(crate) struct Channel<C> {
     receive_window: u64,
     /// What the peer was last told.
     advertised: u64,
-    /// The peer may not have heard of it.
-    untold: bool,
     pub(crate) lost_frames: u64,
 }
 
@@ -92,7 +90,6 @@ impl<C: Congestion> Channel<C> {
             received_data: 0,
             receive_window,
             advertised: receive_window,
-            untold: false,
             lost_frames: 0,
         }
     }
@@ -147,19 +144,13 @@ impl<C: Congestion> Channel<C> {
 
     /// The limit to tell the peer now.
     pub(crate) fn grant(&mut self) -> u64 {
-        self.untold = false;
         self.advertised = self.advertised.max(self.received_data + self.receive_window);
         self.advertised
     }
 
-    /// Has the limit told again, for what told it may have been lost.
-    pub(crate) fn tell_grant_again(&mut self) {
-        self.untold = true;
-    }
-
     /// Whether the peer should hear of new credit although nothing needs acknowledging.
     pub(crate) fn grant_is_stale(&self) -> bool {
-        self.untold || self.received_data + self.receive_window > self.advertised + self.receive_window / 4
+        self.received_data + self.receive_window > self.advertised + self.receive_window / 4
     }
 
     /// Takes in an acknowledgement. `settled` hears of each frame: true for acknowledged, false for lost.

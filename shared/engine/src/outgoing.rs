@@ -170,10 +170,11 @@ impl Outgoing {
         self.first_lost = true;
     }
 
-    /// Nothing was heard of the message for long: sends its first chunk, which the peer answers. Where that was never sent
-    /// for want of credit, its data stays behind.
+    /// Nothing was heard of the message for long: sends its first chunk until it is acknowledged, which the peer answers.
+    /// Where that was never sent for want of credit, its data stays behind.
     pub(crate) fn ask(&mut self) {
         self.asking = true;
+        self.first_acked = false;
         self.first_lost = self.first_sent;
     }
 

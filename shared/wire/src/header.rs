@@ -197,6 +197,7 @@ impl Header {
     ///
     /// # Errors
     /// The first rule of `docs/wire.md` that the bytes break.
+    #[inline]
     pub fn parse(bytes: &[u8]) -> Result<Header, WireError> {
         let (raw, _) = Raw::ref_from_prefix(bytes).map_err(|_| WireError::Truncated)?;
         if raw.magic.get() != MAGIC {

@@ -44,7 +44,7 @@ const HELLO_LEN: usize = MIN_DATAGRAM as usize - HEADER_LEN;
 const HELLO_RETRY: u64 = 20 * MS;
 const LIST_RETRY: u64 = 20 * MS;
 /// Without news of a request that has been sent, the server is asked about it after this long, and then ever less often:
-/// its error, the reply that it gave up, or the credit that either side waits for may have been lost.
+/// its error, the news that it gave the reply up, or credit may have been lost.
 const ASK_AFTER: u64 = 100 * MS;
 const ASK_AT_LEAST_EVERY: u64 = SEC;
 /// Requests given up that are remembered.
@@ -71,6 +71,8 @@ pub struct Client<S, C = DelayControl> {
     /// The catalogue offset wanted, and when to ask (again).
     list: Option<(u32, Time)>,
     ping: Option<u64>,
+    /// The server's ping to answer.
+    pong: Option<u64>,
     cancels: heapless::Deque<u64, 64>,
     /// Numbers of the last requests that were given up; their responses may still come.
     given_up: heapless::HistoryBuf<u64, GIVEN_UP>,
@@ -115,6 +117,7 @@ impl<S: ClientStorage, C: Congestion> Client<S, C> {
             hello_at: now,
             list: None,
             ping: None,
+            pong: None,
             cancels: heapless::Deque::new(),
             given_up: heapless::HistoryBuf::new(),
             goodbye: false,
@@ -324,7 +327,6 @@ impl<S: ClientStorage, C: Congestion> Client<S, C> {
                 if slot.outgoing.all_acked() || nothing_under_way {
                     slot.outgoing.ask();
                     self.repeats = true;
-                    self.channel.tell_grant_again();
                 }
                 slot.asked = slot.asked.saturating_add(1);
                 slot.ask_at = now + (ASK_AFTER << slot.asked.min(16)).min(ASK_AT_LEAST_EVERY);

@@ -93,7 +93,8 @@ impl<S: ClientStorage, C: Congestion> Client<S, C> {
             }
             Kind::Goodbye => self.shut(now, Status::ConnectionLost),
             Kind::HelloAck | Kind::Challenge => self.stats.discarded += 1,
-            Kind::Hello | Kind::List | Kind::Request | Kind::Cancel | Kind::Ping => self.stats.malformed += 1,
+            Kind::Ping => self.pong = Some(header.request),
+            Kind::Hello | Kind::List | Kind::Request | Kind::Cancel => self.stats.malformed += 1,
         }
         ClientVerdict::Done
     }

@@ -47,6 +47,9 @@ impl<S: ClientStorage, C: Congestion> Client<S, C> {
         if let Some(token) = self.ping.take() {
             return Some(self.bare(Header { request: token, ..Header::new(Kind::Ping) }));
         }
+        if let Some(token) = self.pong.take() {
+            return Some(self.bare(Header { request: token, ..Header::new(Kind::Pong) }));
+        }
         if let Some(id) = self.cancels.pop_front() {
             return Some(self.cancel_frame(now, id));
         }

@@ -51,6 +51,7 @@ impl<C: Congestion> Server<'_, C> {
                 Err(verdict) => return verdict,
             },
         };
+        self.sessions[session as usize].recent = index;
         self.place(now, session, index, header, manifest.as_ref())
     }
 

@@ -3,7 +3,7 @@
 use splitrpc_ring::{RequestKey, Run};
 use splitrpc_wire::Header;
 
-use super::{RequestSlot, Server, State};
+use super::{RequestSlot, Server, SessionSlot, State};
 use crate::Time;
 use crate::config::NO_INDEX;
 use crate::congestion::Congestion;
@@ -59,7 +59,12 @@ impl<C: Congestion> Server<'_, C> {
     }
 
     pub(super) fn find_request(&self, session: u32, id: u64) -> Option<u32> {
-        let mut index = self.sessions[session as usize].first;
+        let SessionSlot { first, recent, .. } = self.sessions[session as usize];
+        // A record that is free or was taken from its session names none.
+        if self.requests.get(recent as usize).is_some_and(|slot| slot.session == session && slot.id == id) {
+            return Some(recent);
+        }
+        let mut index = first;
         while index != NO_INDEX {
             let slot = &self.requests[index as usize];
             if slot.id == id {

@@ -26,6 +26,8 @@ pub struct SessionSlot {
     pub(crate) last_heard: Time,
     /// First of its requests.
     pub(crate) first: u32,
+    /// The record that its last request frame belonged to; the next one is likely to as well.
+    pub(crate) recent: u32,
     /// First of its responses to send.
     pub(crate) first_out: u32,
     /// Its requests that are arriving or with the orchestrator.
@@ -49,6 +51,7 @@ impl Default for SessionSlot {
             nonce: 0,
             last_heard: Time::default(),
             first: NO_INDEX,
+            recent: NO_INDEX,
             first_out: NO_INDEX,
             in_flight: 0,
             leaving: 0,

@@ -175,7 +175,9 @@ impl Rig<'_> {
 
     /// The key and input of the one request that was submitted.
     pub fn submitted(&mut self) -> (RequestKey, Run) {
-        match self.submissions()[..] {
+        let mut submissions = self.submissions();
+        submissions.retain(|s| matches!(s, Submission::Submit { .. }));
+        match submissions[..] {
             [Submission::Submit { request, input, .. }] => (request, input),
             ref other => panic!("{other:?}"),
         }

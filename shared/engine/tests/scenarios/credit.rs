@@ -1,9 +1,9 @@
 //! Credit that a request or response used comes back, however the request ends.
 
 use splitrpc_engine::{MS, SEC};
-use splitrpc_wire::Status;
+use splitrpc_wire::{Kind, Status};
 
-use crate::rig::pair::{Pair, client_config, pair};
+use crate::rig::pair::{Pair, Way, Wire, client_config, pair};
 use crate::rig::{Ask, config};
 
 /// Something that looks random and is not.
@@ -35,22 +35,24 @@ fn wears_out(
     model: impl FnMut(u64) -> (u64, Result<u32, Status>) + 'static,
     cancels: bool,
     deadline_us: u32,
-    loss: u64,
+    wire: Wire,
 ) {
     pair(&config(), &client_config(), |pair| {
         let fresh = pace(pair);
         let mut state = 42;
         pair.model = Box::new(model);
-        let mut wire = 7;
-        pair.wire = Box::new(move |_| dice(&mut wire) % 1000 < loss);
+        pair.wire = wire;
         let mut keys = Vec::new();
         for _ in 0..2000 {
             if pair.client.open_requests() < 4 {
+                // Around the given time, so that some end in the middle of the response.
+                let deadline_us = deadline_us / 2 + dice(&mut state) as u32 % deadline_us.max(1);
                 keys.push(pair.ask(&Ask { deadline_us, ..Ask::bytes(20_000 + dice(&mut state) as u32 % 80_000) }));
             }
-            pair.run(dice(&mut state) % (2 * MS));
+            pair.run(dice(&mut state) % (MS / 2));
             if cancels && dice(&mut state).is_multiple_of(2) {
-                let key = keys[dice(&mut state) as usize % keys.len()];
+                // One of the last, which may still be open.
+                let key = keys[keys.len() - 1 - dice(&mut state) as usize % keys.len().min(4)];
                 let now = pair.now();
                 pair.client.cancel(now, key);
             }
@@ -59,33 +61,49 @@ fn wears_out(
         let until = pair.now() + 3 * SEC;
         pair.run_while(until, |p| p.client.open_requests() > 0);
         assert_eq!(pair.client.open_requests(), 0);
+        // Where a cancellation was lost, the server needs this long to find the request stalled.
+        pair.run(3 * SEC);
         assert!(!pair.ended().1.contains(&Status::ConnectionLost));
+        let dropped = pair.client.stats().discarded;
+        assert!((!cancels && deadline_us == 0) || dropped > 100, "only {dropped} frames came for what was given up");
         let worn = pace(pair);
         assert!(worn < 3 * fresh, "20 requests took {fresh} ns at first and {worn} ns now");
     });
 }
 
+/// So many of each thousand frames are lost.
+fn lossy(per_mille: u64) -> Wire {
+    let mut state = 7;
+    Box::new(move |_| dice(&mut state) % 1000 < per_mille)
+}
+
 #[test]
 fn when_requests_are_cancelled() {
-    wears_out(|_| (MS, Ok(100_000)), true, 0, 0);
+    wears_out(|_| (MS, Ok(100_000)), true, 0, lossy(0));
 }
 
 #[test]
 fn when_requests_are_cancelled_and_frames_lost() {
-    wears_out(|_| (MS, Ok(100_000)), true, 0, 50);
+    wears_out(|_| (MS, Ok(100_000)), true, 0, lossy(50));
 }
 
 #[test]
 fn when_models_fail() {
-    wears_out(|n| (MS, if n % 3 == 0 { Ok(100_000) } else { Err(Status::ModelFailed) }), false, 0, 20);
+    wears_out(|n| (MS, if n % 3 == 0 { Ok(100_000) } else { Err(Status::ModelFailed) }), false, 0, lossy(20));
 }
 
 #[test]
 fn when_deadlines_pass_in_the_middle_of_responses() {
-    wears_out(|_| (MS, Ok(200_000)), false, 3_000, 0);
+    wears_out(|_| (MS, Ok(200_000)), false, 1_200, lossy(0));
 }
 
 #[test]
 fn when_deadlines_pass_and_frames_are_lost() {
-    wears_out(|_| (MS, Ok(200_000)), false, 3_000, 50);
+    wears_out(|_| (MS, Ok(200_000)), false, 1_200, lossy(50));
+}
+
+#[test]
+fn when_deadlines_pass_and_the_server_never_hears_of_it() {
+    let deaf = Box::new(|way: &Way| way.up && way.header.kind == Kind::Cancel);
+    wears_out(|_| (MS, Ok(200_000)), false, 1_200, deaf);
 }

@@ -107,3 +107,46 @@ fn the_first_frame_is_lost_as_often_as_not() {
         assert_eq!(pair.ended().0, 1);
     });
 }
+
+#[test]
+fn what_was_lost_goes_before_what_is_new() {
+    // Credit for all of it, so that the large one never waits.
+    pair(&ServerConfig { receive_window: 4 << 20, ..config() }, &client_config(), |pair| {
+        let mut lost = false;
+        pair.wire =
+            lose(true, Kind::Request, move |way| way.header.request == 1 && !std::mem::replace(&mut lost, true));
+        // In records one after the other, so that the large one is under way when the small one is found lost.
+        let small = pair.ask(&Ask::rows(1));
+        pair.log.clear();
+        pair.ask(&Ask::bytes(1 << 20));
+        ends_within(pair, 2, SEC);
+        let of =
+            |n: u64| pair.log.iter().enumerate().filter(move |(_, w)| w.up && w.header.request == n).map(|(at, _)| at);
+        assert_eq!((of(1).count(), small.index), (2, 0), "the small one was to be lost once");
+        let (again, last_new) = (of(1).max().unwrap(), of(2).max().unwrap());
+        assert!(again + 100 < last_new, "it came after all of the other");
+    });
+}
+
+#[test]
+fn the_question_after_a_lost_error_is_lost_too() {
+    pair(&config(), &client_config(), |pair| {
+        pair.model = Box::new(|_| (0, Err(Status::ModelFailed)));
+        let (mut errors, mut questions) = (0, 0);
+        pair.wire = Box::new(move |way| match (way.up, way.header.kind) {
+            (false, Kind::Error) => {
+                errors += 1;
+                errors == 1
+            }
+            (true, Kind::Request) => {
+                questions += 1;
+                questions == 2
+            }
+            _ => false,
+        });
+        pair.ask(&Ask::rows(1));
+        // It is repeated like data, long before the next is due.
+        ends_within(pair, 1, 150 * MS);
+        assert_eq!(pair.ended().1, [Status::ModelFailed]);
+    });
+}

@@ -4,6 +4,7 @@
 #[path = "../rig/mod.rs"]
 mod rig;
 
+mod acknowledging;
 mod admission;
 mod at_most_once;
 mod cancel;
@@ -13,6 +14,7 @@ mod credit;
 mod forgetting;
 mod hellos;
 mod lost_answers;
+mod pings;
 mod priorities;
 mod shapes;
 mod shrinking_path;

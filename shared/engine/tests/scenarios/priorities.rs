@@ -1,7 +1,8 @@
 //! Urgent responses leave first, on streams and over datagrams.
 
-use splitrpc_engine::Peer;
-use splitrpc_wire::Kind;
+use splitrpc_engine::{Peer, ServerConfig};
+use splitrpc_wire::ack::{Ack, AckRange};
+use splitrpc_wire::{Header, Kind};
 
 use crate::rig::{Ask, addr, config, serve};
 
@@ -28,4 +29,37 @@ fn order_responses() {
             assert_eq!(order, [4, 7, 3, 6, 2, 1, 5]);
         });
     }
+}
+
+#[test]
+fn do_not_let_one_client_keep_the_others_waiting() {
+    serve(&ServerConfig { flight: 1024, ..config() }, |rig| {
+        let mut sessions = Vec::new();
+        for port in 0..3 {
+            sessions.push(rig.open_datagram(addr(port), 1, 1 << 30));
+        }
+        for (session, port) in sessions.iter().zip(0..) {
+            for id in 1..=4 {
+                let (request, _) = rig.submit(Peer::Datagram(addr(port)), *session, id, &Ask::bytes(16));
+                rig.answer(request, 1 << 20);
+            }
+        }
+        // The first windows are 64 KiB, some 45 datagrams; those of clients that are further along are larger.
+        for round in 0..6 {
+            let sent = rig.sent();
+            for (session, port) in sessions.iter().zip(0..) {
+                let packets: Vec<u32> =
+                    sent.iter().filter(|s| s.header.session == *session).map(|s| s.header.packet).collect();
+                let ranges = [AckRange::new(1, packets.into_iter().max().unwrap_or(1))];
+                let mut payload = [0; 64];
+                let length = Ack { max_data: 1 << 30, delay_us: 0, ranges: &ranges }.write(&mut payload);
+                let header = Header { session: *session, ..Header::new(Kind::Ack) };
+                rig.pass(1000);
+                rig.control(Peer::Datagram(addr(port)), header, &payload[..length]);
+            }
+            let owners: Vec<Peer> = sent.iter().map(|s| s.peer).collect();
+            let longest = owners.chunk_by(|a, b| a == b).map(<[Peer]>::len).max().unwrap_or(0);
+            assert!(longest <= 64 || round == 0 && longest <= 65, "{longest} datagrams in a row in round {round}");
+        }
+    });
 }

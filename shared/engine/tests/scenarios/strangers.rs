@@ -1,9 +1,10 @@
 //! Frames of sessions that do not exist.
 
-use splitrpc_engine::{MS, Peer};
-use splitrpc_wire::{Header, Kind, Status};
+use splitrpc_engine::{ClientVerdict, MS, Peer};
+use splitrpc_wire::{Flags, Header, Kind, Status, StatusPayload};
 
-use crate::rig::{Ask, addr, config, serve};
+use crate::rig::pair::{client_config, pair};
+use crate::rig::{Ask, addr, config, response, serve};
 
 #[test]
 fn are_told_so_seldom_and_in_no_more_bytes_than_they_sent() {
@@ -52,5 +53,31 @@ fn cannot_use_the_session_of_another_address() {
         }
         rig.control(Peer::Stream(session as u32 & 0xf_ffff), Header { session, ..Header::new(Kind::Goodbye) }, &[]);
         assert_eq!(rig.server.open_sessions(), 2);
+    });
+}
+
+#[test]
+fn cannot_speak_for_the_server() {
+    pair(&config(), &client_config(), |pair| {
+        pair.model = Box::new(|_| (10 * MS, Ok(100)));
+        pair.ask(&Ask::rows(1));
+        pair.run(MS);
+        let (now, other) = (pair.now(), 0xbad);
+        let mut failure = [0; 32];
+        let length = StatusPayload { status: Status::Internal, retry_after_us: 0, text: "" }.write(&mut failure);
+        for request in 0..3 {
+            for kind in [Kind::Error, Kind::Goodbye, Kind::Pong, Kind::HelloAck, Kind::Ack] {
+                let header = Header { session: other, request, length: length as u32, ..Header::new(kind) };
+                pair.client.handle_frame(now, &header, &failure[..length]);
+            }
+            let manifest = response(0);
+            let length = manifest.len() as u32;
+            let header = Header { flags: Flags::MANIFEST, session: other, request, ..Header::new(Kind::Response) };
+            let verdict = pair.client.handle_frame(now, &Header { length, total: length, ..header }, &manifest);
+            assert_eq!(verdict, ClientVerdict::Discard);
+        }
+        assert_eq!((pair.client.poll_event(), pair.client.open_requests()), (None, 1));
+        pair.run(20 * MS);
+        assert_eq!(pair.ended(), (1, Vec::new()));
     });
 }

@@ -111,3 +111,33 @@ fn failures_for_which_there_is_no_room_are_told_later() {
         rig.assert_empty();
     });
 }
+
+#[test]
+fn what_is_said_of_a_former_request_does_not_touch_the_one_that_has_its_record() {
+    serve(&config(), |rig| {
+        let (from, session) = (Peer::Stream(0), rig.open_stream(0));
+        let ask = Ask::bytes(100);
+        // One request at a time, so that each gets the record of the one before it.
+        let Verdict::Place(placement) = rig.frame(from, ask.first(session, 1, 8), &ask.manifest) else { panic!() };
+        rig.control(from, Header { session, request: 1, ..Header::new(Kind::Cancel) }, &[]);
+        let Verdict::Place(next) = rig.frame(from, ask.first(session, 2, 8), &ask.manifest) else { panic!() };
+        assert_eq!(placement.request.index, next.request.index);
+        assert!(!rig.server.still_placing(&placement));
+        rig.server.progressed(&placement, 8);
+        rig.server.placed(rig.now, &placement, 8, 0);
+        assert_eq!(rig.server.stats().bytes_placed, 0);
+        rig.control(from, Header { session, request: 2, ..Header::new(Kind::Cancel) }, &[]);
+
+        let mut tokens = Vec::new();
+        for id in 3..6 {
+            let (request, input) = rig.submit(from, session, id, &ask);
+            rig.complete(request, Status::Ok, input, &crate::rig::response(100));
+            let token = rig.sent_one().token.unwrap();
+            tokens.iter().for_each(|stale| rig.server.sent(*stale));
+            assert_eq!((token.index, rig.server.live_requests(), rig.server.free_slots(1)), (0, 1, 7));
+            rig.server.sent(token);
+            tokens.push(token);
+        }
+        rig.assert_empty();
+    });
+}

@@ -1,0 +1,76 @@
+//! What is acknowledged is in place; what is answered need not be acknowledged.
+
+use splitrpc_engine::{MS, Peer, Verdict};
+use splitrpc_wire::ack::Ack;
+use splitrpc_wire::{Flags, Header, Kind};
+
+use crate::rig::{Ask, Rig, addr, config, serve};
+
+/// Packet numbers in the acknowledgements that leave at once.
+fn acked_now(rig: &mut Rig<'_>) -> Vec<u32> {
+    let sent = rig.sent();
+    let acks = sent.iter().filter(|s| s.header.kind == Kind::Ack);
+    let mut packets: Vec<u32> =
+        acks.flat_map(|a| Ack::parse(&a.head).unwrap().ranges.iter().flat_map(|r| r.first()..=r.last())).collect();
+    packets.sort_unstable();
+    packets.dedup();
+    packets
+}
+
+/// Packet numbers in the acknowledgements that leave within the next milliseconds.
+fn acked(rig: &mut Rig<'_>) -> Vec<u32> {
+    rig.pass(2 * MS);
+    acked_now(rig)
+}
+
+#[test]
+fn only_what_was_placed() {
+    serve(&config(), |rig| {
+        let (from, session) = (Peer::Datagram(addr(1)), rig.open_datagram(addr(1), 1, 1 << 20));
+        let ask = Ask::bytes(3000);
+        let first = Header { packet: 1, ..ask.first(session, 1, 500) };
+        let Verdict::Place(first) = rig.frame(from, first, &ask.manifest) else { panic!() };
+        let part = Header { packet: 2, flags: Flags::ACK_NOW, ..ask.part(session, 1, 0, 1000, 500) };
+        let Verdict::Place(part) = rig.frame(from, part, &[]) else { panic!() };
+        assert_eq!(acked(rig), [], "nothing is in place yet");
+        rig.place(&part);
+        assert_eq!(acked(rig), [2]);
+        // Outside its message: dropped, and not acknowledged.
+        rig.frame(from, Header { packet: 3, ..ask.part(session, 1, 0, 2999, 2) }, &[]);
+        rig.place(&first);
+        assert_eq!(acked(rig), [1, 2]);
+        // Once more, under another number: in place already.
+        rig.frame(from, Header { packet: 4, ..ask.part(session, 1, 0, 1000, 500) }, &[]);
+        assert_eq!(acked(rig), [1, 2, 4]);
+    });
+}
+
+#[test]
+fn a_response_makes_it_superfluous_but_only_for_its_own_request() {
+    serve(&config(), |rig| {
+        let (from, session) = (Peer::Datagram(addr(1)), rig.open_datagram(addr(1), 1, 1 << 20));
+        let (one, _) = rig.submit(from, session, 1, &Ask::rows(1));
+        rig.answer(one, 10);
+        assert_eq!(acked_now(rig), []);
+        assert_eq!(acked(rig), []);
+        let (two, _) = rig.submit(from, session, 2, &Ask::rows(1));
+        rig.submit(from, session, 3, &Ask::rows(1));
+        rig.answer(two, 10);
+        assert_eq!(acked_now(rig), [1, 2, 3], "3 is not answered");
+    });
+}
+
+#[test]
+fn a_new_session_starts_with_a_clean_sheet() {
+    serve(&config(), |rig| {
+        for nonce in 1..20 {
+            let (from, session) = (Peer::Datagram(addr(1)), rig.open_datagram(addr(1), nonce, 1 << 20));
+            let (request, _) = rig.submit(from, session, 1, &Ask::rows(1));
+            assert_eq!(acked(rig), [1]);
+            rig.answer(request, 10);
+            let sent = rig.sent();
+            let response = sent.iter().find(|s| s.header.kind == Kind::Response).unwrap();
+            assert_eq!(response.header.packet, 1);
+        }
+    });
+}
