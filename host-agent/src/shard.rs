@@ -20,6 +20,9 @@ use crate::config::{Config, Wait};
 use crate::orchestrator::{self, Orchestrator, Parts, Served, Storage};
 use crate::plan::{EngineModel, Plan};
 
+/// The smallest receive window that an engine takes.
+const MIN_RECEIVE_WINDOW: u64 = 64 << 10;
+
 /// What all shards of a server have in common.
 #[derive(Debug)]
 pub struct Common<'c> {
@@ -98,7 +101,16 @@ pub fn start(
     let known: Vec<EngineModel> =
         models.iter().zip(&plan.models).map(|(model, pools)| EngineModel::new(model.factory.spec(), pools)).collect();
     let known: Vec<ModelPlan<'_>> = known.iter().map(EngineModel::plan).collect();
-    let engine = build_engine(&engine_config(config), &known, common.catalog, &plan.inputs)?;
+    let mut limits = engine_config(config);
+    if addresses.udp.is_some() {
+        // What the kernel cannot hold would be dropped, and sent again.
+        let room = UdpPort::receive_room(&udp_config(config, shard))?.max(MIN_RECEIVE_WINDOW);
+        if room < limits.receive_window {
+            tracing::warn!(bytes = room, "the kernel's limit on receive buffers cuts limits.receive_window_bytes");
+            limits.receive_window = room;
+        }
+    }
+    let engine = build_engine(&limits, &known, common.catalog, &plan.inputs)?;
     let (nic, host) = in_process(2 * config.limits.requests as usize);
     let waker = Waker::new()?;
     let rouse = waker.clone();
@@ -149,15 +161,7 @@ fn bind_udp(
     shard: usize,
     engine: &BuiltEngine,
 ) -> Result<Option<UdpPort>, StartError> {
-    let data = &config.data;
-    let buffer = |bytes: u32| (bytes > 0).then_some(bytes as usize);
-    let options = UdpPortConfig {
-        reuse_port: data.threads > 1,
-        recv_buffer: buffer(data.receive_buffer),
-        send_buffer: buffer(data.send_buffer),
-        drop_permille: data.drop_permille,
-        drop_seed: data.drop_seed.wrapping_add(shard as u64),
-    };
+    let options = udp_config(config, shard);
     let bind = |address| {
         UdpPort::bind(address, &options, engine).map_err(|error| StartError::Listen {
             transport: "udp",
@@ -166,6 +170,18 @@ fn bind_udp(
         })
     };
     address.map(bind).transpose()
+}
+
+fn udp_config(config: &Config, shard: usize) -> UdpPortConfig {
+    let data = &config.data;
+    let buffer = |bytes: u32| (bytes > 0).then_some(bytes as usize);
+    UdpPortConfig {
+        reuse_port: data.threads > 1,
+        recv_buffer: buffer(data.receive_buffer),
+        send_buffer: buffer(data.send_buffer),
+        drop_permille: data.drop_permille,
+        drop_seed: data.drop_seed.wrapping_add(shard as u64),
+    }
 }
 
 /// The engine's limits as the configuration has them.

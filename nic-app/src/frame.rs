@@ -23,23 +23,29 @@ pub(crate) fn measure(bytes: &[u8]) -> Result<Measured, WireError> {
         return Ok(Measured::Needs(HEADER_LEN));
     }
     let header = Header::parse(bytes)?;
-    let len = match header.kind {
-        Kind::Request | Kind::Response if !header.flags.has(Flags::MANIFEST) => HEADER_LEN,
+    let len = head_len(&header, bytes)?;
+    Ok(if len <= bytes.len() { Measured::Whole(header, len) } else { Measured::Needs(len) })
+}
+
+/// Bytes of the head that begins with `header`; where there are not enough bytes to tell, more than there are.
+#[inline]
+pub(crate) fn head_len(header: &Header, bytes: &[u8]) -> Result<usize, WireError> {
+    match header.kind {
+        Kind::Request | Kind::Response if !header.flags.has(Flags::MANIFEST) => Ok(HEADER_LEN),
         Kind::Request | Kind::Response => {
             const PREFIX: usize = HEADER_LEN + splitrpc_wire::manifest::MANIFEST_HEAD_LEN;
             if bytes.len() < PREFIX {
-                return Ok(Measured::Needs(PREFIX));
+                return Ok(PREFIX);
             }
             let manifest = Manifest::peek_len(&bytes[HEADER_LEN..])?;
             if manifest > header.length as usize {
                 return Err(WireError::BadExtent);
             }
-            HEADER_LEN + manifest
+            Ok(HEADER_LEN + manifest)
         }
-        _ if header.length > MAX_CONTROL => return Err(WireError::TooLong),
-        _ => HEADER_LEN + header.length as usize,
-    };
-    Ok(if len <= bytes.len() { Measured::Whole(header, len) } else { Measured::Needs(len) })
+        _ if header.length > MAX_CONTROL => Err(WireError::TooLong),
+        _ => Ok(HEADER_LEN + header.length as usize),
+    }
 }
 
 /// Copies `bytes` to where the bytes of `pieces` from `skip` on belong. Returns whether all of them had a place.

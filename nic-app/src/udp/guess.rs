@@ -56,6 +56,11 @@ impl Guess {
         self.doubt = if right { self.doubt.saturating_sub(1) } else { DOUBT };
     }
 
+    /// Whether the placement belongs to the request that is known to be arriving.
+    pub(super) fn follows(&self, placement: &Placement) -> bool {
+        self.current == Some(placement.request)
+    }
+
     /// A request's frame was placed. `head` is its manifest, if it brought one.
     pub(super) fn placed(&mut self, engine: &Engine, placement: &Placement, header: &Header, head: &[u8]) {
         self.current = engine.still_placing(placement).then_some(placement.request);

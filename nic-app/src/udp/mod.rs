@@ -98,6 +98,18 @@ pub struct UdpPort {
 }
 
 impl UdpPort {
+    /// Bytes that may be under way to a port set up like this without being dropped: what the kernel grants of the receive
+    /// buffer, less what it spends on each datagram. An engine's receive window should be no larger.
+    ///
+    /// # Errors
+    /// Those of the kernel.
+    pub fn receive_room(config: &UdpPortConfig) -> io::Result<u64> {
+        let options = UdpOptions { recv_buffer: config.recv_buffer, ..UdpOptions::default() };
+        let probe = UdpSocket::bind(SocketAddr::from(([127, 0, 0, 1], 0)), &options)?;
+        // The kernel counts its own overhead, which for small datagrams is as large as they are.
+        Ok(probe.buffers()?.0 as u64 / 2)
+    }
+
     /// Binds `address` on behalf of an engine; port 0 lets the kernel choose. All buffers are allocated now.
     ///
     /// # Errors

@@ -10,7 +10,7 @@ use splitrpc_wire::{HEADER_LEN, Header, Kind, MAX_MANIFEST_LEN, WireError};
 use super::fault::Fault;
 use super::guess::Guess;
 use super::plan::Plan;
-use crate::frame::{Measured, measure, place};
+use crate::frame::{Measured, head_len, measure, place};
 use crate::storage::Engine;
 
 /// Bytes that a look at a datagram takes: a header and the longest manifest.
@@ -140,43 +140,47 @@ impl Receiver {
     ) -> Result<(), WireError> {
         let mut at = start;
         while at < end {
-            let (header, head) = self.find_head(cx.arena, at, end, len)?;
+            // Nearly always all of it is where it was expected, or behind everything that was.
+            let bytes = match self.plan.bytes(at, end) {
+                Some(bytes) if bytes.len() >= HEADER_LEN => bytes,
+                _ => self.straight(cx.arena, at, end, len),
+            };
+            let header = Header::parse(bytes)?;
+            let mut head = head_len(&header, bytes)?;
+            if head > bytes.len() {
+                let bytes = self.straight(cx.arena, at, end, len);
+                head = head_len(&header, bytes)?;
+            }
             let next = at + HEADER_LEN + header.length as usize;
-            if next > end {
+            if next > end || at + head > next {
                 return Err(WireError::Truncated);
             }
-            let bytes = self.plan.bytes(at, at + head).unwrap_or_default();
-            let manifest = &bytes[HEADER_LEN..];
             let verdict = match known.take() {
                 Some(verdict) => verdict,
-                None => cx.engine.handle_frame(cx.now, peer, &header, manifest),
+                None => cx.engine.handle_frame(cx.now, peer, &header, behind(&mut self.plan, at, head)),
             };
             if let Verdict::Place(placement) = verdict {
-                let brought = header.kind == Kind::Request && !manifest.is_empty();
-                if brought && let Some(meta) = cx.arena.meta(placement.run) {
-                    meta.copy_from(manifest);
+                if head > HEADER_LEN
+                    && let Some(meta) = cx.arena.meta(placement.run)
+                {
+                    meta.copy_from(behind(&mut self.plan, at, head));
                 }
                 self.put(cx, &placement, at + head, next, len);
-                let bytes = self.plan.bytes(at, at + head).unwrap_or_default();
-                self.guess.placed(cx.engine, &placement, &header, &bytes[HEADER_LEN..]);
+                // In between there is nothing to learn.
+                if head > HEADER_LEN || end == len || !self.guess.follows(&placement) {
+                    let manifest = behind(&mut self.plan, at, head);
+                    self.guess.placed(cx.engine, &placement, &header, manifest);
+                }
             }
             at = next;
         }
         Ok(())
     }
 
-    /// The head that begins at `at`, with all of its bytes in one place.
-    fn find_head(&mut self, arena: &Arena, at: usize, end: usize, len: usize) -> Result<(Header, usize), WireError> {
-        for straightened in [false, true] {
-            if straightened {
-                self.plan.linearise(arena, at, len);
-            }
-            let Some(bytes) = self.plan.bytes(at, end) else { continue };
-            if let Measured::Whole(header, head) = measure(bytes)? {
-                return Ok((header, head));
-            }
-        }
-        Err(WireError::Truncated)
+    /// The bytes from `at` to `end`, in one piece.
+    fn straight(&mut self, arena: &Arena, at: usize, end: usize, len: usize) -> &[u8] {
+        self.plan.linearise(arena, at, len);
+        self.plan.bytes(at, end).unwrap_or_default()
     }
 
     /// Sees to it that a frame's tensor data, from `at` to `next` in the receive, is in its slots.
@@ -200,4 +204,12 @@ impl Receiver {
         }
         cx.engine.placed(cx.now, placement, data, fixup);
     }
+}
+
+/// What of a head follows the header.
+fn behind(plan: &mut Plan, at: usize, head: usize) -> &[u8] {
+    if head == HEADER_LEN {
+        return &[];
+    }
+    plan.bytes(at, at + head).and_then(|bytes| bytes.get(HEADER_LEN..)).unwrap_or_default()
 }
