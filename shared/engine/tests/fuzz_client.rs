@@ -14,7 +14,6 @@ use splitrpc_engine::{
     Client, ClientConfig, ClientEvent, ClientPlacement, ClientVerdict, MS, RequestSpec, SEC, SubmitError, Time,
 };
 use splitrpc_ring::RequestKey;
-use splitrpc_wire::ack::{Ack, AckRange};
 use splitrpc_wire::hello::{Abilities, Challenge, HelloAck};
 use splitrpc_wire::{Flags, HEADER_LEN, Header, Kind, Manifest, Status, StatusPayload, VERSION, WireError};
 
@@ -138,14 +137,8 @@ impl Play {
     }
 
     fn any_frame(&mut self, script: &mut Script<'_>) {
-        let mut flags = Flags::NONE;
-        for flag in [Flags::MANIFEST, Flags::LAST, Flags::TAGGED, Flags::SEALED, Flags::MORE, Flags::ACK_NOW] {
-            if script.chance(60) {
-                flags = flags.with(flag);
-            }
-        }
         let header = Header {
-            flags,
+            flags: script.flags(),
             session: if script.chance(220) { SESSION } else { script.number() },
             request: script.number(),
             tensor: script.number() as u16,
@@ -253,20 +246,9 @@ impl Play {
     }
 
     fn acknowledge(&mut self, script: &mut Script<'_>) {
-        let mut last = script.number() as u32;
-        let ranges: Vec<AckRange> = (0..script.below(6))
-            .map(|_| {
-                let first = last.wrapping_sub(script.number() as u32);
-                let range = AckRange::new(first, last);
-                last = first.wrapping_sub(2 + script.below(4) as u32);
-                range
-            })
-            .collect();
-        let max_data = script.number() << script.below(16);
-        let mut payload = [0; 300];
-        let length = Ack { max_data, delay_us: script.number() as u32, ranges: &ranges }.write(&mut payload);
+        let payload = script.ack();
         let kind = if script.chance(200) { Kind::Ack } else { Kind::Credit };
-        self.frame(Header { session: SESSION, length: length as u32, ..Header::new(kind) }, &payload[..length]);
+        self.frame(Header { session: SESSION, length: payload.len() as u32, ..Header::new(kind) }, &payload);
     }
 
     fn error(&mut self, script: &mut Script<'_>) {

@@ -11,7 +11,6 @@ use rig::script::Script;
 use rig::{Ask, OUTPUT_POOL, Rig, addr, config, hello, response, serve};
 use splitrpc_engine::{CompletionHead, MS, Peer, Placement, SEC, Verdict};
 use splitrpc_ring::{Completion, RequestKey, Run, Submission};
-use splitrpc_wire::ack::{Ack, AckRange};
 use splitrpc_wire::hello::Challenge;
 use splitrpc_wire::{Flags, HEADER_LEN, Header, Kind, Manifest, Status, StatusPayload, WireError};
 
@@ -194,14 +193,8 @@ impl<'r, 'a> Play<'r, 'a> {
 
     fn any_frame(&mut self, script: &mut Script<'_>) {
         let from = peer(script.below(PEERS));
-        let mut flags = Flags::NONE;
-        for flag in [Flags::MANIFEST, Flags::LAST, Flags::REPEATABLE, Flags::TAGGED, Flags::SEALED, Flags::ACK_NOW] {
-            if script.chance(60) {
-                flags = flags.with(flag);
-            }
-        }
         let header = Header {
-            flags,
+            flags: script.flags(),
             priority: script.byte(),
             model: script.number() as u16,
             session: self.session(script, from),
@@ -347,20 +340,9 @@ impl<'r, 'a> Play<'r, 'a> {
 
     fn acknowledge(&mut self, script: &mut Script<'_>) {
         let from = peer(script.below(5));
-        let mut last = script.number() as u32;
-        let ranges: Vec<AckRange> = (0..script.below(6))
-            .map(|_| {
-                let first = last.wrapping_sub(script.number() as u32);
-                let range = AckRange::new(first, last);
-                last = first.wrapping_sub(2 + script.below(4) as u32);
-                range
-            })
-            .collect();
-        let ack = Ack { max_data: script.number(), delay_us: script.number() as u32, ranges: &ranges };
-        let mut payload = [0; 300];
-        let length = ack.write(&mut payload);
-        let header = Header { session: self.session(script, from), length: length as u32, ..Header::new(Kind::Ack) };
-        self.frame(from, header, &payload[..length]);
+        let payload = script.ack();
+        let session = self.session(script, from);
+        self.frame(from, Header { session, length: payload.len() as u32, ..Header::new(Kind::Ack) }, &payload);
     }
 
     fn simple(&mut self, script: &mut Script<'_>) {

@@ -1,5 +1,8 @@
 //! Bytes read as decisions: what fuzz inputs are made of.
 
+use splitrpc_wire::Flags;
+use splitrpc_wire::ack::{Ack, AckRange, MAX_ACK_LEN};
+
 /// Inputs up to this length are seeds: when they end, as many decisions as [`LENGTH`] follow from them. Random engines make
 /// no longer ones; those that follow coverage do, and such a longer input is a script to the letter.
 const SEED: usize = 64;
@@ -56,5 +59,33 @@ impl<'b> Script<'b> {
 
     pub fn pick<'t, T>(&mut self, of: &'t [T]) -> Option<&'t T> {
         if of.is_empty() { None } else { Some(&of[self.below(of.len())]) }
+    }
+
+    /// The payload of an acknowledgement, with ranges that parse.
+    pub fn ack(&mut self) -> Vec<u8> {
+        let mut last = self.number() as u32;
+        let mut ranges = Vec::new();
+        for _ in 0..self.below(6) {
+            let first = last.wrapping_sub(self.number() as u32);
+            ranges.push(AckRange::new(first, last));
+            last = first.wrapping_sub(2 + self.below(4) as u32);
+        }
+        let ack = Ack { max_data: self.number() << self.below(16), delay_us: self.number() as u32, ranges: &ranges };
+        let mut payload = [0; MAX_ACK_LEN];
+        let length = ack.write(&mut payload);
+        payload[..length].to_vec()
+    }
+
+    /// Any flags.
+    pub fn flags(&mut self) -> Flags {
+        let mut flags = Flags::NONE;
+        for flag in
+            [Flags::MANIFEST, Flags::LAST, Flags::REPEATABLE, Flags::TAGGED, Flags::SEALED, Flags::MORE, Flags::ACK_NOW]
+        {
+            if self.chance(50) {
+                flags = flags.with(flag);
+            }
+        }
+        flags
     }
 }
