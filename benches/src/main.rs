@@ -57,6 +57,9 @@ struct Compare {
     /// Only these arms. A floor's second run comes with the floor.
     #[arg(long, value_delimiter = ',')]
     arms: Vec<Arm>,
+    /// Only loads whose name, as the table shows it, contains one of these.
+    #[arg(long, value_delimiter = ',', value_name = "TEXT")]
+    loads: Vec<String>,
     /// Where to write the JSON.
     #[arg(long, value_name = "FILE", default_value = "target/compare/compare.json")]
     json: PathBuf,
@@ -173,6 +176,10 @@ fn compare(options: &Compare) -> anyhow::Result<()> {
     if options.server.is_some() {
         remote_only(&mut points, options.server_wait);
     }
+    if !options.loads.is_empty() {
+        points.retain(|point| options.loads.iter().any(|part| point.id().contains(part)));
+    }
+    anyhow::ensure!(!points.is_empty(), "no load is left: --arms, --loads and --server-wait exclude all of them");
     let limit = Duration::from_secs(options.limit.unwrap_or(if options.quick { 54 } else { 285 }));
     let machine = Machine::this();
     match cores {
