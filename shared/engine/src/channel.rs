@@ -133,6 +133,24 @@ impl<C: Congestion> Channel<C> {
         self.flight.send(ring, now, cargo, bytes) as u32
     }
 
+    /// How many of `most` further frames of `bytes` each may leave along with one that has just been sent.
+    pub(crate) fn room_for(&self, bytes: u32, most: u32) -> u32 {
+        let window = self.congestion.window().saturating_sub(self.flight.bytes());
+        let frames = window.min(self.pacer.tokens()) / u64::from(bytes.max(1));
+        frames.min(self.flight.room()).min(u64::from(most)) as u32
+    }
+
+    /// Records the frames that make a train with the one sent just before: parts of one tensor, `count` of them.
+    pub(crate) fn send_following(&mut self, ring: &mut [SentFrame], now: Time, mut cargo: Cargo, bytes: u32, count: u32) {
+        for _ in 0..count {
+            if let Cargo::Part { offset, length, .. } = &mut cargo {
+                *offset += *length;
+            }
+            self.send(ring, now, cargo, bytes);
+        }
+        self.window_limited |= self.flight.bytes() > self.congestion.window() / 2;
+    }
+
     pub(crate) fn progressed_at(&self) -> Time {
         self.progressed_at
     }

@@ -3,6 +3,7 @@
 use splitrpc_ring::RequestKey;
 
 use crate::Time;
+use crate::message::Chunk;
 
 /// What a sent frame carried, so that it can be sent again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
@@ -17,6 +18,21 @@ pub(crate) enum Cargo {
 }
 
 impl Cargo {
+    pub(crate) fn of(key: RequestKey, chunk: Chunk) -> Cargo {
+        match chunk {
+            Chunk::First { length, whole } => Cargo::First { key, length, whole },
+            Chunk::Part { tensor, offset, length } => Cargo::Part { key, tensor, offset, length },
+        }
+    }
+
+    pub(crate) fn chunk(&self) -> Option<Chunk> {
+        match *self {
+            Cargo::None => None,
+            Cargo::First { length, whole, .. } => Some(Chunk::First { length, whole }),
+            Cargo::Part { tensor, offset, length, .. } => Some(Chunk::Part { tensor, offset, length }),
+        }
+    }
+
     pub(crate) fn key(&self) -> Option<RequestKey> {
         match *self {
             Cargo::None => None,
@@ -81,6 +97,11 @@ impl Flight {
 
     pub(crate) fn is_full(&self) -> bool {
         self.next - self.oldest > self.mask
+    }
+
+    /// How many more frames it takes.
+    pub(crate) fn room(&self) -> u64 {
+        self.mask + 1 - (self.next - self.oldest)
     }
 
     pub(crate) fn is_empty(&self) -> bool {

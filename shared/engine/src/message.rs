@@ -111,6 +111,14 @@ pub enum Chunk {
 }
 
 impl Chunk {
+    /// A chunk with as many further ones behind it, each as long as it is.
+    pub(crate) fn with_following(self, count: u32) -> Chunk {
+        match self {
+            Chunk::Part { tensor, offset, length } => Chunk::Part { tensor, offset, length: length * (count + 1) },
+            first @ Chunk::First { .. } => first,
+        }
+    }
+
     pub(crate) fn length(&self) -> u32 {
         match *self {
             Chunk::First { length, .. } | Chunk::Part { length, .. } => length,

@@ -101,6 +101,20 @@ impl Outgoing {
         Some(chunk)
     }
 
+    /// Takes what follows a chunk of `room` bytes in further ones of the same tensor and length, at most `most` of them
+    /// and with no more than `credit` bytes of new data. Returns how many they are.
+    pub(crate) fn take_following(&mut self, chunk: Chunk, room: u32, credit: u64, most: u32) -> u32 {
+        let Chunk::Part { tensor, offset, length } = chunk else { return 0 };
+        if length != room || (tensor, offset + length) != (self.tensor, self.offset) || self.next_is_repeat() {
+            return 0;
+        }
+        let left = u64::from(self.sizes.get(tensor).unwrap_or(0).saturating_sub(self.offset));
+        let lent = (self.fresh_bytes + credit).saturating_sub(self.position());
+        let count = (left.min(lent) / u64::from(room)).min(u64::from(most)) as u32;
+        self.advance(count * room);
+        count
+    }
+
     fn next_first(&mut self, room: u32, credit: u64) -> Option<Chunk> {
         let room = room.checked_sub(u32::from(self.head_len))?;
         let total = self.sizes.total();

@@ -37,6 +37,11 @@ impl Pacer {
         if short == 0 { None } else { Some(now + mul_div(short, rtt, rate.max(1)) + 1) }
     }
 
+    /// Bytes that may leave without a wait.
+    pub(crate) fn tokens(&self) -> u64 {
+        self.tokens
+    }
+
     pub(crate) fn spend(&mut self, bytes: u64) {
         self.tokens = self.tokens.saturating_sub(bytes);
     }

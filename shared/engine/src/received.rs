@@ -43,35 +43,51 @@ impl Received {
 
     /// Records a packet whose frame was dealt with.
     pub(crate) fn record(&mut self, now: Time, packet: u64, ack_now: bool) {
-        if packet < self.floor {
+        self.record_train(now, packet, 1, ack_now);
+    }
+
+    /// Records as many packets in a row, `first` and those after it, whose frames were dealt with.
+    pub(crate) fn record_train(&mut self, now: Time, first: u64, count: u32, ack_now: bool) {
+        let end = first + u64::from(count);
+        if end <= self.floor {
             self.due = now;
             return;
         }
         let highest = self.highest();
-        let in_order = packet == highest + 1;
-        while !self.packets.can_insert(packet, packet + 1) {
+        let in_order = first == highest + 1;
+        let mut first = first.max(self.floor);
+        while !self.packets.can_insert(first, end) {
             let lowest = self.packets.first();
             self.packets.forget_lowest();
             self.floor = lowest.map_or(self.floor, |(_, end)| end);
+            first = first.max(self.floor);
         }
-        if packet >= self.floor {
-            // There is room: made just above.
-            let _ = self.packets.insert(packet, packet + 1);
-        }
-        if packet > highest {
+        // There is room: made just above.
+        let _ = self.packets.insert(first, end);
+        if end - 1 > highest {
             self.highest_at = now;
-            while let Some((_, end)) = self.packets.first().filter(|(_, end)| end + HORIZON < packet) {
+            while let Some((_, gone)) = self.packets.first().filter(|(_, gone)| gone + HORIZON < end - 1) {
                 self.packets.forget_lowest();
-                self.floor = end;
+                self.floor = gone;
             }
         }
-        self.unacked += 1;
+        self.unacked += count;
         let at_once = ack_now || !in_order || self.unacked >= PACKETS_PER_ACK;
         self.due = self.due.min(if at_once { now } else { now + MAX_ACK_DELAY });
     }
 
+    /// Records packets in a row whose content was here already: the peer has not heard of it yet.
+    pub(crate) fn record_again(&mut self, now: Time, first: u64, count: u32, ack_now: bool) {
+        for packet in first..first + u64::from(count) {
+            if !self.is_duplicate(packet) {
+                self.record(now, packet, ack_now);
+            }
+        }
+        self.remind(now);
+    }
+
     /// A duplicate arrived: the peer has not heard of it yet.
-    pub(crate) fn remind(&mut self, now: Time) {
+    fn remind(&mut self, now: Time) {
         self.unacked = self.unacked.max(1);
         self.due = self.due.min(now + MAX_ACK_DELAY / 4);
     }

@@ -67,6 +67,12 @@ impl Kind {
         Kind::Goodbye,
     ];
 
+    /// Whether frames of this kind carry a message's manifest and tensors.
+    #[must_use]
+    pub const fn carries_tensors(self) -> bool {
+        matches!(self, Kind::Request | Kind::Response)
+    }
+
     fn from_code(code: u8) -> Option<Kind> {
         Kind::ALL.get(usize::from(code).wrapping_sub(1)).copied()
     }
@@ -115,9 +121,9 @@ impl Flags {
 }
 
 /// The header as it lies on the wire: little-endian, no padding.
-#[derive(Clone, Copy, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
+#[derive(Clone, Copy, Debug, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
 #[repr(C)]
-struct Raw {
+pub(crate) struct Raw {
     magic: U16,
     version: u8,
     kind: u8,
@@ -128,10 +134,10 @@ struct Raw {
     request: U64,
     tensor: U16,
     credit: U16,
-    packet: U32,
+    pub(crate) packet: U32,
     length: U32,
     deadline_us: U32,
-    offset: U32,
+    pub(crate) offset: U32,
     total: U32,
     tag: [u8; 16],
 }
@@ -237,24 +243,7 @@ impl Header {
     /// The header as bytes.
     #[must_use]
     pub fn to_bytes(&self) -> [u8; HEADER_LEN] {
-        zerocopy::transmute!(Raw {
-            magic: U16::new(MAGIC),
-            version: VERSION,
-            kind: self.kind as u8,
-            flags: self.flags.bits(),
-            priority: self.priority,
-            model: U16::new(self.model),
-            session: U64::new(self.session),
-            request: U64::new(self.request),
-            tensor: U16::new(self.tensor),
-            credit: U16::new(self.credit),
-            packet: U32::new(self.packet),
-            length: U32::new(self.length),
-            deadline_us: U32::new(self.deadline_us),
-            offset: U32::new(self.offset),
-            total: U32::new(self.total),
-            tag: self.tag,
-        })
+        zerocopy::transmute!(Raw::from(self))
     }
 
     /// Whether this one frame is a whole message: its manifest and then all of its tensors, back to back.
@@ -280,6 +269,30 @@ impl Header {
                 Ok(())
             }
             _ => Ok(()),
+        }
+    }
+}
+
+impl From<&Header> for Raw {
+    #[inline]
+    fn from(header: &Header) -> Raw {
+        Raw {
+            magic: U16::new(MAGIC),
+            version: VERSION,
+            kind: header.kind as u8,
+            flags: header.flags.bits(),
+            priority: header.priority,
+            model: U16::new(header.model),
+            session: U64::new(header.session),
+            request: U64::new(header.request),
+            tensor: U16::new(header.tensor),
+            credit: U16::new(header.credit),
+            packet: U32::new(header.packet),
+            length: U32::new(header.length),
+            deadline_us: U32::new(header.deadline_us),
+            offset: U32::new(header.offset),
+            total: U32::new(header.total),
+            tag: header.tag,
         }
     }
 }

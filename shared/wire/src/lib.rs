@@ -18,6 +18,7 @@ pub mod manifest;
 pub mod path;
 mod status;
 pub mod tensor;
+mod train;
 
 pub use error::WireError;
 pub use header::{Flags, HEADER_LEN, Header, Kind, MANIFEST_TENSOR, TOTAL_UNKNOWN};
@@ -25,6 +26,7 @@ pub use manifest::{MAX_MANIFEST_LEN, Manifest, ManifestWriter, TensorDesc};
 pub use path::{Path, STAGES, Stage};
 pub use status::{Fault, MAX_STATUS_TEXT, Status, StatusPayload};
 pub use tensor::{DType, MAX_RANK, MAX_TENSORS, Shape};
+pub use train::Train;
 
 /// The protocol version that this crate speaks. A draft until version 1 is frozen.
 pub const VERSION: u8 = 0;

@@ -15,7 +15,21 @@ impl<S: ClientStorage, C: Congestion> Client<S, C> {
     /// Takes in one frame from the server. `head` is the part of its payload that is not tensor data: the manifest where
     /// the frame has one, all of it for frames other than responses, else nothing.
     pub fn handle_frame(&mut self, now: Time, header: &Header, head: &[u8]) -> ClientVerdict {
-        self.stats.frames_in += 1;
+        self.handle(now, header, head, 1)
+    }
+
+    /// Takes in `frames` response frames at once that make a [`Train`](splitrpc_wire::Train) with `first` at its head: one
+    /// verdict and one placement for all of their data.
+    pub fn handle_train(&mut self, now: Time, first: &Header, frames: u32) -> ClientVerdict {
+        let in_trains = first.kind == Kind::Response && !first.flags.has(Flags::MANIFEST);
+        match first.length.checked_mul(frames).filter(|_| in_trains && frames > 0) {
+            Some(length) => self.handle(now, &Header { length, ..*first }, &[], frames),
+            None => ClientVerdict::Discard,
+        }
+    }
+
+    fn handle(&mut self, now: Time, header: &Header, head: &[u8], packets: u32) -> ClientVerdict {
+        self.stats.frames_in += u64::from(packets);
         if header.flags.has(Flags::TAGGED) || header.flags.has(Flags::SEALED) {
             self.stats.malformed += 1;
             return ClientVerdict::Discard;
@@ -29,7 +43,7 @@ impl<S: ClientStorage, C: Congestion> Client<S, C> {
             }
             (Phase::Ready, kind) => {
                 self.last_heard = now;
-                self.session_frame(now, kind, header, head)
+                self.session_frame(now, kind, header, head, packets)
             }
         }
     }
@@ -64,9 +78,16 @@ impl<S: ClientStorage, C: Congestion> Client<S, C> {
         ClientVerdict::Done
     }
 
-    fn session_frame(&mut self, now: Time, kind: Kind, header: &Header, head: &[u8]) -> ClientVerdict {
+    fn session_frame(
+        &mut self,
+        now: Time,
+        kind: Kind,
+        header: &Header,
+        head: &[u8],
+        packets: u32,
+    ) -> ClientVerdict {
         match kind {
-            Kind::Response => return self.on_response(now, header, head),
+            Kind::Response => return self.on_response(now, header, head, packets),
             Kind::Ack | Kind::Credit => match Ack::parse(head) {
                 Ok(ack) => {
                     let (slots, flight) = self.storage.parts();
@@ -114,17 +135,20 @@ impl<S: ClientStorage, C: Congestion> Client<S, C> {
         }
     }
 
-    fn on_response(&mut self, now: Time, header: &Header, head: &[u8]) -> ClientVerdict {
+    fn on_response(&mut self, now: Time, header: &Header, head: &[u8], packets: u32) -> ClientVerdict {
         let packet = self.channel.received.expand(header.packet);
         let ack_now = header.flags.has(Flags::ACK_NOW);
         let Some(index) = self.by_id(header.request) else {
             // Answered or given up long ago: the server may forget it too.
             self.stats.discarded += 1;
-            if !self.channel.received.is_duplicate(packet) && self.given_up.as_slice().contains(&header.request) {
+            if self.given_up.as_slice().contains(&header.request) {
                 // What is acknowledged counts for both sides, whether anybody wants it or not.
-                self.channel.received_data += u64::from(header.length).saturating_sub(head.len() as u64);
+                let each = u64::from(header.length).saturating_sub(head.len() as u64) / u64::from(packets);
+                let all = packet..packet + u64::from(packets);
+                let new = all.filter(|packet| !self.channel.received.is_duplicate(*packet)).count() as u64;
+                self.channel.received_data += new * each;
             }
-            self.channel.received.record(now, packet, ack_now);
+            self.channel.received.record_train(now, packet, packets, ack_now);
             return ClientVerdict::Discard;
         };
         let manifest = match header.flags.has(Flags::MANIFEST) {
@@ -170,14 +194,11 @@ impl<S: ClientStorage, C: Congestion> Client<S, C> {
         match slot.incoming.chunk(header, manifest.as_ref()) {
             Ok(chunk) => {
                 let request = slot.key(index);
-                ClientVerdict::Place(ClientPlacement { request, chunk, packet, ack_now })
+                ClientVerdict::Place(ClientPlacement { request, chunk, packet, packets, ack_now })
             }
             Err(Misfit::Duplicate) => {
                 self.stats.discarded += 1;
-                if !self.channel.received.is_duplicate(packet) {
-                    self.channel.received.record(now, packet, ack_now);
-                }
-                self.channel.received.remind(now);
+                self.channel.received.record_again(now, packet, packets, ack_now);
                 ClientVerdict::Discard
             }
             Err(Misfit::Outside | Misfit::TooFragmented) => {
@@ -203,7 +224,7 @@ impl<S: ClientStorage, C: Congestion> Client<S, C> {
         let new = slot.incoming.commit(&placement.chunk);
         let complete = slot.incoming.is_complete();
         self.channel.received_data += new;
-        self.channel.received.record(now, placement.packet, placement.ack_now);
+        self.channel.received.record_train(now, placement.packet, placement.packets, placement.ack_now);
         if complete {
             self.end(now, index);
             self.storage.parts().0[index].state = State::Free;

@@ -26,11 +26,27 @@ pub struct ClientTransmit<'e> {
     pub data: Pieces<'e>,
     /// May ride in the same datagram as the frame before it.
     pub rides_along: bool,
+    /// How many frames this is: more than one are a [`Train`](splitrpc_wire::Train) with `header` at its head, and `data`
+    /// is that of all of them.
+    pub frames: u32,
+}
+
+/// A frame of a request's data, or a train of them.
+struct Part {
+    index: usize,
+    chunk: Chunk,
+    packet: u32,
+    frames: u32,
 }
 
 impl<S: ClientStorage, C: Congestion> Client<S, C> {
     /// The next frame to send, until there is none for now.
     pub fn poll_transmit(&mut self, now: Time) -> Option<ClientTransmit<'_>> {
+        self.poll_train(now, 1)
+    }
+
+    /// The next frame to send, or up to `most` at once where they make a train, until there is none for now.
+    pub fn poll_train(&mut self, now: Time, most: u32) -> Option<ClientTransmit<'_>> {
         match self.phase {
             Phase::Greeting { token } if self.hello_at <= now => {
                 self.hello_at = now + HELLO_RETRY;
@@ -59,9 +75,9 @@ impl<S: ClientStorage, C: Congestion> Client<S, C> {
             self.list = Some((offset, now + LIST_RETRY));
             return Some(self.bare(Header { offset, ..Header::new(Kind::List) }));
         }
-        if let Some((index, chunk, packet)) = self.next_data(now) {
+        if let Some(part) = self.next_data(now, most) {
             self.sent_data = true;
-            return Some(self.data_frame(now, index, chunk, packet));
+            return Some(self.data_frame(now, &part));
         }
         let rides_along = core::mem::take(&mut self.sent_data);
         let due = self.channel.received.due() <= now;
@@ -88,13 +104,13 @@ impl<S: ClientStorage, C: Congestion> Client<S, C> {
         self.scratch[..Hello::LEN].copy_from_slice(&hello.to_bytes());
         self.stats.frames_out += 1;
         let header = Header { length: HELLO_LEN as u32, ..Header::new(Kind::Hello) };
-        ClientTransmit { header, head: &self.scratch, request: None, data: nothing(), rides_along: false }
+        ClientTransmit { header, head: &self.scratch, request: None, data: nothing(), rides_along: false, frames: 1 }
     }
 
     fn bare(&mut self, header: Header) -> ClientTransmit<'_> {
         self.stats.frames_out += 1;
         let header = Header { session: self.session, ..header };
-        ClientTransmit { header, head: &[], request: None, data: nothing(), rides_along: false }
+        ClientTransmit { header, head: &[], request: None, data: nothing(), rides_along: false, frames: 1 }
     }
 
     fn cancel_frame(&mut self, now: Time, id: u64) -> ClientTransmit<'_> {
@@ -117,10 +133,10 @@ impl<S: ClientStorage, C: Congestion> Client<S, C> {
         let length = Ack { max_data, delay_us, ranges: &self.ranges }.write(&mut self.scratch);
         self.stats.frames_out += 1;
         let header = Header { session: self.session, length: length as u32, ..Header::new(kind) };
-        ClientTransmit { header, head: &self.scratch[..length], request: None, data: nothing(), rides_along }
+        ClientTransmit { header, head: &self.scratch[..length], request: None, data: nothing(), rides_along, frames: 1 }
     }
 
-    fn next_data(&mut self, now: Time) -> Option<(usize, Chunk, u32)> {
+    fn next_data(&mut self, now: Time, most: u32) -> Option<Part> {
         let datagram = u32::from(self.channel.datagram);
         let count = self.storage.slots().len();
         // What must go again goes first; the requests follow one after the other.
@@ -152,23 +168,26 @@ impl<S: ClientStorage, C: Congestion> Client<S, C> {
             let fresh = slot.outgoing.fresh_bytes();
             let room = datagram - HEADER_LEN as u32;
             let Some(chunk) = slot.outgoing.next_chunk(room, self.channel.credit()) else { continue };
-            self.channel.sent_data += slot.outgoing.fresh_bytes() - fresh;
             if again.is_none() {
                 self.current = index;
             }
-            let key = slot.key(index);
-            let (cargo, head) = match chunk {
-                Chunk::First { length, whole } => (Cargo::First { key, length, whole }, u32::from(slot.head_len)),
-                Chunk::Part { tensor, offset, length } => (Cargo::Part { key, tensor, offset, length }, 0),
-            };
-            let packet = self.channel.send(flight, now, cargo, HEADER_LEN as u32 + head + chunk.length());
-            return Some((index, chunk, packet));
+            let cargo = Cargo::of(slot.key(index), chunk);
+            let head = if matches!(chunk, Chunk::First { .. }) { u32::from(slot.head_len) } else { 0 };
+            let bytes = HEADER_LEN as u32 + head + chunk.length();
+            let packet = self.channel.send(flight, now, cargo, bytes);
+            let credit = self.channel.credit().saturating_sub(slot.outgoing.fresh_bytes() - fresh);
+            let following = self.channel.room_for(bytes, most - 1);
+            let following = slot.outgoing.take_following(chunk, room, credit, following);
+            self.channel.send_following(flight, now, cargo, bytes, following);
+            self.channel.sent_data += slot.outgoing.fresh_bytes() - fresh;
+            return Some(Part { index, chunk: chunk.with_following(following), packet, frames: following + 1 });
         }
         None
     }
 
-    fn data_frame(&mut self, now: Time, index: usize, chunk: Chunk, packet: u32) -> ClientTransmit<'_> {
-        self.stats.frames_out += 1;
+    fn data_frame(&mut self, now: Time, part: &Part) -> ClientTransmit<'_> {
+        let Part { index, chunk, packet, frames } = *part;
+        self.stats.frames_out += u64::from(frames);
         let ask = self.channel.ask;
         let slot = &self.storage.slots()[index];
         let head: &[u8] = match chunk {
@@ -182,14 +201,14 @@ impl<S: ClientStorage, C: Congestion> Client<S, C> {
             session: self.session,
             request: slot.id,
             packet,
-            length: head.len() as u32 + chunk.length(),
+            length: head.len() as u32 + chunk.length() / frames,
             deadline_us: remaining_us(slot, now),
             total: slot.outgoing.total(),
             ..Header::new(Kind::Request)
         };
         describe(&mut header, &chunk, slot.outgoing.sizes(), ask);
         let data = Pieces::new(Run::NONE, chunk, slot.outgoing.sizes());
-        ClientTransmit { header, head, request: Some(slot.key(index)), data, rides_along: false }
+        ClientTransmit { header, head, request: Some(slot.key(index)), data, rides_along: false, frames }
     }
 }
 
@@ -200,11 +219,7 @@ pub(super) fn settle(slots: &mut [ClientSlot], settled: &Settled, acked: bool) -
     if slot.generation != key.generation || slot.state != State::Open {
         return false;
     }
-    let chunk = match settled.cargo {
-        Cargo::First { length, whole, .. } => Chunk::First { length, whole },
-        Cargo::Part { tensor, offset, length, .. } => Chunk::Part { tensor, offset, length },
-        Cargo::None => return false,
-    };
+    let Some(chunk) = settled.cargo.chunk() else { return false };
     if acked {
         slot.outgoing.on_acked(chunk);
         false

@@ -107,7 +107,9 @@ pub struct ClientPlacement {
     pub request: RequestKey,
     /// What of the response.
     pub chunk: Chunk,
+    /// The number of its first packet, and how many there are.
     pub(super) packet: u64,
+    pub(super) packets: u32,
     pub(super) ack_now: bool,
 }
 

@@ -1,7 +1,7 @@
 //! The server's half of the protocol.
 //!
-//! A driver calls, in any order: [`Server::handle_frame`] for every frame that arrives, [`Server::placed`] when a
-//! payload is where the verdict wanted it, [`Server::poll_submission`] and [`Server::handle_completion`] for the link,
+//! A driver calls, in any order: [`Server::handle_frame`] for every frame that arrives (or [`Server::handle_train`] for
+//! several), [`Server::placed`] when a payload is where the verdict wanted it, [`Server::poll_submission`] and [`Server::handle_completion`] for the link,
 //! [`Server::poll_transmit`] until it gives nothing more, and [`Server::handle_timeout`] when [`Server::next_timeout`] has
 //! come. None of them blocks, allocates or looks at the clock.
 
@@ -55,7 +55,7 @@ pub enum Verdict {
     Close,
 }
 
-/// Where one frame's tensor data belongs.
+/// Where the tensor data of a frame, or of a train of them, belongs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Placement {
     /// The request.
@@ -64,7 +64,9 @@ pub struct Placement {
     pub run: Run,
     /// What of it.
     pub chunk: Chunk,
+    /// The number of its first packet, and how many there are.
     packet: u64,
+    packets: u32,
     ack_now: bool,
 }
 

@@ -18,7 +18,15 @@ const RETRY_AFTER_US: u32 = 1_000;
 pub(super) const TELL_AGAIN: u64 = MS;
 
 impl<C: Congestion> Server<'_, C> {
-    pub(super) fn on_request(&mut self, now: Time, session: u32, header: &Header, head: &[u8]) -> Verdict {
+    /// A frame of a request, or a train of `packets` frames, which is like one long frame with many numbers.
+    pub(super) fn on_request(
+        &mut self,
+        now: Time,
+        session: u32,
+        header: &Header,
+        head: &[u8],
+        packets: u32,
+    ) -> Verdict {
         let stream = self.is_stream(session);
         let manifest = if header.flags.has(Flags::MANIFEST) {
             match Manifest::parse(head) {
@@ -44,15 +52,15 @@ impl<C: Congestion> Server<'_, C> {
                 // The rest of a request whose error is on its way to the client.
                 State::Failed(_) if stream => return Verdict::Discard,
                 _ if stream => return Verdict::Close,
-                _ => return self.on_late_frame(now, session, index, header),
+                _ => return self.on_late_frame(now, session, index, header, packets),
             },
-            None => match self.begin(now, session, header, manifest.as_ref()) {
+            None => match self.begin(now, session, header, manifest.as_ref(), packets) {
                 Ok(index) => index,
                 Err(verdict) => return verdict,
             },
         };
         self.sessions[session as usize].recent = index;
-        self.place(now, session, index, header, manifest.as_ref())
+        self.place(now, session, index, header, manifest.as_ref(), packets)
     }
 
     /// Whether a manifest describes the request that this record was taken for.
@@ -66,9 +74,8 @@ impl<C: Congestion> Server<'_, C> {
     }
 
     /// A frame of a request that needs none any more: the client has not heard of that.
-    fn on_late_frame(&mut self, now: Time, session: u32, index: u32, header: &Header) -> Verdict {
-        self.stats.duplicates += 1;
-        self.acknowledge(now, session, header, true);
+    fn on_late_frame(&mut self, now: Time, session: u32, index: u32, header: &Header, packets: u32) -> Verdict {
+        self.acknowledge_duplicate(now, session, header, packets);
         let rtt = self.channels[self.channel_index(session)].channel.rtt.smoothed();
         let slot = &mut self.requests[index as usize];
         let first = header.flags.has(Flags::MANIFEST);
@@ -97,14 +104,14 @@ impl<C: Congestion> Server<'_, C> {
         session: u32,
         header: &Header,
         manifest: Option<&Manifest<'_>>,
+        packets: u32,
     ) -> Result<u32, Verdict> {
         let stream = self.is_stream(session);
         if header.request == 0 {
             return Err(self.refuse(session, header, Status::BadFrame, "request number 0 is reserved"));
         }
         if !stream && self.channels[self.channel_index(session)].executed.contains(header.request) {
-            self.stats.duplicates += 1;
-            self.acknowledge(now, session, header, true);
+            self.acknowledge_duplicate(now, session, header, packets);
             return Err(self.refuse(session, header, Status::ReplyGone, ""));
         }
         if self.draining {
@@ -172,6 +179,7 @@ impl<C: Congestion> Server<'_, C> {
         index: u32,
         header: &Header,
         manifest: Option<&Manifest<'_>>,
+        packets: u32,
     ) -> Verdict {
         let stream = self.is_stream(session);
         let slot = &self.requests[index as usize];
@@ -184,12 +192,12 @@ impl<C: Congestion> Server<'_, C> {
                     true => 0,
                     false => self.channels[self.channel_index(session)].channel.received.expand(header.packet),
                 },
+                packets,
                 ack_now: header.flags.has(Flags::ACK_NOW),
             }),
             Err(_) if stream => Verdict::Close,
             Err(Misfit::Duplicate) => {
-                self.stats.duplicates += 1;
-                self.acknowledge(now, session, header, true);
+                self.acknowledge_duplicate(now, session, header, packets);
                 Verdict::Discard
             }
             Err(Misfit::TooFragmented) => {
@@ -238,7 +246,7 @@ impl<C: Congestion> Server<'_, C> {
             let at = self.channel_index(session);
             let channel = &mut self.channels[at].channel;
             channel.received_data += new;
-            channel.received.record(now, placement.packet, placement.ack_now);
+            channel.received.record_train(now, placement.packet, placement.packets, placement.ack_now);
             self.activate(session);
         }
         if complete {
@@ -336,19 +344,16 @@ impl<C: Congestion> Server<'_, C> {
         Verdict::Discard
     }
 
-    fn acknowledge(&mut self, now: Time, session: u32, header: &Header, duplicate: bool) {
+    /// What these packets carry is here already; that they came is news to the client.
+    fn acknowledge_duplicate(&mut self, now: Time, session: u32, header: &Header, packets: u32) {
+        self.stats.duplicates += u64::from(packets);
         if self.is_stream(session) {
             return;
         }
         let at = self.channel_index(session);
         let received = &mut self.channels[at].channel.received;
-        let packet = received.expand(header.packet);
-        if !received.is_duplicate(packet) {
-            received.record(now, packet, header.flags.has(Flags::ACK_NOW));
-        }
-        if duplicate {
-            received.remind(now);
-        }
+        let first = received.expand(header.packet);
+        received.record_again(now, first, packets, header.flags.has(Flags::ACK_NOW));
         self.activate(session);
     }
 }

@@ -12,8 +12,7 @@ use super::{Executed, Peer, Server, SessionSlot, State, Verdict};
 use crate::Time;
 use crate::config::{NO_INDEX, SESSION_INDEX_MASK};
 use crate::congestion::Congestion;
-use crate::flight::{Cargo, Settled};
-use crate::message::Chunk;
+use crate::flight::Settled;
 use crate::time::{MS, SEC};
 
 /// Answers to frames of unknown sessions in each [`UNKNOWN_PERIOD`].
@@ -63,7 +62,7 @@ impl<C: Congestion> Server<'_, C> {
         };
         self.sessions[session as usize].last_heard = now;
         match header.kind {
-            Kind::Request => return self.on_request(now, session, header, head),
+            Kind::Request => return self.on_request(now, session, header, head, 1),
             Kind::List => self.on_list(session, header),
             Kind::Ack | Kind::Credit => match Ack::parse(head) {
                 Ok(ack) if !self.is_stream(session) => self.on_ack(now, session, &ack),
@@ -90,6 +89,24 @@ impl<C: Congestion> Server<'_, C> {
             }
         }
         Verdict::Done
+    }
+
+    /// Takes in `frames` request frames at once that make a [`Train`](splitrpc_wire::Train) with `first` at its head: one
+    /// verdict and one placement for all of their data.
+    pub fn handle_train(&mut self, now: Time, from: Peer, first: &Header, frames: u32) -> Verdict {
+        let in_trains = first.kind == Kind::Request && !first.flags.has(Flags::MANIFEST);
+        let Some(length) = first.length.checked_mul(frames).filter(|_| in_trains && frames > 0) else {
+            return Verdict::Discard;
+        };
+        self.stats.frames_in += u64::from(frames);
+        if first.flags.has(Flags::TAGGED) || first.flags.has(Flags::SEALED) {
+            return self.handle_garbage(now, from, WireError::NotNegotiated);
+        }
+        let Some(session) = self.session_of(from, first.session) else {
+            return self.on_unknown(now, from, first);
+        };
+        self.sessions[session as usize].last_heard = now;
+        self.on_request(now, session, &Header { length, ..*first }, &[], frames)
     }
 
     /// Counts bytes that did not parse as a frame.
@@ -367,11 +384,7 @@ pub(super) fn settle_frame(requests: &mut [super::RequestSlot], settled: &Settle
     if slot.generation != key.generation || slot.state != State::Responding {
         return None;
     }
-    let chunk = match settled.cargo {
-        Cargo::First { length, whole, .. } => Chunk::First { length, whole },
-        Cargo::Part { tensor, offset, length, .. } => Chunk::Part { tensor, offset, length },
-        Cargo::None => return None,
-    };
+    let chunk = settled.cargo.chunk()?;
     if acked {
         slot.outgoing.on_acked(chunk);
         slot.outgoing.all_acked().then_some(key.index)

@@ -30,6 +30,9 @@ pub struct Transmit<'e> {
     pub token: Option<RequestKey>,
     /// Datagrams: may ride in the same datagram as the frame before it to the same peer.
     pub rides_along: bool,
+    /// Datagrams: how many frames this is. More than one are a [`Train`](splitrpc_wire::Train) with `header` at its head,
+    /// and `data` is that of all of them.
+    pub frames: u32,
 }
 
 /// A small frame that waits to be sent. Storage for these is lent to the engine.
@@ -73,12 +76,17 @@ impl Body {
 #[derive(Clone, Copy)]
 enum Next {
     Ack { length: usize, kind: Kind, rides_along: bool },
-    Data { index: u32, chunk: Chunk, packet: u32 },
+    Data { index: u32, chunk: Chunk, packet: u32, frames: u32 },
 }
 
 impl<C: Congestion> Server<'_, C> {
     /// The next frame to send, until there is none for now.
     pub fn poll_transmit(&mut self, now: Time) -> Option<Transmit<'_>> {
+        self.poll_train(now, 1)
+    }
+
+    /// The next frame to send, or up to `most` at once where they make a train, until there is none for now.
+    pub fn poll_train(&mut self, now: Time, most: u32) -> Option<Transmit<'_>> {
         while let Some(control) = self.control.pop() {
             match control.body {
                 Body::Failure(key) if !self.is_failed(key) => continue,
@@ -93,10 +101,12 @@ impl<C: Congestion> Server<'_, C> {
             return Some(self.whole_response(now, index));
         }
         while let Some(&session) = self.active.front() {
-            let next = if self.in_a_row < TURN { self.next_datagram(now, session) } else { None };
+            let left = TURN.saturating_sub(self.in_a_row);
+            let next = if left > 0 { self.next_datagram(now, session, most.min(left)) } else { None };
             if let Some(next) = next {
-                self.in_a_row += 1;
-                self.stats.frames_out += 1;
+                let frames = if let Next::Data { frames, .. } = next { frames } else { 1 };
+                self.in_a_row += frames;
+                self.stats.frames_out += u64::from(frames);
                 return Some(self.datagram_frame(now, session, next));
             }
             self.active.pop();
@@ -160,7 +170,7 @@ impl<C: Congestion> Server<'_, C> {
             Body::Catalog { offset, length } => &self.catalog[offset as usize..(offset + length) as usize],
         };
         header.length = head.len() as u32;
-        Transmit { peer, header, head, data: nothing(), token: None, rides_along: false }
+        Transmit { peer, header, head, data: nothing(), token: None, rides_along: false, frames: 1 }
     }
 
     fn whole_response(&mut self, now: Time, index: u32) -> Transmit<'_> {
@@ -190,15 +200,16 @@ impl<C: Congestion> Server<'_, C> {
             data: Pieces::new(slot.output, chunk, slot.outgoing.sizes()),
             token: Some(slot.key(index)),
             rides_along: false,
+            frames: 1,
         }
     }
 
-    fn next_datagram(&mut self, now: Time, session: u32) -> Option<Next> {
+    fn next_datagram(&mut self, now: Time, session: u32, most: u32) -> Option<Next> {
         if !self.sessions[session as usize].open {
             return None;
         }
         let at = self.channel_index(session);
-        if let Some(data) = self.next_data(now, session, at) {
+        if let Some(data) = self.next_data(now, session, at, most) {
             return Some(data);
         }
         let channel = &mut self.channels[at].channel;
@@ -219,7 +230,7 @@ impl<C: Congestion> Server<'_, C> {
         Some(Next::Ack { length, kind, rides_along: self.in_a_row > 0 })
     }
 
-    fn next_data(&mut self, now: Time, session: u32, at: usize) -> Option<Next> {
+    fn next_data(&mut self, now: Time, session: u32, at: usize, most: u32) -> Option<Next> {
         let channel = &mut self.channels[at].channel;
         let datagram = u32::from(channel.datagram);
         let mut index = self.sessions[session as usize].first_out;
@@ -232,25 +243,28 @@ impl<C: Congestion> Server<'_, C> {
             channel.may_send(now, datagram).ok()?;
             let repeat = slot.outgoing.next_is_repeat();
             let fresh = slot.outgoing.fresh_bytes();
-            let Some(chunk) = slot.outgoing.next_chunk(datagram - HEADER_LEN as u32, channel.credit()) else {
+            let room = datagram - HEADER_LEN as u32;
+            let Some(chunk) = slot.outgoing.next_chunk(room, channel.credit()) else {
                 // Out of credit: the client's next acknowledgement brings more.
                 index = slot.next_out;
                 continue;
             };
-            channel.sent_data += slot.outgoing.fresh_bytes() - fresh;
-            let key = slot.key(index);
-            let cargo = match chunk {
-                Chunk::First { length, whole } => Cargo::First { key, length, whole },
-                Chunk::Part { tensor, offset, length } => Cargo::Part { key, tensor, offset, length },
-            };
+            let cargo = Cargo::of(slot.key(index), chunk);
             let head = if matches!(chunk, Chunk::First { .. }) { u32::from(slot.head_len) } else { 0 };
-            let packet = channel.send(self.flight, now, cargo, HEADER_LEN as u32 + head + chunk.length());
+            let bytes = HEADER_LEN as u32 + head + chunk.length();
+            let packet = channel.send(self.flight, now, cargo, bytes);
+            let credit = channel.credit().saturating_sub(slot.outgoing.fresh_bytes() - fresh);
+            let following = channel.room_for(bytes, most - 1);
+            let following = slot.outgoing.take_following(chunk, room, credit, following);
+            channel.send_following(self.flight, now, cargo, bytes, following);
+            channel.sent_data += slot.outgoing.fresh_bytes() - fresh;
             if !repeat && self.sessions[session as usize].in_flight == 0 {
                 // The response itself tells the client that its request arrived.
                 channel.received.satisfied(now);
             }
             self.note_sent(now, index);
-            return Some(Next::Data { index, chunk, packet });
+            let (chunk, frames) = (chunk.with_following(following), following + 1);
+            return Some(Next::Data { index, chunk, packet, frames });
         }
         None
     }
@@ -282,9 +296,10 @@ impl<C: Congestion> Server<'_, C> {
                     data: nothing(),
                     token: None,
                     rides_along,
+                    frames: 1,
                 }
             }
-            Next::Data { index, chunk, packet } => {
+            Next::Data { index, chunk, packet, frames } => {
                 if matches!(chunk, Chunk::First { .. }) {
                     self.build_header_stage(now, index);
                 }
@@ -302,7 +317,7 @@ impl<C: Congestion> Server<'_, C> {
                     request: slot.id,
                     credit,
                     packet,
-                    length: head.len() as u32 + chunk.length(),
+                    length: head.len() as u32 + chunk.length() / frames,
                     total: slot.outgoing.total(),
                     ..Header::new(Kind::Response)
                 };
@@ -315,6 +330,7 @@ impl<C: Congestion> Server<'_, C> {
                     data: Pieces::new(slot.output, chunk, slot.outgoing.sizes()),
                     token: None,
                     rides_along: false,
+                    frames,
                 }
             }
         }

@@ -9,7 +9,7 @@ use splitrpc_engine::{
 use splitrpc_ring::RequestKey;
 use splitrpc_wire::{DType, HEADER_LEN, Header, Manifest, ManifestWriter, Shape, TensorDesc};
 
-use super::frames::{encode, split};
+use super::frames::{encode_all, split};
 use super::rng::Rng;
 
 pub struct Heap {
@@ -97,25 +97,31 @@ impl SimClient {
         if self.vanished { Time::NEVER } else { self.engine.next_timeout().min(self.vanish_at) }
     }
 
-    /// Takes a datagram in.
-    pub fn deliver(&mut self, now: Time, bytes: &[u8]) {
+    /// Takes a datagram in, or several that make a train.
+    pub fn deliver(&mut self, now: Time, datagrams: &[Vec<u8>]) {
         if self.vanished {
             return;
         }
+        let (bytes, others) = datagrams.split_first().unwrap();
         for frame in split(bytes) {
             let Ok((header, payload)) = frame else { return };
             let head = match head_of(&header, payload) {
                 Some(head) => head,
                 None => return,
             };
-            let verdict = self.engine.handle_frame(now, &header, &payload[..head]);
+            let verdict = match others.len() {
+                0 => self.engine.handle_frame(now, &header, &payload[..head]),
+                more => self.engine.handle_train(now, &header, more as u32 + 1),
+            };
             if let ClientVerdict::Place(placement) = verdict {
                 let open = self.open.get_mut(&placement.request).expect("placed for a request that is not open");
                 if header.flags.has(splitrpc_wire::Flags::MANIFEST) && open.answer.is_empty() {
                     let manifest = Manifest::parse(&payload[..head]).unwrap();
                     open.answer = manifest.tensors().map(|t| vec![0; t.bytes as usize]).collect();
                 }
-                let mut data = &payload[head..];
+                let mut data = payload[head..].to_vec();
+                data.extend(others.iter().flat_map(|datagram| &datagram[HEADER_LEN..]));
+                let mut data = &data[..];
                 for piece in self.engine.pieces(&placement) {
                     let (now_piece, rest) = data.split_at(piece.length as usize);
                     let at = piece.offset as usize;
@@ -186,17 +192,18 @@ impl SimClient {
             self.tally.cancelled += 1;
         }
         let mut datagrams: Vec<Vec<u8>> = Vec::new();
-        while let Some(transmit) = self.engine.poll_transmit(now) {
+        while let Some(transmit) = self.engine.poll_train(now, rng.range(1, 70) as u32) {
             let mut data = Vec::new();
             for piece in transmit.data {
                 let open = &self.open[&transmit.request.unwrap()];
                 let at = piece.offset as usize;
                 data.extend_from_slice(&open.tensors[piece.tensor as usize][at..at + piece.length as usize]);
             }
-            let frame = encode(&transmit.header, transmit.head, &data);
-            match datagrams.last_mut() {
-                Some(last) if transmit.rides_along && last.len() + frame.len() <= 1232 => last.extend(frame),
-                _ => datagrams.push(frame),
+            for frame in encode_all(&transmit.header, transmit.frames, transmit.head, &data) {
+                match datagrams.last_mut() {
+                    Some(last) if transmit.rides_along && last.len() + frame.len() <= 1232 => last.extend(frame),
+                    _ => datagrams.push(frame),
+                }
             }
         }
         if self.engine.next_timeout() == Time::NEVER && self.left > 0 && self.open.is_empty() {

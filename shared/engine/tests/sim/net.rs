@@ -92,10 +92,19 @@ impl Net {
         self.flying.peek().map_or(Time::NEVER, |f| Time::from_nanos(f.0.at))
     }
 
-    pub fn deliver(&mut self, now: Time) -> Option<(SocketAddr, SocketAddr, Vec<u8>)> {
+    /// What arrives next: a datagram, or several that the receiver's kernel put together.
+    pub fn deliver(&mut self, rng: &mut Rng, now: Time) -> Option<(SocketAddr, SocketAddr, Vec<Vec<u8>>)> {
         if self.next_at() > now {
             return None;
         }
-        self.flying.pop().map(|Reverse(f)| (f.from, f.to, f.bytes))
+        let Reverse(Flying { from, to, bytes, .. }) = self.flying.pop()?;
+        let mut datagrams = vec![bytes];
+        while self.next_at() <= now
+            && self.flying.peek().is_some_and(|next| (next.0.from, next.0.to) == (from, to))
+            && rng.chance(900)
+        {
+            datagrams.extend(self.flying.pop().map(|next| next.0.bytes));
+        }
+        Some((from, to, datagrams))
     }
 }

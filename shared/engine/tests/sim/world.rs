@@ -8,10 +8,10 @@ use splitrpc_engine::{
     ServerConfig, SessionSlot, Storage, StorageSizes, Time, Verdict,
 };
 use splitrpc_ring::{RequestKey, Submission};
-use splitrpc_wire::{DType, Flags, MAX_RANK, StatusPayload};
+use splitrpc_wire::{DType, Flags, HEADER_LEN, MAX_RANK, StatusPayload};
 
 use super::client::{SimClient, Tally, head_of};
-use super::frames::{encode, split};
+use super::frames::{encode_all, split, train_len};
 use super::host::{Host, parse};
 use super::net::{Net, Weather};
 use super::rng::Rng;
@@ -183,12 +183,17 @@ impl World {
             self.weather_at = now + 50 * MS;
             self.net.weather.mtu = *self.rng.pick(&[1232, 1472, 9000]);
         }
-        while let Some((from, to, bytes)) = self.net.deliver(now) {
-            // A client's socket is connected: its kernel drops what strangers send.
-            if to == SERVER.parse::<SocketAddr>().unwrap() {
-                self.serve(server, host, from, &bytes);
-            } else if let Some(client) = self.clients.iter_mut().find(|c| c.addr == to && c.server() == from) {
-                client.deliver(now, &bytes);
+        while let Some((from, to, datagrams)) = self.net.deliver(&mut self.rng, now) {
+            let mut rest = &datagrams[..];
+            while !rest.is_empty() {
+                let (train, after) = rest.split_at(train_len(rest.iter().map(Vec::as_slice)) as usize);
+                // A client's socket is connected: its kernel drops what strangers send.
+                if to == SERVER.parse::<SocketAddr>().unwrap() {
+                    self.serve(server, host, from, train);
+                } else if let Some(client) = self.clients.iter_mut().find(|c| c.addr == to && c.server() == from) {
+                    client.deliver(now, train);
+                }
+                rest = after;
             }
         }
         for stream in &mut self.streams {
@@ -212,7 +217,7 @@ impl World {
             host.submit(&mut self.rng, now, &submission, &sizes, true);
             server.submission_taken();
         }
-        while let Some(transmit) = server.poll_transmit(now) {
+        while let Some(transmit) = server.poll_train(now, self.rng.range(1, 70) as u32) {
             let to = match transmit.peer {
                 Peer::Datagram(to) => to,
                 Peer::Stream(id) => {
@@ -224,8 +229,9 @@ impl World {
             for piece in transmit.data {
                 data.extend(host.read(&piece));
             }
-            let bytes = encode(&transmit.header, transmit.head, &data);
-            self.net.send(&mut self.rng, now, SERVER.parse().unwrap(), to, bytes);
+            for bytes in encode_all(&transmit.header, transmit.frames, transmit.head, &data) {
+                self.net.send(&mut self.rng, now, SERVER.parse().unwrap(), to, bytes);
+            }
         }
         for client in &mut self.clients {
             for datagram in client.step(&mut self.rng, now) {
@@ -234,7 +240,9 @@ impl World {
         }
     }
 
-    fn serve(&mut self, server: &mut Server<'_>, host: &mut Host, from: SocketAddr, bytes: &[u8]) {
+    /// A datagram, or several that make a train.
+    fn serve(&mut self, server: &mut Server<'_>, host: &mut Host, from: SocketAddr, datagrams: &[Vec<u8>]) {
+        let (bytes, others) = datagrams.split_first().unwrap();
         for frame in split(bytes) {
             let (header, payload) = match frame {
                 Ok(frame) => frame,
@@ -244,10 +252,16 @@ impl World {
                 }
             };
             let Some(head) = head_of(&header, payload) else { return };
-            let verdict = server.handle_frame(self.now, Peer::Datagram(from), &header, &payload[..head]);
+            let peer = Peer::Datagram(from);
+            let verdict = match others.len() {
+                0 => server.handle_frame(self.now, peer, &header, &payload[..head]),
+                more => server.handle_train(self.now, peer, &header, more as u32 + 1),
+            };
             if let Verdict::Place(placement) = verdict {
                 assert!(!header.flags.has(Flags::SEALED));
-                let mut data = &payload[head..];
+                let mut data = payload[head..].to_vec();
+                data.extend(others.iter().flat_map(|datagram| &datagram[HEADER_LEN..]));
+                let mut data = &data[..];
                 for piece in server.pieces(&placement) {
                     let (this, rest) = data.split_at(piece.length as usize);
                     host.place(&piece, this);
