@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use splitrpc_arena::Arena;
 use splitrpc_engine::{MS, Peer, Time};
 use splitrpc_ring::NicLink;
-use splitrpc_socket::{Events, Interest, Poller, pin_current_thread};
+use splitrpc_socket::{Events, Interest, MAX_GSO_SEGMENTS, Poller, pin_current_thread};
 use splitrpc_telemetry::{Event, Shard};
 
 use crate::completion;
@@ -293,7 +293,7 @@ impl<L: NicLink, H: Host> DataThread<L, H> {
     fn send(&mut self, now: Time) -> bool {
         let DataThread { engine, arena, tcp, udp, poller, telemetry, .. } = self;
         let mut sent = false;
-        while let Some(frame) = engine.poll_transmit(now) {
+        while let Some(frame) = engine.poll_train(now, MAX_GSO_SEGMENTS as u32) {
             sent = true;
             publish::record(telemetry, &frame.header, frame.head);
             match (frame.peer, &mut *tcp, &mut *udp) {

@@ -194,6 +194,36 @@ impl Plan {
         }
     }
 
+    /// The bare headers of the frames expected from `at` on, of which each takes up `segment` bytes of the receive. Empty
+    /// where something else was expected.
+    pub(super) fn headers(&self, at: usize, segment: usize) -> &[[u8; HEADER_LEN]] {
+        let Some((first, count, _)) = self.frames(at, segment) else { return &[] };
+        self.heads[first..first + count * HEADER_LEN].as_chunks().0
+    }
+
+    /// Whether the data of the frames from `at` on, `segment` bytes with its header each, has landed exactly where this
+    /// piece belongs. To be asked of no more frames than there are [headers](Plan::headers).
+    pub(super) fn landed_frames(&self, at: usize, segment: usize, piece: Option<Piece>) -> bool {
+        let wanted = piece.map(|Piece { run, tensor, offset, .. }| Place { run, tensor, offset });
+        self.frames(at, segment).is_some_and(|(_, _, place)| Some(place) == wanted)
+    }
+
+    /// Of frames expected from `at` on: where their headers begin, how many they are, where their data goes.
+    fn frames(&self, at: usize, segment: usize) -> Option<(usize, usize, Place)> {
+        if at >= self.linear_from {
+            return None;
+        }
+        let stretch = self.stretches.iter().find(|stretch| at < stretch.at + stretch.len)?;
+        let Kind::Frames { first, place, room } = stretch.kind else { return None };
+        let within = at - stretch.at;
+        if HEADER_LEN + room != segment || !within.is_multiple_of(segment) {
+            return None;
+        }
+        let skipped = within / segment;
+        let count = stretch.len.div_ceil(segment) - skipped;
+        Some((first + skipped * HEADER_LEN, count, place.skip(skipped * room)))
+    }
+
     /// Whether the bytes from `at` on have landed exactly where these pieces belong.
     pub(super) fn landed(&self, mut at: usize, mut pieces: impl Iterator<Item = Piece>) -> bool {
         at < self.linear_from

@@ -5,7 +5,7 @@ use std::io;
 use splitrpc_arena::Arena;
 use splitrpc_engine::{Peer, Placement, Time, Verdict};
 use splitrpc_socket::{Received, UdpSocket};
-use splitrpc_wire::{HEADER_LEN, Header, Kind, MAX_MANIFEST_LEN, WireError};
+use splitrpc_wire::{Flags, HEADER_LEN, Header, Kind, MAX_MANIFEST_LEN, Train, WireError};
 
 use super::fault::Fault;
 use super::guess::Guess;
@@ -115,7 +115,18 @@ impl Receiver {
         self.stats.bytes += len as u64;
         self.stats.bursts += 1;
         self.stats.datagrams += len.div_ceil(segment) as u64;
-        for start in (0..len).step_by(segment) {
+        let mut start = 0;
+        while start < len {
+            if matches!(first, First::Unknown)
+                && let Some((header, frames)) = self.train(start, len, segment)
+            {
+                let kept = (0..frames).take_while(|_| !self.fault.drops()).count() as u32;
+                if kept > 0 {
+                    self.take_train(cx, peer, start, &header, kept, len);
+                }
+                start += (kept as usize + usize::from(kept < frames)) * segment;
+                continue;
+            }
             let end = (start + segment).min(len);
             let (known, dropped) = match std::mem::replace(&mut first, First::Unknown) {
                 First::Judged(verdict) => (Some(verdict), false),
@@ -126,6 +137,47 @@ impl Receiver {
                 // Frames behind one that does not parse cannot be found.
                 let _ = cx.engine.handle_garbage(cx.now, peer, error);
             }
+            start = end;
+        }
+    }
+
+    /// The header of the datagram at `at`, and with how many that follow it makes a train: they came as expected.
+    fn train(&self, at: usize, len: usize, segment: usize) -> Option<(Header, u32)> {
+        let headers = self.plan.headers(at, segment);
+        let (first, others) = headers.get(..headers.len().min((len - at) / segment))?.split_first()?;
+        let header = Header::parse(first).ok()?;
+        let fits = header.kind == Kind::Request
+            && !header.flags.has(Flags::MANIFEST)
+            && HEADER_LEN + header.length as usize == segment;
+        let train = Train::new(&header);
+        let more = others.iter().zip(1..).take_while(|(bytes, n)| train.is_nth(*n, bytes)).count();
+        fits.then_some((header, more as u32 + 1))
+    }
+
+    fn take_train(&mut self, cx: &mut Context<'_>, peer: Peer, at: usize, header: &Header, frames: u32, len: usize) {
+        let verdict = cx.engine.handle_train(cx.now, peer, header, frames);
+        let Verdict::Place(placement) = verdict else { return };
+        let segment = HEADER_LEN + header.length as usize;
+        let data = placement.length();
+        let mut fixup = 0;
+        if self.plan.landed_frames(at, segment, cx.engine.pieces(&placement).next()) {
+            self.stats.foreseen += u64::from(frames);
+        } else {
+            self.plan.linearise(cx.arena, at, len);
+            for n in 0..frames {
+                let from = at + n as usize * segment + HEADER_LEN;
+                let bytes = self.plan.bytes(from, from + header.length as usize).unwrap_or_default();
+                if !place(cx.arena, cx.engine.pieces(&placement), n * header.length, bytes) {
+                    return;
+                }
+            }
+            fixup = data;
+            self.stats.misjudged += u64::from(frames);
+            self.guess.was_wrong();
+        }
+        cx.engine.placed(cx.now, &placement, data, fixup);
+        if at + frames as usize * segment == len || !self.guess.follows(&placement) {
+            self.guess.placed(cx.engine, &placement, header, &[]);
         }
     }
 

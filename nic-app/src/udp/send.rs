@@ -7,7 +7,7 @@ use splitrpc_arena::{Arena, IoVecSend, IoVecSendBuf, Lease, Run};
 use splitrpc_engine::Transmit;
 use splitrpc_socket::{MAX_GSO_SEGMENTS, MAX_IOVECS, UdpSocket};
 use splitrpc_wire::hello::MIN_DATAGRAM;
-use splitrpc_wire::{HEADER_LEN, MAX_TENSORS};
+use splitrpc_wire::{HEADER_LEN, MAX_TENSORS, Train};
 
 /// Bytes of one send.
 const MAX_BYTES: usize = 65_000;
@@ -73,8 +73,17 @@ impl Batch {
         }
     }
 
-    /// Takes a frame, and sends what was there before if the two cannot leave together.
+    /// Takes a frame, or those of a train, and sends what was there before where they cannot leave together.
     pub(super) fn push(&mut self, socket: &UdpSocket, arena: &Arena, to: SocketAddr, frame: &Transmit<'_>) {
+        let train = Train::new(&frame.header);
+        for n in 0..frame.frames {
+            self.make_room(socket, arena, to, frame);
+            self.append(frame, &train, n);
+        }
+    }
+
+    /// Counts one more of such frames in.
+    fn make_room(&mut self, socket: &UdpSocket, arena: &Arena, to: SocketAddr, frame: &Transmit<'_>) {
         let len = HEADER_LEN + frame.header.length as usize;
         // The smallest datagram of all is one that the peer takes for certain.
         let limit = if self.datagrams == 1 { usize::from(MIN_DATAGRAM) } else { self.segment };
@@ -98,7 +107,6 @@ impl Batch {
             self.last = len;
         }
         self.total += len;
-        self.append(frame);
     }
 
     fn has_room(&self, to: SocketAddr, len: usize, frame: &Transmit<'_>) -> bool {
@@ -109,15 +117,20 @@ impl Batch {
             && run.is_none_or(|run| !self.runs.is_full() || self.runs.contains(&run))
     }
 
-    fn append(&mut self, frame: &Transmit<'_>) {
+    fn append(&mut self, frame: &Transmit<'_>, train: &Train, n: u32) {
         let first = self.heads_used;
         let len = HEADER_LEN + frame.head.len();
         let (header, head) = self.heads[first..first + len].split_at_mut(HEADER_LEN);
-        header.copy_from_slice(&frame.header.to_bytes());
+        header.copy_from_slice(&train.nth(n));
         head.copy_from_slice(frame.head);
         self.heads_used += len;
         self.parts.push(Part::Head { first, len });
-        for piece in frame.data.clone() {
+        for mut piece in frame.data.clone() {
+            if frame.frames > 1 {
+                // All that a train carries is one stretch, of which each frame has its share.
+                piece.offset += n * frame.header.length;
+                piece.length = frame.header.length;
+            }
             let run = self.runs.iter().position(|run| *run == piece.run).unwrap_or_else(|| {
                 // `has_room` made sure of it, and an empty batch has room.
                 let _ = self.runs.push(piece.run);

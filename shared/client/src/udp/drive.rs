@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use splitrpc_engine::{ClientEvent, ClientPlacement, ClientVerdict, Time};
 use splitrpc_ring::RequestKey;
+use splitrpc_socket::{MAX_GSO_SEGMENTS, MAX_UDP_PAYLOAD};
 use splitrpc_wire::{Flags, HEADER_LEN, Header, Kind, Manifest, Status, StatusPayload, WireError};
 
 use super::UdpConnection;
@@ -53,14 +54,15 @@ impl UdpConnection {
 
     fn take_in(&mut self, arrived: &Arrived) -> Result<(), Error> {
         let now = self.now();
-        for index in 0..arrived.in_place {
-            if let Ok(header) = Header::parse(self.inbox.header(index))
-                && let ClientVerdict::Place(placement) = self.engine.handle_frame(now, &header, &[])
-            {
-                self.placed(now, &placement, header.tensor, header.offset, header.length);
-                self.bytes_in_place += u64::from(header.length);
+        let mut index = 0;
+        while let Some((header, frames)) = self.inbox.train(index, arrived.in_place) {
+            if let ClientVerdict::Place(placement) = self.engine.handle_train(now, &header, frames) {
+                let length = header.length * frames;
+                self.placed(now, &placement, header.tensor, header.offset, length);
+                self.bytes_in_place += u64::from(length);
             }
             self.take_events(now)?;
+            index += frames as usize;
         }
         let side = self.inbox.take_side();
         let mut result = Ok(());
@@ -250,12 +252,13 @@ impl UdpConnection {
             if self.batch.is_empty() {
                 mem::swap(&mut self.batch, &mut self.next);
                 let datagram = usize::from(self.limits_datagram());
+                // A train is no longer than what one call sends, so that the next batch takes what this one does not.
+                let most = (MAX_UDP_PAYLOAD / datagram).clamp(1, MAX_GSO_SEGMENTS) as u32;
                 while self.next.is_empty()
-                    && let Some(frame) = self.engine.poll_transmit(now)
+                    && let Some(frame) = self.engine.poll_train(now, most)
                 {
-                    if !self.batch.push(&frame, datagram) {
-                        self.next.push(&frame, datagram);
-                    }
+                    let taken = self.batch.push(&frame, 0, datagram, &self.calls);
+                    self.next.push(&frame, taken, datagram, &self.calls);
                 }
             }
             if self.batch.is_empty() {

@@ -6,7 +6,7 @@ use std::io;
 use splitrpc_engine::SentFrame;
 use splitrpc_ring::RequestKey;
 use splitrpc_socket::{IoVec, IoVecBuf, MAX_GSO_SEGMENTS, UdpSocket};
-use splitrpc_wire::{Flags, HEADER_LEN, Header, Kind};
+use splitrpc_wire::{Flags, HEADER_LEN, Header, Kind, Train};
 
 use super::calls::Calls;
 
@@ -77,8 +77,13 @@ impl Inbox {
         }
     }
 
-    pub(crate) fn header(&self, index: usize) -> &[u8] {
-        &self.headers[index]
+    /// The header of the frame at `index`, and how many frames from there to `end` make a train with it.
+    pub(crate) fn train(&self, index: usize, end: usize) -> Option<(Header, u32)> {
+        let (first, others) = self.headers.get(index..end)?.split_first()?;
+        let header = Header::parse(first).ok()?;
+        let train = Train::new(&header);
+        let more = others.iter().zip(1..).take_while(|(bytes, n)| train.is_nth(*n, bytes)).count();
+        Some((header, more as u32 + 1))
     }
 
     /// Lends the side buffer out, so that its owner's other parts can be used meanwhile.
@@ -111,7 +116,10 @@ impl Inbox {
         let unit = HEADER_LEN + length;
         let segment = got.segment.map_or(got.len, usize::from);
         let full = if segment == unit { (got.len / unit).min(count) } else { 0 };
-        let in_place = (0..full).take_while(|&i| foreseen.fits(i, &self.headers[i], calls)).count();
+        let in_place = match self.train(0, full) {
+            Some((first, frames)) if foreseen.fits(&first, calls) => frames as usize,
+            _ => 0,
+        };
         let aside = self.set_aside(calls, &foreseen, at, count, in_place, got.len);
         Ok(Arrived { in_place, aside, segment })
     }
@@ -154,16 +162,15 @@ impl Inbox {
 }
 
 impl Foreseen {
-    /// Whether the `index`th frame of those foreseen is what was foreseen.
-    fn fits(&self, index: usize, header: &[u8], calls: &Calls) -> bool {
-        let Ok(header) = Header::parse(header) else { return false };
+    /// Whether the first frame is what was foreseen.
+    fn fits(&self, header: &Header, calls: &Calls) -> bool {
         header.kind == Kind::Response
             && !header.flags.has(Flags::MANIFEST)
             && !header.flags.has(Flags::MORE)
             && calls.get(self.key).is_some_and(|c| c.wire_id == header.request)
             && header.tensor == self.tensor
             && header.length == self.length
-            && header.offset == self.offset + index as u32 * self.length
+            && header.offset == self.offset
     }
 }
 
