@@ -63,10 +63,20 @@ impl Batch {
     /// Adds the frames of a train from the `first` on, or the one that there is, as many as fit what is there already,
     /// and returns how many they are. An empty batch takes at least one.
     pub(crate) fn push(&mut self, frame: &ClientTransmit<'_>, first: u32, datagram: usize, calls: &Calls) -> u32 {
+        if frame.frames == 1 {
+            let fits = first == 0 && self.make_room(frame, datagram);
+            if fits {
+                self.append_one(frame, calls);
+            }
+            return u32::from(fits);
+        }
+        let (Some(key), Some(stretch)) = (frame.request, frame.data.clone().next()) else { return frame.frames };
+        let (train, length) = (Train::new(&frame.header), frame.header.length);
         let mut taken = 0;
-        let train = Train::new(&frame.header);
         while first + taken < frame.frames && self.make_room(frame, datagram) {
-            self.append(frame, &train, first + taken, calls);
+            let n = first + taken;
+            self.append_here(&[&train.nth(n)]);
+            self.append_data(key, Stretch { offset: stretch.offset + n * length, length, ..stretch }, calls);
             taken += 1;
         }
         taken
@@ -93,32 +103,24 @@ impl Batch {
         true
     }
 
-    fn append(&mut self, frame: &ClientTransmit<'_>, train: &Train, n: u32, calls: &Calls) {
-        let from = self.bytes_here.len();
-        self.bytes_here.extend_from_slice(&train.nth(n));
-        self.bytes_here.extend_from_slice(frame.head);
-        self.append_here(from);
-        let Some(key) = frame.request else { return };
-        for mut piece in frame.data.clone() {
-            if frame.frames > 1 {
-                // All that a train carries is one stretch, of which each frame has its share.
-                piece.offset += n * frame.header.length;
-                piece.length = frame.header.length;
-            }
-            let Stretch { tensor, offset, length, .. } = piece;
-            match calls.get(key).and_then(|call| call.data(tensor, offset, length)) {
-                Some(bytes) if frame.header.length <= STAGED => {
-                    let from = self.bytes_here.len();
-                    self.bytes_here.extend_from_slice(bytes);
-                    self.append_here(from);
-                }
-                _ => self.pieces.push(Piece::Data { key, tensor, offset, length }),
-            }
+    fn append_one(&mut self, frame: &ClientTransmit<'_>, calls: &Calls) {
+        self.append_here(&[&frame.header.to_bytes(), frame.head]);
+        if let Some(key) = frame.request {
+            frame.data.clone().for_each(|stretch| self.append_data(key, stretch, calls));
         }
     }
 
-    /// What has been put here from `from` on comes next.
-    fn append_here(&mut self, from: usize) {
+    fn append_data(&mut self, key: RequestKey, stretch: Stretch, calls: &Calls) {
+        let Stretch { tensor, offset, length, .. } = stretch;
+        match calls.get(key).and_then(|call| call.data(tensor, offset, length)) {
+            Some(bytes) if length <= STAGED => self.append_here(&[bytes]),
+            _ => self.pieces.push(Piece::Data { key, tensor, offset, length }),
+        }
+    }
+
+    fn append_here(&mut self, parts: &[&[u8]]) {
+        let from = self.bytes_here.len();
+        parts.iter().for_each(|part| self.bytes_here.extend_from_slice(part));
         let added = self.bytes_here.len() - from;
         match self.pieces.last_mut() {
             Some(Piece::Here { from: before, len }) if *before + *len == from => *len += added,
