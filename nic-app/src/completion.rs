@@ -38,8 +38,9 @@ fn with_meta(arena: &Arena, run: Run, copy: impl FnOnce(Span<'_>)) {
     }
 }
 
-/// Copies no more than the manifest says it is long; if it changes meanwhile, the copy does not parse.
-fn copy_manifest(meta: Span<'_>, bytes: &mut [u8]) {
+/// Copies a manifest out of a meta area, and no more of it than it says it is long. If somebody changes it meanwhile, the
+/// copy does not parse, or is what it has become.
+pub fn copy_manifest(meta: Span<'_>, bytes: &mut [u8; META_BYTES as usize]) {
     meta.copy_to(&mut bytes[..MANIFEST_HEAD_LEN]);
     if let (Ok(len), Some(rest)) =
         (Manifest::peek_len(bytes), meta.slice(MANIFEST_HEAD_LEN, meta.len() - MANIFEST_HEAD_LEN))

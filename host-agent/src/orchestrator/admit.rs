@@ -1,5 +1,6 @@
 //! A submission held against the model that it names. Neither the link nor the engine is taken at its word.
 
+use nic_app::copy_manifest;
 use splitrpc_arena::{Arena, META_BYTES};
 use splitrpc_ring::Run;
 use splitrpc_wire::{Manifest, Status, TensorDesc};
@@ -24,7 +25,7 @@ pub(super) fn admit(
     let meta = arena.meta(input).ok_or((Status::Internal, "the request's slots do not exist"))?;
     // One copy: what is checked below cannot change afterwards.
     let mut bytes = [0; META_BYTES as usize];
-    meta.copy_to(&mut bytes);
+    copy_manifest(meta, &mut bytes);
     let manifest = Manifest::parse(&bytes).map_err(|_| (Status::Internal, "the request's manifest is damaged"))?;
     tensors.clear();
     if manifest.len() != spec.inputs.len() {

@@ -128,7 +128,8 @@ impl Reader {
     fn read_frame(&mut self, cx: &mut Context<'_>, connection: &mut Connection) -> Result<Step, Over> {
         if let Some((header, manifest)) = connection.shape.small()
             && let Ok(manifest) = Manifest::parse(manifest)
-            && let Some(run) = cx.engine.peek_run(header, &manifest)
+            && let Some(run) =
+                cx.engine.class_of(header, &manifest).and_then(|(pool, rows)| cx.engine.peek_run(pool, rows))
         {
             return self.read_foreseen(cx, connection, run);
         }

@@ -2,7 +2,7 @@
 
 use splitrpc_engine::Placement;
 use splitrpc_ring::RequestKey;
-use splitrpc_wire::{HEADER_LEN, Header, Kind, MAX_MANIFEST_LEN, Manifest};
+use splitrpc_wire::{HEADER_LEN, Header, Kind, MAX_MANIFEST_LEN, MAX_TENSORS, Manifest};
 
 use super::plan::Plan;
 use crate::storage::Engine;
@@ -16,6 +16,10 @@ struct Shape {
     header: Header,
     manifest: [u8; MAX_MANIFEST_LEN],
     manifest_len: usize,
+    /// Pool and rows of its slots.
+    class: Option<(u16, u16)>,
+    /// Bytes of its tensors.
+    sizes: heapless::Vec<u32, MAX_TENSORS>,
 }
 
 /// Remembers what came, and plans for what comes next.
@@ -65,11 +69,7 @@ impl Guess {
     pub(super) fn placed(&mut self, engine: &Engine, placement: &Placement, header: &Header, head: &[u8]) {
         self.current = engine.still_placing(placement).then_some(placement.request);
         if !head.is_empty() {
-            let shape =
-                self.shape.get_or_insert(Shape { header: *header, manifest: [0; MAX_MANIFEST_LEN], manifest_len: 0 });
-            shape.header = *header;
-            shape.manifest_len = head.len();
-            shape.manifest[..head.len()].copy_from_slice(head);
+            self.shape.get_or_insert_with(|| Shape::of(header)).become_like(engine, header, head);
         }
         // A frame that stops short of its tensor's end fills its datagram.
         if let Some((_, sizes, ..)) = engine.frontier(placement.request) {
@@ -89,21 +89,18 @@ impl Guess {
             return;
         }
         let Some(shape) = &self.shape else { return };
-        let Ok(manifest) = Manifest::parse(&shape.manifest[..shape.manifest_len]) else { return };
-        let Some(run) = engine.peek_run(&shape.header, &manifest) else { return };
+        let Some(run) = shape.class.and_then(|(pool, rows)| engine.peek_run(pool, rows)) else { return };
         if !plan.expect_head(HEADER_LEN + shape.manifest_len) {
             return;
         }
         if shape.header.is_whole() {
-            manifest.tensors().all(|t| plan.expect_data(run, t.handle, 0, t.bytes));
+            (0..).zip(&shape.sizes).all(|(tensor, bytes)| plan.expect_data(run, tensor, 0, *bytes));
             return;
         }
         let data = shape.header.length - shape.manifest_len as u32;
         plan.expect_data(run, 0, 0, data);
         if shape.header.length == self.room {
-            let mut sizes = heapless::Vec::<u32, { splitrpc_wire::MAX_TENSORS }>::new();
-            sizes.extend(manifest.tensors().map(|t| t.bytes));
-            plan.expect_rest(run, &sizes, (0, data), self.room);
+            plan.expect_rest(run, &shape.sizes, (0, data), self.room);
         }
     }
 
@@ -137,6 +134,34 @@ impl Guess {
 }
 
 impl Shape {
+    fn of(header: &Header) -> Shape {
+        Shape {
+            header: *header,
+            manifest: [0; MAX_MANIFEST_LEN],
+            manifest_len: 0,
+            class: None,
+            sizes: heapless::Vec::new(),
+        }
+    }
+
+    /// Takes after a request that was placed. This is asked of every request, while most are like the one before.
+    fn become_like(&mut self, engine: &Engine, header: &Header, head: &[u8]) {
+        let same = self.header.model == header.model && self.manifest[..self.manifest_len] == *head;
+        self.header = *header;
+        if same {
+            return;
+        }
+        self.manifest_len = head.len();
+        self.manifest[..head.len()].copy_from_slice(head);
+        self.class = None;
+        self.sizes.clear();
+        if let Ok(manifest) = Manifest::parse(head) {
+            self.class = engine.class_of(header, &manifest);
+            // No manifest describes more tensors than there is room for.
+            self.sizes.extend(manifest.tensors().map(|t| t.bytes));
+        }
+    }
+
     fn is_like(&self, header: &Header) -> bool {
         header.kind == Kind::Request && header.flags == self.header.flags && header.length == self.header.length
     }

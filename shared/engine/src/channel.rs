@@ -141,7 +141,14 @@ impl<C: Congestion> Channel<C> {
     }
 
     /// Records the frames that make a train with the one sent just before: parts of one tensor, `count` of them.
-    pub(crate) fn send_following(&mut self, ring: &mut [SentFrame], now: Time, mut cargo: Cargo, bytes: u32, count: u32) {
+    pub(crate) fn send_following(
+        &mut self,
+        ring: &mut [SentFrame],
+        now: Time,
+        mut cargo: Cargo,
+        bytes: u32,
+        count: u32,
+    ) {
         for _ in 0..count {
             if let Cargo::Part { offset, length, .. } = &mut cargo {
                 *offset += *length;

@@ -78,14 +78,7 @@ impl<S: ClientStorage, C: Congestion> Client<S, C> {
         ClientVerdict::Done
     }
 
-    fn session_frame(
-        &mut self,
-        now: Time,
-        kind: Kind,
-        header: &Header,
-        head: &[u8],
-        packets: u32,
-    ) -> ClientVerdict {
+    fn session_frame(&mut self, now: Time, kind: Kind, header: &Header, head: &[u8], packets: u32) -> ClientVerdict {
         match kind {
             Kind::Response => return self.on_response(now, header, head, packets),
             Kind::Ack | Kind::Credit => match Ack::parse(head) {

@@ -301,13 +301,19 @@ impl<'a, C: Congestion> Server<'a, C> {
         }
     }
 
-    /// The slots that the next request like this one would get, so that bytes may land there before they are known to be
-    /// that request. Until a verdict hands them out they belong to nobody.
+    /// The pool that a request like this one gets its slots from, and how many it takes.
     #[must_use]
-    pub fn peek_run(&self, like: &Header, manifest: &splitrpc_wire::Manifest<'_>) -> Option<Run> {
+    pub fn class_of(&self, like: &Header, manifest: &splitrpc_wire::Manifest<'_>) -> Option<(u16, u16)> {
         let plan = self.models.get(usize::from(like.model))?;
         let (rows, sizes) = plan.admit(manifest).ok()?;
-        self.slots.peek(plan.class(self.pools, rows, &sizes).ok()?, rows)
+        Some((plan.class(self.pools, rows, &sizes).ok()?, rows))
+    }
+
+    /// The slots that the next request of this pool and so many rows would get, so that bytes may land there before they
+    /// are known to be that request. Until a verdict hands them out they belong to nobody.
+    #[must_use]
+    pub fn peek_run(&self, pool: u16, rows: u16) -> Option<Run> {
+        self.slots.peek(pool, rows)
     }
 
     /// Refuses new requests from now on; those under way go on.
