@@ -27,6 +27,9 @@ const EVENTS: usize = 256;
 const POLLER_EVERY: u32 = 16;
 /// Rounds between engine and host in one step; what is left then waits for the next.
 const ROUNDS: usize = 4;
+/// Rounds without news in which a spinning thread tries nothing but its sockets, for one in which it looks everywhere: what
+/// comes next mostly comes from there, and is seen the sooner the shorter a round is.
+const SHORT_ROUNDS: u32 = 3;
 /// How often the counters are published while something happens.
 const PUBLISH: u64 = 100 * MS;
 /// How often a draining thread looks whether it is done.
@@ -49,6 +52,8 @@ pub struct DataThread<L, H> {
     roused: bool,
     /// Sockets tried in vain since the poller was last asked.
     tries: u32,
+    /// Short rounds since the last whole one.
+    short_rounds: u32,
     waker: Waker,
     stop: Arc<AtomicBool>,
     telemetry: Arc<Shard>,
@@ -89,6 +94,7 @@ impl<L: NicLink, H: Host> DataThread<L, H> {
             events: Events::with_capacity(EVENTS),
             roused: false,
             tries: 0,
+            short_rounds: 0,
             waker,
             stop: Arc::new(AtomicBool::new(false)),
             telemetry,
@@ -195,8 +201,15 @@ impl<L: NicLink, H: Host> DataThread<L, H> {
 
     /// Goes round once. Returns whether anything happened.
     fn step(&mut self, now: Time) -> bool {
+        let spins = self.config.wait != WaitMode::Block && !self.roused;
         let mut moved = self.receive(now);
+        if spins && !moved && self.short_rounds < SHORT_ROUNDS && self.engine.next_submission().is_none() {
+            self.short_rounds += 1;
+            return false;
+        }
         moved |= self.exchange(now);
+        // Where there was news there may be more.
+        self.short_rounds = if moved { SHORT_ROUNDS } else { 0 };
         if self.engine.next_timeout() <= now {
             self.engine.handle_timeout(now);
         }

@@ -1,4 +1,6 @@
-//! `recvmsg` and `sendmsg`, the only places where pointers go to the kernel together with sockets.
+//! `recvmsg` and `sendmsg`, the only places where pointers go to the kernel together with sockets. The system calls are
+//! made directly: the C library's functions of these names are points at which a thread may be cancelled, for which they
+//! pay two atomic operations a call in programs of several threads.
 
 use std::io;
 use std::mem::MaybeUninit;
@@ -12,6 +14,8 @@ use crate::control::Control;
 
 /// Elements of a scatter or gather list that the kernel takes in one call; stream calls take no more of a longer list.
 pub const MAX_IOVECS: usize = 1024;
+
+const SEND_FLAGS: libc::c_long = (libc::MSG_NOSIGNAL | libc::MSG_DONTWAIT) as libc::c_long;
 
 /// What one `recvmsg` brought.
 pub(crate) struct Arrival {
@@ -37,7 +41,10 @@ pub(crate) fn receive(socket: BorrowedFd<'_>, iov: &mut [IoVec<'_>], flags: i32,
     let len = retry(|| {
         // SAFETY: `header` names a list of `iovec`s (`IoVec` is laid out as one) whose memory the kernel may write, and
         // room for name and control messages of the lengths given; all of them outlive the call.
-        unsafe { libc::recvmsg(socket.as_raw_fd(), &raw mut header, flags | libc::MSG_DONTWAIT) }
+        unsafe {
+            let flags = libc::c_long::from(flags | libc::MSG_DONTWAIT);
+            libc::syscall(libc::SYS_recvmsg, number(socket), &raw mut header, flags) as isize
+        }
     })?;
     let truncated = header.msg_flags & libc::MSG_TRUNC != 0;
     let (from, segment) = if details {
@@ -74,8 +81,13 @@ pub(crate) fn send(
     retry(|| {
         // SAFETY: `header` names a list of `iovec`s (`IoVecSend` is laid out as one) that the kernel only reads, and an
         // address and a control message of the lengths given; all of them outlive the call.
-        unsafe { libc::sendmsg(socket.as_raw_fd(), &raw const header, libc::MSG_NOSIGNAL | libc::MSG_DONTWAIT) }
+        unsafe { libc::syscall(libc::SYS_sendmsg, number(socket), &raw const header, SEND_FLAGS) as isize }
     })
+}
+
+/// The descriptor as wide as a system call takes its arguments.
+fn number(socket: BorrowedFd<'_>) -> libc::c_long {
+    socket.as_raw_fd().into()
 }
 
 /// An empty message header; some platforms pad it, so it cannot be written out.

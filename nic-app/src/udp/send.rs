@@ -75,10 +75,14 @@ impl Batch {
 
     /// Takes a frame, or those of a train, and sends what was there before where they cannot leave together.
     pub(super) fn push(&mut self, socket: &UdpSocket, arena: &Arena, to: SocketAddr, frame: &Transmit<'_>) {
+        if frame.frames == 1 {
+            self.make_room(socket, arena, to, frame);
+            return self.append(frame, &frame.header.to_bytes(), 0);
+        }
         let train = Train::new(&frame.header);
         for n in 0..frame.frames {
             self.make_room(socket, arena, to, frame);
-            self.append(frame, &train, n);
+            self.append(frame, &train.nth(n), n);
         }
     }
 
@@ -117,11 +121,12 @@ impl Batch {
             && run.is_none_or(|run| !self.runs.is_full() || self.runs.contains(&run))
     }
 
-    fn append(&mut self, frame: &Transmit<'_>, train: &Train, n: u32) {
+    /// Adds the `n`th frame, with this header.
+    fn append(&mut self, frame: &Transmit<'_>, header_bytes: &[u8; HEADER_LEN], n: u32) {
         let first = self.heads_used;
         let len = HEADER_LEN + frame.head.len();
         let (header, head) = self.heads[first..first + len].split_at_mut(HEADER_LEN);
-        header.copy_from_slice(&train.nth(n));
+        header.copy_from_slice(header_bytes);
         head.copy_from_slice(frame.head);
         self.heads_used += len;
         self.parts.push(Part::Head { first, len });

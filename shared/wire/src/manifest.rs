@@ -191,15 +191,11 @@ impl Tensors<'_> {
             return Err(WireError::BadRank);
         }
         let (dims, rest) = <[U32]>::ref_from_prefix_with_elems(rest, rank).map_err(|_| WireError::BadManifest)?;
-        let mut shape = [0; MAX_RANK];
-        for (to, from) in shape.iter_mut().zip(dims) {
-            *to = from.get();
-        }
         self.rest = rest;
         Ok(Some(TensorDesc {
             handle: entry.handle.get(),
             dtype: DType::from_code(entry.dtype)?,
-            shape: Shape::new(&shape[..rank])?,
+            shape: Shape::from_wire(dims),
             bytes: entry.bytes.get(),
         }))
     }

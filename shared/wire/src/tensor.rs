@@ -1,5 +1,7 @@
 //! Tensor types and shapes.
 
+use zerocopy::little_endian::U32;
+
 use crate::WireError;
 
 /// Most dimensions a tensor may have.
@@ -119,6 +121,17 @@ impl Shape {
         shape.dims.get_mut(..dims.len()).ok_or(WireError::BadRank)?.copy_from_slice(dims);
         shape.rank = dims.len() as u8;
         Ok(shape)
+    }
+
+    /// The shape of the dimensions as they lie on the wire; what is past [`MAX_RANK`] is left out. Taken one by one, since
+    /// the few there are cost less than a call to copy them.
+    #[inline]
+    pub(crate) fn from_wire(dims: &[U32]) -> Shape {
+        let mut shape = Shape { rank: dims.len().min(MAX_RANK) as u8, dims: [0; MAX_RANK] };
+        for (to, from) in shape.dims.iter_mut().zip(dims) {
+            *to = from.get();
+        }
+        shape
     }
 
     /// The dimensions.

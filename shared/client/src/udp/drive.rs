@@ -27,17 +27,27 @@ impl UdpConnection {
             if !self.ready && now.nanos() >= self.options.timeout.as_nanos() as u64 {
                 return Err(self.set_up_failed());
             }
-            if self.engine.next_timeout() <= now {
-                self.engine.handle_timeout(now);
-            }
-            self.transmit(now);
-            self.take_events(now)?;
-            if !self.events.is_empty() {
-                return Ok(());
+            if self.quiet_until <= now {
+                if self.engine.next_timeout() <= now {
+                    self.engine.handle_timeout(now);
+                }
+                self.transmit(now);
+                self.take_events(now)?;
+                if !self.events.is_empty() {
+                    return Ok(());
+                }
             }
             match self.inbox.receive(&self.socket, &mut self.calls) {
-                Ok(arrived) => self.take_in(&arrived)?,
-                Err(e) if e.kind() == io::ErrorKind::WouldBlock => return Ok(()),
+                Ok(arrived) => {
+                    self.quiet_until = Time::default();
+                    self.take_in(&arrived)?;
+                }
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
+                    if self.quiet_until <= now && self.batch.is_empty() {
+                        self.quiet_until = self.engine.next_timeout();
+                    }
+                    return Ok(());
+                }
                 // The network's opinion of an earlier datagram. While a session is open its silence decides.
                 Err(e) => {
                     let refused = e.kind() == io::ErrorKind::ConnectionRefused && !self.ready;
@@ -248,9 +258,12 @@ impl UdpConnection {
 
     /// Sends what may be sent now, as far as the socket takes it.
     pub(super) fn transmit(&mut self, now: Time) {
+        self.quiet_until = Time::default();
         loop {
             if self.batch.is_empty() {
-                mem::swap(&mut self.batch, &mut self.next);
+                if !self.next.is_empty() {
+                    mem::swap(&mut self.batch, &mut self.next);
+                }
                 let datagram = usize::from(self.limits_datagram());
                 // A train is no longer than what one call sends, so that the next batch takes what this one does not.
                 let most = (MAX_UDP_PAYLOAD / datagram).clamp(1, MAX_GSO_SEGMENTS) as u32;

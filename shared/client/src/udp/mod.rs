@@ -61,6 +61,8 @@ pub struct UdpConnection {
     network_error: Option<io::Error>,
     dead: Option<Error>,
     more: bool,
+    /// Before then there is nothing to send, unless something comes or is asked for.
+    quiet_until: Time,
     bytes_in_place: u64,
     bytes_copied: u64,
 }
@@ -139,6 +141,7 @@ impl UdpConnection {
             network_error: None,
             dead: None,
             more: false,
+            quiet_until: Time::default(),
             bytes_in_place: 0,
             bytes_copied: 0,
         })
