@@ -180,7 +180,7 @@ impl<L: NicLink, H: Host> DataThread<L, H> {
                 if self.config.crowded && active != now {
                     std::thread::yield_now();
                 }
-            } else if self.engine.next_submission().is_none() {
+            } else if self.engine.next_submission().is_none() && !self.tcp.as_ref().is_some_and(TcpPort::has_unread) {
                 self.sleep(now, drained_by);
             }
         }
@@ -229,6 +229,16 @@ impl<L: NicLink, H: Host> DataThread<L, H> {
     }
 
     fn receive(&mut self, now: Time) -> bool {
+        let mut moved = self.receive_new(now);
+        let DataThread { engine, arena, tcp, poller, .. } = self;
+        if let Some(tcp) = tcp {
+            moved |= tcp.resume(now, poller, engine, arena);
+        }
+        moved
+    }
+
+    /// Receives what the sockets have.
+    fn receive_new(&mut self, now: Time) -> bool {
         let roused = std::mem::take(&mut self.roused);
         if self.config.wait == WaitMode::Block {
             // It has just been told what is ready, or it was not the sockets that roused it.

@@ -252,6 +252,37 @@ fn a_slow_reader_gets_all_of_a_large_answer() {
 }
 
 #[test]
+fn a_burst_of_small_frames_is_answered_frame_by_frame() {
+    const PINGS: u64 = 900;
+    for mode in [WaitMode::Spin, WaitMode::ADAPTIVE, WaitMode::Block] {
+        let server = Server::start(&config(), mode);
+        let mut client = Client::connect(server.tcp);
+        // The next request is expected to be like these, so that what comes is read in large pieces.
+        let bytes = noise(1, 16_000);
+        for _ in 0..2 {
+            client.ask(NULL, &[&bytes]);
+        }
+        let session = client.session;
+        let ping = |n| Header { session, request: n, ..Header::new(Kind::Ping) }.to_bytes();
+        let mut burst: Vec<u8> = (0..PINGS).flat_map(ping).collect();
+        let (id, request) = client.request(NULL, &[&bytes]);
+        burst.extend(request);
+        client.stream.write_all(&burst).unwrap();
+        for n in 0..PINGS {
+            let (header, _) = client.receive();
+            assert_eq!((header.kind, header.request), (Kind::Pong, n), "{mode:?}");
+        }
+        let (answered, answer) = client.answer();
+        assert_eq!(answered, id);
+        check(NULL, &[&bytes], answer);
+        drop(client);
+        let mut thread = server.stop();
+        assert_eq!(thread.engine().stats().control_dropped, 0);
+        assert_no_slot_lost(&mut thread);
+    }
+}
+
+#[test]
 fn more_requests_than_slots_are_refused_as_busy_and_served_later() {
     let server = Server::start(&config(), WaitMode::ADAPTIVE);
     server.hold.close();

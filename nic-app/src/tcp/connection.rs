@@ -19,6 +19,9 @@ pub(super) struct Connection {
     pub(super) stream: TcpStream,
     pub(super) id: u32,
     pub(super) reading: Reading,
+    /// Bytes that were read before the engine ran out of room for what they may cause; they come before those in the
+    /// socket. Empty, and without memory, but for bursts of hundreds of small frames.
+    pub(super) unread: Vec<u8>,
     pub(super) shape: Shape,
     pub(super) out: OutQueue,
     /// When the kernel last took something of what waits in `out`.
@@ -35,6 +38,7 @@ impl Connection {
             stream,
             id,
             reading: Reading::Head(None),
+            unread: Vec::new(),
             shape: Shape::default(),
             out: OutQueue::default(),
             out_since: Time::default(),

@@ -79,6 +79,8 @@ pub struct TcpPort {
     reader: Reader,
     out: OutPool,
     hot: Hot,
+    /// Connections of which bytes have been read that the engine had no room for; the poller does not tell of those.
+    unread: Vec<u32>,
     /// Most frames that may wait for one connection before it is no longer read.
     waiting: u32,
     grace: u64,
@@ -116,6 +118,7 @@ impl TcpPort {
             reader: Reader::new(streams as usize),
             out: OutPool::new(engine.config.requests.saturating_add(8 * CONTROL_WAITING), engine.catalog),
             hot: Hot::default(),
+            unread: Vec::new(),
             waiting,
             grace: engine.config.progress_grace,
             next_sweep: Time::NEVER,
@@ -214,6 +217,22 @@ impl TcpPort {
         moved
     }
 
+    /// Whether [`TcpPort::resume`] has something to do, so that nobody may fall asleep before.
+    pub(crate) fn has_unread(&self) -> bool {
+        self.unread.iter().any(|id| self.connections[*id as usize].as_ref().is_some_and(|c| !c.paused))
+    }
+
+    /// Goes on with bytes that the engine had no room for. Returns whether anything moved.
+    pub(crate) fn resume(&mut self, now: Time, poller: &Poller, engine: &mut Engine, arena: &Arena) -> bool {
+        let mut moved = false;
+        for at in 0..self.unread.len() {
+            moved |= self.read(now, poller, engine, arena, self.unread[at]);
+        }
+        let connections = &self.connections;
+        self.unread.retain(|id| connections[*id as usize].as_ref().is_some_and(|c| !c.unread.is_empty()));
+        moved
+    }
+
     fn read(&mut self, now: Time, poller: &Poller, engine: &mut Engine, arena: &Arena, id: u32) -> bool {
         let Some(connection) = self.connections.get_mut(id as usize).and_then(Option::as_deref_mut) else {
             return false;
@@ -222,6 +241,9 @@ impl TcpPort {
             return false;
         }
         let turn = self.reader.turn(&mut Context { now, engine, arena }, connection);
+        if !connection.unread.is_empty() && !self.unread.contains(&id) {
+            self.unread.push(id);
+        }
         match turn {
             Turn::Quiet => self.hot.missed(id),
             Turn::Moved => self.hot.touched(id),

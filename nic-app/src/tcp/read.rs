@@ -88,6 +88,13 @@ impl Reader {
             if moved >= BYTES_PER_TURN || !cx.engine.accepts_frames() {
                 break;
             }
+            if !connection.unread.is_empty() {
+                match self.feed_unread(cx, connection) {
+                    Ok(bytes) => moved += bytes,
+                    Err(Over) => return Turn::Over,
+                }
+                continue;
+            }
             let step = match &connection.reading {
                 Reading::Head(None) => self.read_frame(cx, connection),
                 Reading::Head(Some(_)) => self.read_partial_head(cx, connection),
@@ -201,7 +208,15 @@ impl Reader {
         fed
     }
 
-    /// Takes in bytes of the stream that have landed outside slots, whatever they turn out to be.
+    /// Goes on with what the engine had no room for. Returns how many bytes it has taken now.
+    fn feed_unread(&mut self, cx: &mut Context<'_>, connection: &mut Connection) -> Result<usize, Over> {
+        let bytes = mem::take(&mut connection.unread);
+        self.feed(cx, connection, &bytes)?;
+        Ok(bytes.len() - connection.unread.len())
+    }
+
+    /// Takes in bytes of the stream that have landed outside slots, whatever they turn out to be. What comes after the
+    /// engine has run out of room is kept.
     pub(super) fn feed(
         &mut self,
         cx: &mut Context<'_>,
@@ -209,6 +224,10 @@ impl Reader {
         mut bytes: &[u8],
     ) -> Result<(), Over> {
         while !bytes.is_empty() {
+            if !connection.unread.is_empty() || !cx.engine.accepts_frames() {
+                connection.unread.extend_from_slice(bytes);
+                return Ok(());
+            }
             let taken = match &mut connection.reading {
                 Reading::Head(None) => match measure(bytes) {
                     Ok(Measured::Whole(header, len)) => {
