@@ -7,7 +7,8 @@ mod rig;
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use rig::pair::{Slots, client_config};
+use rig::common::ClientMemory;
+use rig::pair::client_config;
 use rig::script::Script;
 use rig::{Ask, response};
 use splitrpc_engine::{
@@ -31,7 +32,8 @@ fn client_calls() {
         };
         let now = Time::from_nanos(SEC);
         let mut play = Play {
-            client: Client::new(now, &config, Slots::new(1 + script.below(8), 16 << script.below(4)), NONCE).unwrap(),
+            client: Client::new(now, &config, ClientMemory::new(1 + script.below(8), 16 << script.below(4)), NONCE)
+                .unwrap(),
             config,
             now,
             ids: BTreeMap::new(),
@@ -54,7 +56,7 @@ fn client_calls() {
 }
 
 struct Play {
-    client: Client<Slots>,
+    client: Client<ClientMemory>,
     config: ClientConfig,
     now: Time,
     /// Number on the wire of each request that was sent.

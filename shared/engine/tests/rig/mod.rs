@@ -1,22 +1,25 @@
 //! A server with two small models, driven call by call.
 #![allow(missing_docs, unreachable_pub, dead_code)]
 
+#[path = "../common/mod.rs"]
+pub mod common;
 pub mod pair;
 pub mod script;
 
 use std::net::SocketAddr;
 
-use splitrpc_arena::{PoolLayout, SlotAllocator, SlotEntry};
+use splitrpc_arena::PoolLayout;
 use splitrpc_engine::{
-    ChannelSlot, CompletionHead, Control, InputPlan, MS, ModelPlan, Peer, Piece, Placement, RequestSlot, SEC,
-    SentFrame, Server, ServerConfig, SessionSlot, Storage, StorageSizes, Time, Verdict,
+    CompletionHead, MS, ModelPlan, Peer, Piece, Placement, SEC, Server, ServerConfig, Time, Verdict,
 };
 use splitrpc_ring::{Completion, RequestKey, Run, Submission};
 use splitrpc_wire::hello::{Abilities, Challenge, Hello, HelloAck, MIN_DATAGRAM};
 use splitrpc_wire::{
-    DType, Flags, HEADER_LEN, Header, Kind, MANIFEST_TENSOR, MAX_RANK, Manifest, ManifestWriter, Shape, Status,
-    StatusPayload, TensorDesc, VERSION,
+    DType, Flags, HEADER_LEN, Header, Kind, MANIFEST_TENSOR, Manifest, ManifestWriter, Shape, Status, StatusPayload,
+    TensorDesc, VERSION,
 };
+
+use common::{ServerMemory, input};
 
 /// Up to 4 rows of 4 FP32 and 2 INT64; 8 slots.
 pub const ROWS: u16 = 0;
@@ -52,38 +55,14 @@ pub fn serve<R>(config: &ServerConfig, test: impl FnOnce(&mut Rig<'_>) -> R) -> 
         (1, PoolLayout::new(&[4096], 1, 8).unwrap()),
         (2, PoolLayout::new(&[1 << 20], 1, 4).unwrap()),
     ];
-    let input = |dtype, dims: &[i32]| {
-        let mut all = [0; MAX_RANK];
-        all[..dims.len()].copy_from_slice(dims);
-        InputPlan { dtype, dims: all, rank: dims.len() as u8 }
-    };
     let rows = [input(DType::Fp32, &[-1, 4]), input(DType::Int64, &[-1, 2])];
     let bytes = [input(DType::Uint8, &[-1])];
     let models = [
         ModelPlan { inputs: &rows, max_batch: 4, default_priority: 0, classes: &[0] },
         ModelPlan { inputs: &bytes, max_batch: 0, default_priority: 2, classes: &[1, 2] },
     ];
-    let need = StorageSizes::of(config);
-    let mut entries = vec![SlotEntry::default(); SlotAllocator::storage_len(&pools)];
-    let mut sessions = vec![SessionSlot::default(); need.sessions];
-    let mut channels: Vec<ChannelSlot> = (0..need.channels).map(|_| ChannelSlot::default()).collect();
-    let mut timers = vec![Time::NEVER; need.channels];
-    let mut active = vec![0; need.channels];
-    let mut flight = vec![SentFrame::default(); need.flight];
-    let mut requests = vec![RequestSlot::default(); need.requests];
-    let mut submissions = vec![Submission::Cancel { request: RequestKey::default() }; need.submissions];
-    let mut control = vec![Control::default(); need.control];
-    let storage = Storage {
-        sessions: &mut sessions,
-        channels: &mut channels,
-        timers: &mut timers,
-        flight: &mut flight,
-        requests: &mut requests,
-        submissions: &mut submissions,
-        control: &mut control,
-        active: &mut active,
-    };
-    let slots = SlotAllocator::new(&pools, &mut entries).unwrap();
+    let mut memory = ServerMemory::new(config, &pools);
+    let (slots, storage) = memory.lend(&pools);
     let server = Server::new(config, &models, &[b'c'; 5000], &pools, slots, storage, [7; 16], 99).unwrap();
     test(&mut Rig { server, now: Time::from_nanos(SEC), config: *config })
 }

@@ -4,12 +4,12 @@ use std::cmp::Reverse;
 use std::collections::{BinaryHeap, HashMap};
 
 use splitrpc_engine::{
-    Client, ClientConfig, ClientEvent, ClientSlot, ClientStorage, ClientVerdict, MS, Peer, RequestSpec, SEC, SentFrame,
-    ServerConfig, Time, Verdict,
+    Client, ClientConfig, ClientEvent, ClientVerdict, MS, Peer, RequestSpec, SEC, ServerConfig, Time, Verdict,
 };
 use splitrpc_ring::{RequestKey, Run, Submission};
 use splitrpc_wire::{Header, Kind, Manifest, Status};
 
+use super::common::ClientMemory;
 use super::{Ask, Rig, addr, response, serve};
 
 /// A frame on its way.
@@ -21,29 +21,6 @@ pub struct Way {
     pub len: usize,
     /// Counts the frames of this direction.
     pub number: u64,
-}
-
-pub struct Slots {
-    slots: Vec<ClientSlot>,
-    flight: Vec<SentFrame>,
-}
-
-impl ClientStorage for Slots {
-    fn parts(&mut self) -> (&mut [ClientSlot], &mut [SentFrame]) {
-        (&mut self.slots, &mut self.flight)
-    }
-    fn slots(&self) -> &[ClientSlot] {
-        &self.slots
-    }
-    fn flight(&self) -> &[SentFrame] {
-        &self.flight
-    }
-}
-
-impl Slots {
-    pub fn new(slots: usize, flight: usize) -> Slots {
-        Slots { slots: vec![ClientSlot::default(); slots], flight: vec![SentFrame::default(); flight] }
-    }
 }
 
 pub fn client_config() -> ClientConfig {
@@ -63,7 +40,7 @@ struct Flying {
 
 pub struct Pair<'r, 'a> {
     pub rig: &'r mut Rig<'a>,
-    pub client: Client<Slots>,
+    pub client: Client<ClientMemory>,
     pub wire: Wire,
     pub model: Model,
     pub delay: u64,
@@ -81,7 +58,7 @@ pub struct Pair<'r, 'a> {
 /// Runs `test` with a client that is connected; nothing is lost, and every answer is 4,000 bytes at once.
 pub fn pair<R>(server: &ServerConfig, client: &ClientConfig, test: impl FnOnce(&mut Pair<'_, '_>) -> R) -> R {
     serve(server, |rig| {
-        let client = Client::new(rig.now, client, Slots::new(8, 256), 5).unwrap();
+        let client = Client::new(rig.now, client, ClientMemory::new(8, 256), 5).unwrap();
         let mut pair = Pair {
             rig,
             client,

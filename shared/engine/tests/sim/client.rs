@@ -3,31 +3,13 @@
 use std::collections::{BTreeMap, HashMap};
 use std::net::SocketAddr;
 
-use splitrpc_engine::{
-    Client, ClientConfig, ClientEvent, ClientSlot, ClientStorage, ClientVerdict, MS, RequestSpec, SEC, SentFrame, Time,
-};
+use splitrpc_engine::{Client, ClientConfig, ClientEvent, ClientVerdict, MS, RequestSpec, SEC, Time};
 use splitrpc_ring::RequestKey;
 use splitrpc_wire::{DType, HEADER_LEN, Header, Manifest, ManifestWriter, Shape, TensorDesc};
 
+use super::common::ClientMemory;
 use super::frames::{encode_all, split};
 use super::rng::Rng;
-
-pub struct Heap {
-    slots: Vec<ClientSlot>,
-    flight: Vec<SentFrame>,
-}
-
-impl ClientStorage for Heap {
-    fn parts(&mut self) -> (&mut [ClientSlot], &mut [SentFrame]) {
-        (&mut self.slots, &mut self.flight)
-    }
-    fn slots(&self) -> &[ClientSlot] {
-        &self.slots
-    }
-    fn flight(&self) -> &[SentFrame] {
-        &self.flight
-    }
-}
 
 struct Open {
     tensors: Vec<Vec<u8>>,
@@ -59,7 +41,7 @@ impl Tally {
 pub struct SimClient {
     pub addr: SocketAddr,
     server: SocketAddr,
-    engine: Client<Heap>,
+    engine: Client<ClientMemory>,
     open: HashMap<RequestKey, Open>,
     /// Requests still to be made.
     pub left: u32,
@@ -234,15 +216,14 @@ impl SimClient {
     }
 }
 
-fn engine(rng: &mut Rng, now: Time) -> Client<Heap> {
-    let storage = Heap { slots: vec![ClientSlot::default(); 8], flight: vec![SentFrame::default(); 256] };
+fn engine(rng: &mut Rng, now: Time) -> Client<ClientMemory> {
     let config = ClientConfig {
         datagram: *rng.pick(&[1232, 1472, 8256]),
         receive_window: 256 << 10,
         silence_limit: 5 * SEC,
         ..ClientConfig::default()
     };
-    Client::new(now, &config, storage, rng.next()).unwrap()
+    Client::new(now, &config, ClientMemory::new(8, 256), rng.next()).unwrap()
 }
 
 /// What a request asks, whoever sends it.

@@ -1,4 +1,6 @@
 pub mod client;
+#[path = "../common/mod.rs"]
+pub mod common;
 pub mod frames;
 pub mod host;
 pub mod manners;

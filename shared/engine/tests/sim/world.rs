@@ -2,15 +2,13 @@
 
 use std::net::SocketAddr;
 
-use splitrpc_arena::{PoolLayout, SlotAllocator, SlotEntry};
-use splitrpc_engine::{
-    ChannelSlot, CompletionHead, Control, InputPlan, MS, ModelPlan, Peer, RequestSlot, SEC, SentFrame, Server,
-    ServerConfig, SessionSlot, Storage, StorageSizes, Time, Verdict,
-};
-use splitrpc_ring::{RequestKey, Submission};
-use splitrpc_wire::{DType, Flags, HEADER_LEN, MAX_RANK, StatusPayload};
+use splitrpc_arena::PoolLayout;
+use splitrpc_engine::{CompletionHead, MS, ModelPlan, Peer, SEC, Server, ServerConfig, Time, Verdict};
+use splitrpc_ring::Submission;
+use splitrpc_wire::{DType, Flags, HEADER_LEN, StatusPayload};
 
 use super::client::{SimClient, Tally, head_of};
+use super::common::{ServerMemory, input};
 use super::frames::{encode_all, split, train_len};
 use super::host::{Host, parse};
 use super::net::{Net, Weather};
@@ -38,12 +36,6 @@ fn config(rng: &mut Rng) -> ServerConfig {
         progress_grace: SEC,
         ..ServerConfig::small()
     }
-}
-
-fn input(dtype: DType, dims: &[i32]) -> InputPlan {
-    let mut all = [0; MAX_RANK];
-    all[..dims.len()].copy_from_slice(dims);
-    InputPlan { dtype, dims: all, rank: dims.len() as u8 }
 }
 
 pub struct World {
@@ -118,27 +110,8 @@ impl World {
             ModelPlan { inputs: &batched, max_batch: 4, default_priority: 0, classes: &[0] },
             ModelPlan { inputs: &bytes, max_batch: 0, default_priority: 2, classes: &[1, 2] },
         ];
-        let need = StorageSizes::of(&config);
-        let mut entries = vec![SlotEntry::default(); SlotAllocator::storage_len(&pools)];
-        let mut sessions = vec![SessionSlot::default(); need.sessions];
-        let mut channels: Vec<ChannelSlot> = (0..need.channels).map(|_| ChannelSlot::default()).collect();
-        let mut timers = vec![Time::NEVER; need.channels];
-        let mut active = vec![0; need.channels];
-        let mut flight = vec![SentFrame::default(); need.flight];
-        let mut requests = vec![RequestSlot::default(); need.requests];
-        let mut submissions = vec![Submission::Cancel { request: RequestKey::default() }; need.submissions];
-        let mut control = vec![Control::default(); need.control];
-        let storage = Storage {
-            sessions: &mut sessions,
-            channels: &mut channels,
-            timers: &mut timers,
-            flight: &mut flight,
-            requests: &mut requests,
-            submissions: &mut submissions,
-            control: &mut control,
-            active: &mut active,
-        };
-        let slots = SlotAllocator::new(&pools, &mut entries).unwrap();
+        let mut memory = ServerMemory::new(&config, &pools);
+        let (slots, storage) = memory.lend(&pools);
         let secret = [self.rng.next().to_le_bytes(), self.rng.next().to_le_bytes()].concat().try_into().unwrap();
         let epoch = self.rng.next();
         let mut server: Server<'_> =
