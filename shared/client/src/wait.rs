@@ -1,9 +1,11 @@
 //! How a thread waits for its connection.
 
-use std::os::fd::BorrowedFd;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
+
+use crate::{Error, Event};
 
 /// How a thread waits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -68,6 +70,30 @@ impl Waiter {
         self.spins = self.spins.wrapping_add(1);
         // Where threads outnumber cores, the one that is waited for may need this core.
         if self.spins.is_multiple_of(32) { std::thread::yield_now() } else { std::hint::spin_loop() }
+    }
+}
+
+/// Polls a connection until its session is ready. `needs` says whether it waits for room to write, and when to poll it at
+/// the latest.
+///
+/// # Errors
+/// Those of `poll`.
+pub(crate) fn until_ready<C: AsFd>(
+    connection: &mut C,
+    wait: Wait,
+    poll: impl Fn(&mut C) -> Result<Option<Event>, Error>,
+    needs: impl Fn(&C) -> (bool, Option<Instant>),
+) -> Result<(), Error> {
+    let mut waiter = wait.waiter();
+    loop {
+        match poll(connection)? {
+            Some(Event::Ready) => return Ok(()),
+            Some(_) => {}
+            None => {
+                let (write, until) = needs(connection);
+                waiter.wait(connection.as_fd(), write, until);
+            }
+        }
     }
 }
 

@@ -52,14 +52,9 @@ impl TcpConnection {
     /// [`Error::Unreachable`], [`Error::TimedOut`], [`Error::Refused`], [`Error::Protocol`].
     pub fn connect(addr: SocketAddr, options: ConnectOptions) -> Result<TcpConnection, Error> {
         let mut connection = TcpConnection::start(addr, options)?;
-        let mut waiter = Wait::Block.waiter();
-        loop {
-            match connection.poll()? {
-                Some(Event::Ready) => return Ok(connection),
-                Some(_) => {}
-                None => waiter.wait(connection.as_fd(), connection.wants_write(), connection.next_timeout()),
-            }
-        }
+        let needs = |c: &TcpConnection| (c.wants_write(), c.next_timeout());
+        crate::wait::until_ready(&mut connection, Wait::Block, TcpConnection::poll, needs)?;
+        Ok(connection)
     }
 
     /// Begins to connect. [`Event::Ready`] tells when requests may be submitted.

@@ -74,14 +74,9 @@ impl UdpConnection {
     /// [`Error::Unreachable`], [`Error::TimedOut`], [`Error::Refused`].
     pub fn connect(addr: SocketAddr, options: ConnectOptions) -> Result<UdpConnection, Error> {
         let mut connection = UdpConnection::start(addr, options)?;
-        let mut waiter = Wait::Block.waiter();
-        loop {
-            match connection.poll()? {
-                Some(Event::Ready) => return Ok(connection),
-                Some(_) => {}
-                None => waiter.wait(connection.as_fd(), connection.wants_write(), connection.next_timeout()),
-            }
-        }
+        let needs = |c: &UdpConnection| (c.wants_write(), c.next_timeout());
+        crate::wait::until_ready(&mut connection, Wait::Block, UdpConnection::poll, needs)?;
+        Ok(connection)
     }
 
     /// Begins to open a session. [`Event::Ready`] tells when requests may be submitted.
