@@ -11,10 +11,9 @@ use nic_app::{
     WaitMode, Waker, build_engine,
 };
 use splitrpc_arena::{Arena, ArenaError};
-use splitrpc_engine::{MS, ModelPlan, PathInfo, ServerConfig, Time};
+use splitrpc_engine::{ModelPlan, Time};
 use splitrpc_ring::{InProcessHost, in_process};
 use splitrpc_telemetry::Shard as Telemetry;
-use splitrpc_wire::path::{Link, Memory, Mover, Port};
 
 use crate::config::{Config, Wait};
 use crate::orchestrator::{self, Orchestrator, Parts, Served, Storage};
@@ -101,7 +100,7 @@ pub fn start(
     let known: Vec<EngineModel> =
         models.iter().zip(&plan.models).map(|(model, pools)| EngineModel::new(model.factory.spec(), pools)).collect();
     let known: Vec<ModelPlan<'_>> = known.iter().map(EngineModel::plan).collect();
-    let mut limits = engine_config(config);
+    let mut limits = config.engine();
     if addresses.udp.is_some() {
         // What the kernel cannot hold would be dropped, and sent again.
         let room = UdpPort::receive_room(&udp_config(config, shard))?.max(MIN_RECEIVE_WINDOW);
@@ -181,36 +180,6 @@ fn udp_config(config: &Config, shard: usize) -> UdpPortConfig {
         send_buffer: buffer(data.send_buffer),
         drop_permille: data.drop_permille,
         drop_seed: data.drop_seed.wrapping_add(shard as u64),
-    }
-}
-
-/// The engine's limits as the configuration has them.
-#[must_use]
-pub fn engine_config(config: &Config) -> ServerConfig {
-    let limits = &config.limits;
-    let path = PathInfo {
-        port: Port::Tcp,
-        mover: Mover::KernelToSlot,
-        memory: Memory::Host,
-        link: Link::InProcess,
-        emulated: false,
-    };
-    ServerConfig {
-        stream_sessions: limits.sessions,
-        datagram_sessions: limits.datagram_sessions,
-        requests: limits.requests,
-        requests_per_client: limits.requests_per_client,
-        flight: limits.datagrams_in_flight,
-        max_request: limits.max_request_bytes,
-        datagram: config.data.max_datagram,
-        receive_window: limits.receive_window_bytes,
-        idle_timeout: u64::from(limits.idle_timeout_ms) * MS,
-        keep_reply: u64::from(limits.keep_reply_ms) * MS,
-        kept_replies: limits.kept_replies,
-        min_progress: limits.min_progress_bytes_per_s,
-        progress_grace: u64::from(limits.progress_grace_ms) * MS,
-        stream_path: path,
-        datagram_path: PathInfo { port: Port::Udp, ..path },
     }
 }
 
