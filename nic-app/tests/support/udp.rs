@@ -99,6 +99,11 @@ impl UdpClient {
         key
     }
 
+    /// How many answers have come that nobody took yet.
+    pub fn answered(&self) -> usize {
+        self.done.len()
+    }
+
     /// Waits for the answer to a request.
     pub fn answer(&mut self, key: RequestKey) -> Answer {
         self.drive(|client| client.done.contains_key(&key) || client.closed.is_some());
