@@ -38,19 +38,25 @@ declared! {
         StreamsAccepted = "TCP connections accepted.",
         StreamsRefused = "TCP connections refused for want of a place.",
         StreamsClosed = "TCP connections closed.",
+        StreamsStalled = "Of those, closed because they took or sent nothing for too long.",
+        StreamsOverrun = "Of those, closed because more waited to be written to them than may.",
         SessionsOpened = "Sessions opened.",
         SessionsClosed = "Sessions closed or forgotten.",
         AddressChallenges = "Datagram clients asked to prove their address.",
         RequestsAdmitted = "Requests that were given a slot.",
-        RequestsRefused = "Requests that were refused: busy, over a quota or a limit, or malformed.",
+        RequestsRefused = "Requests that were not answered: refused, failed, cancelled, or out of time.",
+        RepliesGivenUp = "Answers given up before their client had confirmed them.",
+        ControlDropped = "Small frames, such as errors, dropped because too many waited to be sent.",
         DuplicateFrames = "Frames that repeated what had arrived.",
-        DuplicateRequests = "Requests that repeated one already known, answered without running it again.",
-        FramesRetransmitted = "Frames sent again.",
-        FramesLost = "Frames declared lost by loss detection.",
+        FramesLost = "Frames that counted as lost and whose bytes were sent again.",
+        FramesMoved = "Frames or small requests that landed outside their slots and were copied there.",
         FramesDiscarded = "Frames that belong to no live request or session.",
         FaultHookDrops = "Datagrams dropped on purpose by the fault hook.",
         BurstsSent = "System calls that sent datagrams.",
         BurstsReceived = "System calls that received datagrams.",
+        BurstsWithoutOffload = "Bursts of datagrams that the kernel did not cut apart, so that each took a call of its own.",
+        DatagramsUnsent = "Datagrams that the kernel did not take: no room, too large, or refused.",
+        PathsShrunk = "Datagram sessions that went down to small datagrams because large ones did not arrive.",
         Launches = "Batches launched.",
         Submissions = "Submissions taken from the link.",
         Completions = "Completions sent over the link.",
@@ -64,7 +70,6 @@ declared! {
     /// Something that has a level at any moment.
     Level, "" {
         Streams = "TCP connections open.",
-        Sessions = "Sessions open.",
         RequestsInFlight = "Requests admitted and not yet answered.",
         RequestsQueued = "Requests waiting for a launch.",
         InputSlotsFree = "Input slots that are free.",
@@ -93,7 +98,7 @@ mod tests {
     #[test]
     fn names_follow_from_declarations_and_differ() {
         assert_eq!(Event::FramesReceived.metric(), "splitrpc_frames_received_total");
-        assert_eq!(Level::Sessions.metric(), "splitrpc_sessions");
+        assert_eq!(Level::Streams.metric(), "splitrpc_streams");
         let names: HashSet<_> =
             Event::ALL.iter().map(|e| e.metric()).chain(Level::ALL.iter().map(|l| l.metric())).collect();
         assert_eq!(names.len(), Event::ALL.len() + Level::ALL.len());

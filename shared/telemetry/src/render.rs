@@ -115,7 +115,11 @@ pub fn render(out: &mut Writer, models: &[&str], shards: &[&Shard]) {
         out.sample(name, &[("error", error.name())], n as f64);
     }
     let name = "splitrpc_refusals_total";
-    out.head(name, "counter", "Requests and sessions refused before they had a model and a path, by status.");
+    out.head(
+        name,
+        "counter",
+        "Requests and sessions that were not answered: refused, failed, cancelled, or out of time, by status.",
+    );
     for &status in Status::ALL.iter().filter(|&&s| s != Status::Ok) {
         let n: u64 = shards.iter().map(|s| s.refusals[status as usize].load()).sum();
         out.sample(name, &[("status", status.name())], n as f64);
