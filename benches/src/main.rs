@@ -4,6 +4,7 @@
 #![forbid(unsafe_code)]
 
 mod arms;
+mod crowd;
 mod load;
 mod machine;
 mod plan;
@@ -47,6 +48,8 @@ enum Command {
     ServeArm(ServeArm),
     /// Lists the arms.
     ListArms,
+    /// Connects many clients that ask nothing, and says what each costs a commodity-tcp server and whether it still answers.
+    IdleClients(IdleClients),
 }
 
 #[derive(Debug, Args)]
@@ -110,8 +113,17 @@ struct ServeArm {
     parent: Option<u32>,
 }
 
+#[derive(Debug, Args)]
+struct IdleClients {
+    /// How many.
+    #[arg(long, default_value_t = crowd::CLIENTS)]
+    clients: usize,
+}
+
 /// The first arm's port, unless told otherwise.
 const PORT_BASE: u16 = 7_470;
+/// What connecting many idle clients takes, about.
+const CROWD_TIME: Duration = Duration::from_secs(6);
 
 fn main() -> anyhow::Result<()> {
     match Cli::parse().command {
@@ -123,7 +135,16 @@ fn main() -> anyhow::Result<()> {
             }
             Ok(())
         }
+        Command::IdleClients(options) => idle_clients(&options),
     }
+}
+
+fn idle_clients(options: &IdleClients) -> anyhow::Result<()> {
+    let crowd = crowd::measure(options.clients, None)?;
+    println!("{crowd}");
+    let target = crowd::TARGET_BYTES;
+    anyhow::ensure!(crowd.bytes_each <= target, "that is more than {target} bytes each");
+    Ok(())
 }
 
 fn serve_arm(options: &ServeArm) -> anyhow::Result<()> {
@@ -191,11 +212,23 @@ fn compare(options: &Compare) -> anyhow::Result<()> {
 
     let progress = progress_bar(&points);
     let mut runner = Runner::new(source, crossed, options.seed, progress.clone());
-    let (runs, idle) = run_all(&mut runner, &points, started + limit, options)?;
+    // Connecting that many takes time that --quick does not have.
+    let crowded = !options.quick && options.loads.is_empty() && matches!(source, Servers::Local(_));
+    let crowded = crowded && arms.contains(&Arm::CommodityTcp);
+    let crowd_time = if crowded { CROWD_TIME } else { Duration::ZERO };
+    let (runs, idle) = run_all(&mut runner, &points, started + limit.saturating_sub(crowd_time), options)?;
     drop(runner);
+    let crowd = if crowded {
+        progress.set_message(format!("{} idle clients", crowd::CLIENTS));
+        crowd::measure(crowd::CLIENTS, cores.map(|(_, server)| server))
+            .map_err(|error| progress.println(format!("idle clients not measured: {error:#}")))
+            .ok()
+    } else {
+        None
+    };
     progress.finish_and_clear();
 
-    let figures = verdict::figures(&runs, &idle);
+    let figures = verdict::figures(&runs, &idle, crowd.as_ref());
     let report = Report {
         format: 1,
         machine,
@@ -206,6 +239,7 @@ fn compare(options: &Compare) -> anyhow::Result<()> {
         cores,
         figures,
         idle,
+        crowd,
         runs,
     };
     report::table::print(&report, &mut std::io::stdout().lock())?;

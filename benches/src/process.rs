@@ -104,6 +104,14 @@ impl Server {
         CpuClock::Process(self.pid)
     }
 
+    /// Its resident memory in bytes: what the kernel keeps for its sockets is no part of that.
+    pub(crate) fn resident_bytes(&self) -> anyhow::Result<u64> {
+        let file = format!("/proc/{}/statm", self.pid.as_raw_nonzero());
+        let statm = std::fs::read_to_string(&file).with_context(|| format!("reading {file}"))?;
+        let pages: Option<u64> = statm.split_ascii_whitespace().nth(1).and_then(|pages| pages.parse().ok());
+        Ok(pages.with_context(|| format!("{file} is not understood"))? * rustix::param::page_size() as u64)
+    }
+
     /// Takes the CPU away from it: a server that spins would disturb the others.
     pub(crate) fn pause(&self) -> anyhow::Result<()> {
         Ok(rustix::process::kill_process(self.pid, Signal::STOP)?)

@@ -6,6 +6,7 @@ use serde::Serialize;
 use splitrpc_wire::Stage;
 
 use crate::arms::Arm;
+use crate::crowd::Crowd;
 use crate::load::arrivals::Arrivals;
 use crate::load::window::PathSums;
 use crate::machine::{Crossed, Machine};
@@ -34,6 +35,8 @@ pub(crate) struct Report {
     pub(crate) figures: Vec<Figure>,
     /// CPU that idle servers used.
     pub(crate) idle: Vec<Idle>,
+    /// Many idle clients; null where that was not tried.
+    pub(crate) crowd: Option<Crowd>,
     /// The runs.
     pub(crate) runs: Vec<Run>,
 }

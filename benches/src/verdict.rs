@@ -3,6 +3,7 @@
 use serde::Serialize;
 
 use crate::arms::{Arm, DATAGRAM, JUMBO_DATAGRAM, Transport};
+use crate::crowd::{self, Crowd};
 use crate::plan::{IMAGE, Section};
 use crate::record::{Idle, Run};
 use crate::stats::void_reason;
@@ -140,7 +141,7 @@ impl Figure {
 }
 
 /// All figures that the project promises of this machine.
-pub(crate) fn figures(runs: &[Run], idle: &[Idle]) -> Vec<Figure> {
+pub(crate) fn figures(runs: &[Run], idle: &[Idle], crowd: Option<&Crowd>) -> Vec<Figure> {
     let single = |size, wait, datagram| Picked {
         runs,
         section: Section::Single,
@@ -173,6 +174,10 @@ pub(crate) fn figures(runs: &[Run], idle: &[Idle]) -> Vec<Figure> {
         let what = format!("{arm}, an idle adaptive server's share of a core");
         figures.push(Figure::new(what, share, Sense::AtMost, 0.01, None, detail));
     }
+    let bytes = crowd.map(|crowd| crowd.bytes_each);
+    let detail = crowd.map_or(String::new(), ToString::to_string);
+    let what = format!("{tcp}, bytes of the server for each of {} idle clients", crowd::CLIENTS);
+    figures.push(Figure::new(what, bytes, Sense::AtMost, crowd::TARGET_BYTES, None, detail));
     let sixteen = Picked { concurrency: 16, ..single(IMAGE, Wait::Spin, None) };
     let sixteen = Picked { section: Section::Concurrent, ..sixteen };
     for (other, target) in [(Arm::BundledTcp, 1.0), (Arm::FloorTcp, 0.85)] {
@@ -242,7 +247,7 @@ mod tests {
     }
 
     fn large_tcp(runs: &[Run]) -> Figure {
-        figures(runs, &[]).remove(0)
+        figures(runs, &[], None).remove(0)
     }
 
     #[test]

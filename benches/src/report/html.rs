@@ -356,5 +356,8 @@ fn tables(report: &Report, out: &mut String) -> anyhow::Result<()> {
     for idle in &report.idle {
         write!(out, "<p>An idle {} server used {:.2} % of a core.</p>", idle.arm, idle.core_share * 100.0)?;
     }
+    if let Some(crowd) = &report.crowd {
+        write!(out, "<p>{crowd}.</p>")?;
+    }
     Ok(())
 }

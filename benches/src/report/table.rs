@@ -33,6 +33,9 @@ pub(crate) fn print(report: &Report, out: &mut dyn Write) -> io::Result<()> {
     for idle in &report.idle {
         writeln!(out, "idle {:<15} {:.2} % of a core", idle.arm, idle.core_share * 100.0)?;
     }
+    if let Some(crowd) = &report.crowd {
+        writeln!(out, "{crowd}")?;
+    }
     writeln!(out, "\n{:<12} {:>8} {:>9}  figure", "verdict", "value", "target")?;
     for figure in &report.figures {
         let value = figure.value.map_or("-".to_owned(), |value| format!("{value:.3}"));
