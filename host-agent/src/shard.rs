@@ -12,7 +12,7 @@ use nic_app::{
 };
 use splitrpc_arena::{Arena, ArenaError};
 use splitrpc_engine::{ModelPlan, Time};
-use splitrpc_ring::{InProcessHost, in_process};
+use splitrpc_ring::{InProcessHost, InProcessNic, in_process};
 use splitrpc_telemetry::Shard as Telemetry;
 
 use crate::config::{Config, Wait};
@@ -95,6 +95,21 @@ pub fn start(
     addresses: Addresses,
     telemetry: Arc<Telemetry>,
 ) -> Result<Running, StartError> {
+    let (mut data, addresses) = assemble(common, shard, addresses, telemetry)?;
+    let stop = data.stop_handle();
+    let thread = thread::Builder::new().name(format!("data-{shard}")).spawn(move || data.run())?;
+    Ok(Running { addresses, stop, thread })
+}
+
+type Data = DataThread<InProcessNic, Orchestrator<'static, InProcessHost>>;
+
+/// A data thread's work with all that belongs to it, and where it listens.
+fn assemble(
+    common: &Common<'_>,
+    shard: usize,
+    addresses: Addresses,
+    telemetry: Arc<Telemetry>,
+) -> Result<(Data, Addresses), StartError> {
     let Common { config, plan, models, .. } = common;
     let arena = Arena::new(&format!("splitrpc-{shard}"), &plan.all(), config.limits.external_outputs as usize)?;
     let known: Vec<EngineModel> =
@@ -136,9 +151,7 @@ pub fn start(
     if let Some(port) = udp {
         data = data.with_udp(port)?;
     }
-    let stop = data.stop_handle();
-    let thread = thread::Builder::new().name(format!("data-{shard}")).spawn(move || data.run())?;
-    Ok(Running { addresses, stop, thread })
+    Ok((data, addresses))
 }
 
 fn bind_tcp(config: &Config, address: Option<SocketAddr>, engine: &BuiltEngine) -> Result<Option<TcpPort>, StartError> {
@@ -208,5 +221,72 @@ impl Host for Orchestrator<'static, InProcessHost> {
 
     fn is_idle(&self) -> bool {
         Orchestrator::is_idle(self)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicU32, Ordering};
+
+    use splitrpc_client::{Client, ClientOptions, Input, Transport};
+    use splitrpc_wire::DType;
+
+    use super::*;
+    use crate::config::Builtin;
+    use crate::serve::build;
+
+    /// Asks both models at every size, once for each count in `asked`.
+    fn ask(clients: &mut [Client], asked: u32) {
+        for size in [64_u32, 5_000, 602_112] {
+            let (bytes, dims) = (vec![7; size as usize], [size]);
+            let input = [Input::new("INPUT", DType::Uint8, &dims, &bytes[..])];
+            for client in &mut *clients {
+                for model in ["null", "echo"] {
+                    for _ in 0..asked {
+                        let response = client.infer(model, &input).unwrap();
+                        assert_eq!(response.data().len(), if model == "null" { 4_000 } else { bytes.len() });
+                        client.recycle(response);
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_request_allocates_nothing_once_the_shard_is_warm() {
+        let any = Some(SocketAddr::from(([127, 0, 0, 1], 0)));
+        let mut config = Config::default();
+        (config.listen.tcp, config.listen.udp) = (any, any);
+        config.limits.sessions = 16;
+        config.models.builtins = vec![Builtin::Null, Builtin::Echo];
+        let built = build(config).unwrap();
+        let (config, plan, models, catalog) = (&built.config, &built.plan, &built.models[..], &built.catalog[..]);
+        let common = Common { config, plan, models, catalog, crowded: true };
+        let (mut data, at) =
+            assemble(&common, 0, Addresses { tcp: any, udp: any }, Arc::clone(&built.telemetry[0])).unwrap();
+        let phase = Arc::new(AtomicU32::new(0));
+        let told = Arc::clone(&phase);
+        let clients = thread::spawn(move || {
+            let connect = |address: Option<SocketAddr>, transport| {
+                let options = ClientOptions { transport, ..ClientOptions::default() };
+                Client::connect(&address.unwrap().to_string(), options).unwrap()
+            };
+            let mut clients = [connect(at.tcp, Transport::Tcp), connect(at.udp, Transport::Udp)];
+            for reached in 1..=2 {
+                ask(&mut clients, 5);
+                told.store(reached, Ordering::SeqCst);
+            }
+            clients
+        });
+        // A thread that has panicked raises nothing any more.
+        let mut serve_until = |reached| {
+            while phase.load(Ordering::SeqCst) < reached && !clients.is_finished() {
+                data.poll();
+            }
+        };
+        serve_until(1);
+        let allocations = allocation_counter::measure(|| serve_until(2));
+        clients.join().unwrap();
+        assert_eq!(allocations.count_total, 0, "{allocations:?}");
     }
 }
