@@ -138,4 +138,26 @@ mod tests {
         drop(http);
         assert!(TcpStream::connect(address).is_err());
     }
+
+    #[test]
+    fn garbage_harms_nobody() {
+        let status = Arc::new(Status::new(Vec::new(), Vec::new()));
+        let http = Http::start(SocketAddr::from(([127, 0, 0, 1], 0)), status).unwrap();
+        let garbage = [
+            vec![0xff; 5000],
+            b"\r\n\r\n\0\0\0\0".to_vec(),
+            b"GET /metrics".to_vec(),
+            b"POST /models HTTP/1.1\r\nContent-Length: 99999999999999999999999\r\n\r\n".to_vec(),
+            [b"GET / HTTP/1.1\r\nX: ", &[b'a'; 1 << 20][..]].concat(),
+        ];
+        let mut open = Vec::new();
+        for bytes in &garbage {
+            let mut stream = TcpStream::connect(http.address()).unwrap();
+            // It may close the connection before it has taken all of that.
+            let _ = stream.write_all(bytes);
+            assert!(ask(http.address(), "/health/live").starts_with("HTTP/1.1 200"));
+            open.push(stream);
+        }
+        assert!(ask(http.address(), "/metrics").contains("splitrpc_ready 0"));
+    }
 }

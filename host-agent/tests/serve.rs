@@ -2,11 +2,14 @@
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use host_agent::config::{Builtin, Config};
 use host_agent::metrics::ModelState;
 use host_agent::serve::{BuildError, Server, build};
-use splitrpc_client::{Client, ClientOptions, Input};
+use splitrpc_client::{Client, ClientOptions, ConnectOptions, Connection, Event, Input, Request, Tensor, Transport};
 use splitrpc_wire::path::{Memory, Mover, Port};
 use splitrpc_wire::{DType, Stage};
 
@@ -61,6 +64,51 @@ fn the_built_in_models_answer_and_are_counted() {
 }
 
 #[test]
+fn what_is_in_flight_when_the_server_is_told_to_stop_is_answered() {
+    // A model that waits for batch mates for longer than the server waits for anything.
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::create_dir_all(folder.path().join("digits/1")).unwrap();
+    let own = Path::new(env!("CARGO_MANIFEST_DIR")).join("models/digits/1/model.onnx");
+    std::fs::copy(own, folder.path().join("digits/1/model.onnx")).unwrap();
+    let patient = "max_batch_size: 16 dynamic_batching { max_queue_delay_microseconds: 3600000000 }";
+    std::fs::write(folder.path().join("digits/config.pbtxt"), patient).unwrap();
+    let mut config = config();
+    config.models.builtins = vec![Builtin::Echo];
+    config.models.repository = Some(folder.path().to_owned());
+    let server = Server::start(build(config).unwrap()).unwrap();
+    let status = Arc::clone(&server.built.status);
+
+    let address = server.tcp().unwrap().to_string();
+    let mut client = Connection::connect(&address, Transport::Tcp, &ConnectOptions::default()).unwrap();
+    let model = client.catalogue().model("digits").unwrap().handle;
+    for _ in 0..3 {
+        let image = [0; 64 * 4];
+        let tensors = [Tensor::new(0, DType::Fp32, &[1, 8, 8], &image[..]).unwrap()];
+        client.submit(&Request::new(model, &tensors)).unwrap();
+    }
+    let until = Instant::now() + Duration::from_secs(20);
+    while !status.metrics().contains("\nsplitrpc_requests_queued 3\n") {
+        assert!(Instant::now() < until, "the requests do not wait");
+        assert!(client.poll().unwrap().is_none(), "answered too soon");
+    }
+    let stopped = std::thread::spawn(move || server.stop());
+    let mut answered = 0;
+    while answered < 3 {
+        // An error is the end of the connection, which must not come before the answers.
+        match client.poll().unwrap() {
+            Some(Event::Response(response)) => {
+                assert_eq!(response.path().unwrap().batch_rows, 3);
+                answered += 1;
+            }
+            Some(event) => panic!("{event:?}"),
+            None => std::thread::yield_now(),
+        }
+    }
+    assert!(stopped.join().unwrap());
+    assert!(!status.is_ready());
+}
+
+#[test]
 fn a_model_that_cannot_be_served_keeps_no_other_from_it() {
     let folder = tempfile::tempdir().unwrap();
     let version = folder.path().join("broken/1");
@@ -68,7 +116,7 @@ fn a_model_that_cannot_be_served_keeps_no_other_from_it() {
     std::fs::write(version.join("model.onnx"), b"not a model").unwrap();
     // A name that a built-in model has.
     std::fs::create_dir_all(folder.path().join("digits/1")).unwrap();
-    let own = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("models/digits/1/model.onnx");
+    let own = Path::new(env!("CARGO_MANIFEST_DIR")).join("models/digits/1/model.onnx");
     std::fs::copy(own, folder.path().join("digits/1/model.onnx")).unwrap();
 
     let mut config = config();
@@ -87,7 +135,7 @@ fn a_model_that_cannot_be_served_keeps_no_other_from_it() {
 fn the_repository_replaces_built_in_models() {
     let mut config = config();
     config.models.builtins = vec![Builtin::Echo];
-    config.models.repository = Some(std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("models"));
+    config.models.repository = Some(Path::new(env!("CARGO_MANIFEST_DIR")).join("models"));
     let built = build(config).unwrap();
     let names: Vec<_> = built.models.iter().map(|m| m.factory.spec().name.clone()).collect();
     assert_eq!(names, ["echo", "digits"]);
