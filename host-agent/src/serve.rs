@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use splitrpc_telemetry::Shard as Telemetry;
 
-use crate::config::{Builtin, Config, Machine, Problem};
+use crate::config::{Builtin, Config, Limits, Machine, Problem, USUAL_SESSIONS};
 use crate::http::Http;
 use crate::metrics::{ModelReport, ModelState, Status};
 use crate::model::spec::ModelSpec;
@@ -74,6 +74,10 @@ pub fn build(config: Config) -> Result<Built, BuildError> {
     let problems = config.check(&machine);
     if !problems.is_empty() {
         return Err(BuildError::Config(problems));
+    }
+    let sessions = config.limits.sessions;
+    if sessions < USUAL_SESSIONS && sessions == Limits::default().sessions {
+        tracing::warn!(sessions, "the limit of open files leaves room for fewer clients than usual; see `ulimit -Hn`");
     }
     let mut reports = Vec::new();
     let mut failed = Vec::new();

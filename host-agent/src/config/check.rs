@@ -10,6 +10,11 @@ use splitrpc_wire::path::{Link, Memory, Mover, Port};
 
 use super::{Config, Offer};
 
+/// TCP connections of a data thread by default, where so many files may be open.
+pub const USUAL_SESSIONS: u32 = 16_384;
+/// Open files besides the clients' sockets: listeners, pollers, logs, model files.
+const OTHER_FILES: u64 = 64;
+
 /// A configuration key, and why it cannot be as it is.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Problem {
@@ -47,10 +52,9 @@ impl Machine {
     #[must_use]
     pub fn here() -> Machine {
         let cores = splitrpc_socket::allowed_cores().unwrap_or_default();
-        let limit = getrlimit(Resource::Nofile);
         Machine {
             cores: cores.into_iter().filter_map(|core| u16::try_from(core).ok()).collect(),
-            open_files: limit.maximum.unwrap_or(u64::MAX),
+            open_files: open_files_limit(),
             udp_offload: udp_offload(),
         }
     }
@@ -64,6 +68,17 @@ impl Machine {
             tracing::warn!(%error, "the limit of open files cannot be raised");
         }
     }
+}
+
+/// Files that this process may have open once it has raised its own limit.
+pub(super) fn open_files_limit() -> u64 {
+    getrlimit(Resource::Nofile).maximum.unwrap_or(u64::MAX)
+}
+
+/// The default of `limits.sessions` where so many files may be open.
+pub(super) fn sessions_for(open_files: u64) -> u32 {
+    let clients = open_files.saturating_sub(OTHER_FILES).max(1);
+    u32::try_from(clients).map_or(USUAL_SESSIONS, |clients| clients.min(USUAL_SESSIONS))
 }
 
 /// Asks the kernel by setting both options on a socket that is never used.
@@ -115,8 +130,7 @@ impl Config {
         if limits.sessions == 0 && self.listen.tcp.is_some() {
             wrong("limits.sessions", "is 0, so listen.tcp could accept nobody; turn one of them off or up".into());
         }
-        // Besides the clients' sockets: listeners, pollers, logs, model files.
-        let files = u64::from(limits.sessions) * u64::from(data.threads) + 64;
+        let files = u64::from(limits.sessions) * u64::from(data.threads) + OTHER_FILES;
         if self.listen.tcp.is_some() && files > machine.open_files {
             let have = machine.open_files;
             wrong(

@@ -14,7 +14,7 @@ use figment::error::Kind;
 use figment::providers::{Env, Format, Serialized, Toml};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-pub use check::{Machine, Problem};
+pub use check::{Machine, Problem, USUAL_SESSIONS};
 pub use require::{Offer, Require};
 
 /// Prefix of the environment variables that set configuration keys: `SPLITRPC_LIMITS_SESSIONS` is `limits.sessions`.
@@ -116,7 +116,7 @@ impl Default for Data {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Limits {
-    /// TCP connections.
+    /// TCP connections. By default [`USUAL_SESSIONS`], or as many as this process may have files open for.
     pub sessions: u32,
     /// Datagram sessions.
     pub datagram_sessions: u32,
@@ -153,7 +153,7 @@ pub struct Limits {
 impl Default for Limits {
     fn default() -> Self {
         Limits {
-            sessions: 16_384,
+            sessions: check::sessions_for(check::open_files_limit()),
             datagram_sessions: 256,
             requests: 1024,
             requests_per_client: 64,

@@ -29,6 +29,17 @@ fn the_defaults_are_served_as_they_are() {
 }
 
 #[test]
+fn the_default_number_of_sessions_fits_the_open_files() {
+    for (open_files, sessions) in [(0, 1), (65, 1), (1024, 960), (4096, 4032), (16_448, 16_384), (u64::MAX, 16_384)] {
+        assert_eq!(check::sessions_for(open_files), sessions);
+        if open_files > 64 {
+            let config = Config { limits: Limits { sessions, ..Limits::default() }, ..Config::default() };
+            assert_eq!(config.check(&Machine { open_files, ..machine() }), []);
+        }
+    }
+}
+
+#[test]
 fn what_is_shown_can_be_read_again() {
     let mut config = Config::default();
     config.listen.udp = None;
