@@ -425,3 +425,45 @@ fn set_up_fails_with_a_reason() {
     assert!(full.is_unreachable());
     server.join().unwrap();
 }
+
+#[test]
+fn nothing_is_written_into_a_frame_that_has_left_in_part() {
+    let (go, wait) = std::sync::mpsc::channel();
+    let data = pattern(32 << 20, 1);
+    let sent = data.clone();
+    let (mut client, server) = with_server(move |mut p| {
+        // Until now the request of this test fills the buffers of both sides.
+        wait.recv().unwrap();
+        let kinds = [(); 3].map(|()| {
+            let (header, payload) = p.frame().unwrap();
+            if header.length as usize > sent.len() {
+                assert!(payload.ends_with(&sent), "bytes of another frame among the tensor's");
+            }
+            header.kind
+        });
+        assert_eq!(kinds, [Kind::Request, Kind::Request, Kind::Cancel]);
+    });
+    let small = Tensor::new(0, DType::Uint8, &[3], &b"abc"[..]).unwrap();
+    let deadline = Duration::from_millis(20);
+    client.submit(&Request { deadline: Some(deadline), ..Request::new(common::ECHO, &[small]) }).unwrap();
+    let large = [Tensor::new(0, DType::Uint8, &[data.len() as u32], &data[..]).unwrap()];
+    let mut waiter = Wait::Block.waiter();
+    let mut blocked = 0;
+    let request = Request::new(common::ECHO, &large);
+    let submitted = client.submit_with(&request, |c| {
+        blocked += 1;
+        match blocked {
+            // The next poll finds the first request's deadline passed, and cancels it.
+            1 => thread::sleep(deadline * 2),
+            2 => go.send(()).unwrap(),
+            _ => waiter.wait(c.as_fd(), true, c.next_timeout()),
+        }
+        Ok(())
+    });
+    submitted.unwrap();
+    while client.wants_write() {
+        waiter.wait(client.as_fd(), true, None);
+        client.poll().unwrap();
+    }
+    server.join().unwrap();
+}

@@ -41,6 +41,8 @@ pub struct TcpConnection {
     head: Vec<u8>,
     setup_until: Instant,
     write_error: Option<io::Error>,
+    /// A frame has left in part, and its rest is not in the outbox: nothing of the outbox may leave before it.
+    torn: bool,
     dead: Option<Error>,
     more: bool,
 }
@@ -78,6 +80,7 @@ impl TcpConnection {
             head: Vec::new(),
             setup_until,
             write_error: None,
+            torn: false,
             dead: None,
             more: false,
         })
@@ -233,6 +236,7 @@ impl TcpConnection {
 
     fn flush(&mut self) {
         if self.write_error.is_none()
+            && !self.torn
             && let Err(e) = self.outbox.flush(&self.stream)
         {
             self.write_error = Some(e);
@@ -313,6 +317,7 @@ impl TcpConnection {
 
     fn die(&mut self, e: Error) {
         self.dead = Some(e);
+        self.torn = false;
         self.outbox.clear();
     }
 }

@@ -60,6 +60,13 @@ impl Outbox {
         }
     }
 
+    /// Queues what `other` holds behind everything else.
+    pub(crate) fn append(&mut self, mut other: Outbox) {
+        self.unsent += other.unsent;
+        self.copies.append(&mut other.copies);
+        self.chunks.append(&mut other.chunks);
+    }
+
     pub(crate) fn clear(&mut self) {
         self.chunks.clear();
         self.copies.clear();

@@ -40,10 +40,13 @@ impl TcpConnection {
         let (id, total) = self.prepare(request)?;
         let mut sent = 0;
         loop {
-            if self.outbox.is_empty() {
+            if self.torn || self.outbox.is_empty() {
                 sent += self.write(request, sent);
             }
+            self.torn = sent > 0 && sent < total;
             if sent == total {
+                // What had to wait for the frame's end.
+                self.flush();
                 return Ok(RequestId(id));
             }
             if let Err(e) = self.drive() {
@@ -130,8 +133,9 @@ impl TcpConnection {
         }
     }
 
-    /// Queues a prepared request from byte `from` on.
+    /// Queues a prepared request from byte `from` on: at the end, or at the front where its first bytes have left.
     fn keep_rest(&mut self, request: &Request<'_>, from: usize) {
+        let behind = std::mem::take(&mut self.torn).then(|| std::mem::take(&mut self.outbox));
         let mut skip = from;
         self.outbox.push(&self.head[skip.min(self.head.len())..]);
         skip -= skip.min(self.head.len());
@@ -139,6 +143,9 @@ impl TcpConnection {
             let len = tensor.data.as_slice().len();
             self.outbox.push_data(tensor.data, skip.min(len));
             skip -= skip.min(len);
+        }
+        if let Some(behind) = behind {
+            self.outbox.append(behind);
         }
     }
 }
