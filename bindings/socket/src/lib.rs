@@ -16,6 +16,8 @@ mod control;
 mod message;
 #[allow(unsafe_code)]
 mod poller;
+#[allow(unsafe_code)]
+mod queue;
 mod tcp;
 #[allow(unsafe_code)]
 mod thread;
@@ -25,6 +27,7 @@ mod wake;
 pub use batch::{Datagram, RecvBatch};
 pub use message::MAX_IOVECS;
 pub use poller::{Event, Events, Interest, Poller};
+pub use queue::unacknowledged;
 pub use splitrpc_arena::{IoVec, IoVecBuf, IoVecSend, IoVecSendBuf};
 pub use tcp::{ListenOptions, TcpListener, TcpOptions, TcpStream};
 pub use thread::{allowed_cores, cpu_time_of, cpu_time_process, cpu_time_thread, pin_current_thread};

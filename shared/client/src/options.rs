@@ -7,6 +7,9 @@ use std::time::Duration;
 pub struct ConnectOptions {
     /// Time for everything until the session is ready: connection, hello, catalogue.
     pub timeout: Duration,
+    /// Over TCP: how long a server may say nothing at all while an answer is due, before the session is given up. It is
+    /// asked for a sign of life well before. Dead machines are found by the kernel's keep-alive besides.
+    pub silence: Duration,
     /// Most requests in flight; the server's own limit counts too.
     pub max_in_flight: u16,
     /// Largest response that is taken, in bytes, manifest included. The server is told.
@@ -29,6 +32,7 @@ impl Default for ConnectOptions {
     fn default() -> Self {
         ConnectOptions {
             timeout: Duration::from_secs(5),
+            silence: Duration::from_secs(20),
             max_in_flight: 1024,
             max_response: 64 << 20,
             max_unsent: 64 << 20,

@@ -467,3 +467,30 @@ fn nothing_is_written_into_a_frame_that_has_left_in_part() {
     }
     server.join().unwrap();
 }
+
+#[test]
+fn a_server_that_falls_silent_is_given_up_and_one_that_computes_is_not() {
+    let options = ConnectOptions { silence: Duration::from_millis(100), ..ConnectOptions::default() };
+    let (mut client, server) = with_greeting(Greeting::default(), options, |mut p| {
+        let (header, payload) = p.frame().unwrap();
+        // It computes for long, and says that it lives.
+        for _ in 0..5 {
+            let (ping, _) = p.frame().unwrap();
+            assert_eq!(ping.kind, Kind::Ping);
+            p.send(&Header { request: ping.request, ..Header::new(Kind::Pong) }, &[]);
+        }
+        p.0.write_all(&echo_of(&header, &payload)).unwrap();
+        let kinds = [p.frame().unwrap().0.kind, p.frame().unwrap().0.kind];
+        assert_eq!(kinds, [Kind::Request, Kind::Ping]);
+        // Silent until the client has gone.
+        assert!(p.frame().is_none());
+    });
+    let tensor = [Tensor::new(0, DType::Uint8, &[3], &b"abc"[..]).unwrap()];
+    client.submit(&Request::new(common::ECHO, &tensor)).unwrap();
+    assert!(matches!(next(&mut client), Ok(Event::Response(_))));
+    client.submit(&Request::new(common::ECHO, &tensor)).unwrap();
+    let error = next(&mut client).unwrap_err();
+    assert!(error.to_string().contains("the server is silent"), "{error}");
+    drop(client);
+    server.join().unwrap();
+}

@@ -3,6 +3,7 @@
 mod inbox;
 mod outbox;
 mod session;
+mod silence;
 mod submit;
 
 use std::io::{self, IoSlice};
@@ -12,12 +13,14 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use socket2::{Domain, Protocol, Socket, TcpKeepalive, Type};
+use splitrpc_socket::unacknowledged;
 use splitrpc_wire::hello::HelloAck;
 use splitrpc_wire::{Header, Kind, Status};
 
 use self::inbox::{Inbox, Incoming};
 use self::outbox::{Outbox, send};
 use self::session::{Session, State};
+use self::silence::{Due, Silence};
 use crate::flight::Flights;
 use crate::{Catalogue, ConnectOptions, Error, Event, RequestId, Response, Wait};
 
@@ -40,6 +43,7 @@ pub struct TcpConnection {
     /// Header and manifest of the request being submitted.
     head: Vec<u8>,
     setup_until: Instant,
+    silence: Silence,
     write_error: Option<io::Error>,
     /// A frame has left in part, and its rest is not in the outbox: nothing of the outbox may leave before it.
     torn: bool,
@@ -79,6 +83,7 @@ impl TcpConnection {
             flights: Flights::new(0),
             head: Vec::new(),
             setup_until,
+            silence: Silence::default(),
             write_error: None,
             torn: false,
             dead: None,
@@ -199,7 +204,8 @@ impl TcpConnection {
     #[must_use]
     pub fn next_timeout(&self) -> Option<Instant> {
         let setup = (self.session.state != State::Ready).then_some(self.setup_until);
-        [setup, self.flights.nearest_deadline()].into_iter().flatten().min()
+        let silence = if self.flights.len() == 0 { None } else { self.silence.next(self.session.options.silence) };
+        [setup, self.flights.nearest_deadline(), silence].into_iter().flatten().min()
     }
 
     /// The models that the server serves; empty where none were fetched.
@@ -253,9 +259,12 @@ impl TcpConnection {
                 return Ok(());
             }
             match self.inbox.receive(&self.stream, &mut self.flights) {
-                Ok(_) => {}
+                Ok(_) => self.silence.broken(),
                 Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
-                    return self.write_error.take().map_or(Ok(()), |e| Err(self.ended(&e)));
+                    return match self.write_error.take() {
+                        Some(e) => Err(self.ended(&e)),
+                        None => self.mind_silence(),
+                    };
                 }
                 Err(e) => {
                     let first = self.write_error.take().filter(|w| w.kind() != io::ErrorKind::BrokenPipe);
@@ -304,6 +313,26 @@ impl TcpConnection {
         while let Some(id) = self.flights.expired(now) {
             self.cancel(RequestId(id));
             self.session.fail(id, Status::DeadlineExceeded, "no answer in time, says the client's own clock".into());
+        }
+        Ok(())
+    }
+
+    /// A server that holds its end of the stream open, and does nothing more, must not keep its clients for ever.
+    fn mind_silence(&mut self) -> Result<(), Error> {
+        if self.flights.len() == 0 {
+            self.silence.broken();
+            return Ok(());
+        }
+        let limit = self.session.options.silence;
+        let moving =
+            || self.torn || !self.outbox.is_empty() || unacknowledged(&self.stream).is_ok_and(|bytes| bytes > 0);
+        match self.silence.due(Instant::now(), limit, moving) {
+            Due::Nothing => {}
+            Due::Ask => {
+                self.session.ask_for_life(&mut self.outbox);
+                self.flush();
+            }
+            Due::GiveUp => return Err(self.session.lost("the server is silent", &self.flights)),
         }
         Ok(())
     }

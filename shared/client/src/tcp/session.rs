@@ -14,6 +14,8 @@ use crate::{Catalogue, ConnectOptions, Error, Event, Failure, RequestId};
 
 /// Pings that may be under way.
 const MAX_PINGS: usize = 64;
+/// The value of pings that ask for a sign of life only; those of the caller have 0.
+const SIGN_OF_LIFE: u64 = 1;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum State {
@@ -90,6 +92,10 @@ impl Session {
         Ok(())
     }
 
+    pub(crate) fn ask_for_life(&self, outbox: &mut Outbox) {
+        self.send(outbox, Header { request: SIGN_OF_LIFE, ..Header::new(Kind::Ping) });
+    }
+
     pub(crate) fn cancel(&self, outbox: &mut Outbox, id: u64) {
         self.send(outbox, Header { request: id, ..Header::new(Kind::Cancel) });
     }
@@ -120,6 +126,7 @@ impl Session {
             (Kind::HelloAck, State::Hello) => self.hello_ack(header, payload, outbox, flights)?,
             (_, State::Hello) => return Err(unexpected("before the hello's answer")),
             (Kind::ListAck, _) => self.list_ack(header, payload, outbox)?,
+            (Kind::Pong, _) if header.request == SIGN_OF_LIFE => {}
             (Kind::Pong, _) => {
                 if let Some(sent) = self.pings.pop_front() {
                     self.events.push_back(Event::Pong { elapsed: sent.elapsed() });
