@@ -65,6 +65,25 @@ fn a_bad_model_does_not_keep_the_others_from_being_served() {
 }
 
 #[test]
+fn what_is_not_a_plain_file_is_refused_unread() {
+    let repository = tempfile::tempdir().unwrap();
+    let folder = put(repository.path(), "m", &adder(1.0).file(), None);
+    let (config, model) = (folder.join("config.pbtxt"), folder.join("1/model.onnx"));
+    std::os::unix::fs::symlink("/dev/zero", &config).unwrap();
+    let words = why(load_model(&folder));
+    assert_eq!(words, "/m/config.pbtxt: cannot be read: it is a pipe, a socket or a device, not a plain file");
+    std::fs::remove_file(&config).unwrap();
+    std::fs::remove_file(&model).unwrap();
+    std::os::unix::fs::symlink("/dev/zero", &model).unwrap();
+    let words = why(load_model(&folder));
+    assert_eq!(words, "/m/1/model.onnx: cannot be read: it is a pipe, a socket or a device, not a plain file");
+    std::fs::remove_file(&model).unwrap();
+    std::fs::create_dir(&model).unwrap();
+    let words = why(load_model(&folder));
+    assert!(words.starts_with("/m/1/model.onnx: cannot be read: "), "{words}");
+}
+
+#[test]
 fn a_repository_that_is_not_there() {
     let error = load_repository(Path::new("/nonexistent/models")).unwrap_err();
     assert!(error.to_string().starts_with("/nonexistent/models: cannot be read: No such file"), "{error}");

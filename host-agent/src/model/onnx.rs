@@ -1,6 +1,7 @@
 //! Reading an ONNX file: what its graph takes and gives, and whether everything in it can be computed.
 
 use std::collections::HashSet;
+use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 
@@ -64,12 +65,23 @@ pub struct OnnxFile {
 /// What is wrong with it, without its name: unreadable, empty, cut short, not ONNX, an operator or type that is not
 /// supported, a graph that does not hold together.
 pub fn read(path: &Path) -> Result<OnnxFile, String> {
-    let length = std::fs::metadata(path).map_err(|e| format!("cannot be read: {e}"))?.len();
-    if length > MAX_FILE_BYTES {
-        return Err(format!("has {length} bytes, where {MAX_FILE_BYTES} are read at most"));
-    }
-    let bytes = std::fs::read(path).map_err(|e| format!("cannot be read: {e}"))?;
+    let bytes = read_plain(path, MAX_FILE_BYTES).map_err(|e| format!("cannot be read: {e}"))?;
     parse(&bytes, path.parent())
+}
+
+/// The contents of a file of at most so many bytes. Reading a pipe or a device might never end, so these are refused.
+pub(crate) fn read_plain(path: &Path, most: u64) -> io::Result<Vec<u8>> {
+    let about = std::fs::metadata(path)?;
+    if about.is_dir() {
+        return Err(io::ErrorKind::IsADirectory.into());
+    }
+    if !about.is_file() {
+        return Err(io::Error::other("it is a pipe, a socket or a device, not a plain file"));
+    }
+    if about.len() > most {
+        return Err(io::Error::other(format!("it has {} bytes, where {most} are read at most", about.len())));
+    }
+    std::fs::read(path)
 }
 
 /// Reads a model from memory; tensors that the file keeps beside itself are looked for in `folder`.

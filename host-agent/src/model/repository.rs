@@ -10,6 +10,9 @@ use super::onnx;
 use super::resolve::{Fault, resolve};
 use crate::runtime::tract::TractModel;
 
+/// Largest `config.pbtxt` that is read, in bytes.
+const MAX_CONFIG_BYTES: u64 = 1 << 20;
+
 /// Why a model, or a whole repository, is not served: which file, where in it, and what is wrong.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ModelError {
@@ -92,7 +95,7 @@ pub fn load_model(folder: &Path) -> Result<TractModel, ModelError> {
 }
 
 fn read_config(path: &Path) -> Result<Option<ModelConfig>, ModelError> {
-    let bytes = match std::fs::read(path) {
+    let bytes = match onnx::read_plain(path, MAX_CONFIG_BYTES) {
         Ok(bytes) => bytes,
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
         Err(error) => return Err(ModelError::new(path, format!("cannot be read: {error}"))),
