@@ -90,7 +90,10 @@ pub fn build(config: Config) -> Result<Built, BuildError> {
                 let reason = "the name is taken by a built-in model; leave that out of models.builtins";
                 return Err(ModelReport::failed(name, reason));
             }
-            serve(&factory, &config).map_err(|error| ModelReport::failed(name, error.to_string()))
+            serve(&factory, &config).map_err(|error| {
+                let file = factory.file().map(|file| format!("{}: ", file.display()));
+                ModelReport::failed(name, format!("{}{error}", file.unwrap_or_default()))
+            })
         });
         match served {
             Ok(served) => {

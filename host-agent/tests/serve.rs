@@ -1,5 +1,7 @@
 //! A whole server in this process: built from a configuration, asked over TCP and HTTP, and ended.
 
+mod model_support;
+
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::path::Path;
@@ -9,6 +11,8 @@ use std::time::{Duration, Instant};
 use host_agent::config::{Builtin, Config};
 use host_agent::metrics::ModelState;
 use host_agent::serve::{BuildError, Server, build};
+use model_support::onnx::{D, FLOAT, Graph, INT64};
+use model_support::put;
 use splitrpc_client::{Client, ClientOptions, ConnectOptions, Connection, Event, Input, Request, Tensor, Transport};
 use splitrpc_wire::path::{Memory, Mover, Port};
 use splitrpc_wire::{DType, Stage};
@@ -129,6 +133,20 @@ fn a_model_that_cannot_be_served_keeps_no_other_from_it() {
     let reasons: Vec<_> = built.status.models().iter().filter_map(|m| m.reason.as_deref()).collect();
     assert!(reasons[0].contains("broken/1/model.onnx"), "{}", reasons[0]);
     assert!(reasons[1].contains("models.builtins"), "{}", reasons[1]);
+}
+
+#[test]
+fn a_model_that_fails_its_first_launch_is_told_with_its_file() {
+    let folder = tempfile::tempdir().unwrap();
+    let graph = Graph::default().input("x", FLOAT, &[D::N(2)]).output("y", INT64, &[D::N(2)]);
+    put(folder.path(), "liar", &graph.node("Relu", &["x"], &["y"], vec![]).file(), None);
+    let mut config = config();
+    config.models.repository = Some(folder.path().to_owned());
+    let built = build(config).unwrap();
+    let reasons: Vec<_> = built.status.models().iter().filter_map(|m| m.reason.as_deref()).collect();
+    assert_eq!(reasons.len(), 1);
+    assert!(reasons[0].contains("liar/1/model.onnx: "), "{}", reasons[0]);
+    assert!(reasons[0].contains("INT64"), "{}", reasons[0]);
 }
 
 #[test]

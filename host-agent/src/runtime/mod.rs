@@ -3,6 +3,8 @@
 //! [`Batch`] and [`Launch`] are filled, cleared and filled again, so that a launch allocates nothing once both have
 //! grown to their working size. A [`Factory`] stands for a loaded model file and makes the instances that compute.
 
+use std::path::Path;
+
 use splitrpc_arena::Arena;
 use splitrpc_ring::Run;
 use splitrpc_wire::TensorDesc;
@@ -178,12 +180,17 @@ pub trait Factory: Send + Sync {
     /// What the model takes and gives.
     fn spec(&self) -> &ModelSpec;
 
+    /// The file that the model comes from, where there is one.
+    fn file(&self) -> Option<&Path> {
+        None
+    }
+
     /// Whether launches return at once, so that the data thread may make them itself. Others get worker threads.
     fn inline(&self) -> bool;
 
     /// A new instance. Called at start, and again to replace an instance that panicked.
     ///
     /// # Errors
-    /// [`RuntimeError`] with the reason, naming the file where there is one.
+    /// [`RuntimeError`] with the reason.
     fn instance(&self) -> Result<Box<dyn Runtime>, RuntimeError>;
 }

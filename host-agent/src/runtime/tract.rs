@@ -4,7 +4,7 @@
 //! lie together; outputs are copied into their slots, or into buffers of their own where their size was not known. Both
 //! copies are counted and timed.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -52,13 +52,17 @@ impl Factory for TractModel {
         &self.model.spec
     }
 
+    fn file(&self) -> Option<&Path> {
+        Some(&self.model.file)
+    }
+
     fn inline(&self) -> bool {
         false
     }
 
     fn instance(&self) -> Result<Box<dyn Runtime>, RuntimeError> {
         let model = &self.model;
-        model.warm_up().map_err(|e| RuntimeError(format!("{}: {e}", model.file.display())))?;
+        model.warm_up()?;
         Ok(Box::new(Instance { model: model.clone(), prepared: Vec::new(), shapes: Vec::new(), tensors: Vec::new() }))
     }
 }
