@@ -381,7 +381,8 @@ impl<'r, 'a> Play<'r, 'a> {
             2 => {
                 let ask = script.pick(&asks()).unwrap().clone();
                 let manifest = Manifest::parse(&ask.manifest).unwrap();
-                let run = self.rig.server.peek_run(&ask.whole(0, 1), &manifest);
+                let run = self.rig.server.class_of(&ask.whole(0, 1), &manifest);
+                let run = run.and_then(|(pool, rows)| self.rig.server.peek_run(pool, rows));
                 assert!(run.is_none_or(|run| self.rig.server.free_slots(run.pool) >= u32::from(run.rows)));
             }
             _ => self.transmit(3),
