@@ -12,7 +12,7 @@ use splitrpc_socket::{Events, Interest, MAX_GSO_SEGMENTS, Poller, pin_current_th
 use splitrpc_telemetry::{Event, Shard};
 
 use crate::completion;
-use crate::publish;
+use crate::publish::{self, Departures};
 use crate::settings::{DataThreadConfig, Host, Stop};
 use crate::storage::{BuiltEngine, Engine};
 use crate::tcp::{Handed, LISTENER, TcpPort};
@@ -24,7 +24,7 @@ const WAKER: u64 = u64::MAX - 1;
 /// Events taken from the poller at once.
 const EVENTS: usize = 256;
 /// Tries in vain of sockets that were active lately, after which the poller is asked about all.
-const POLLER_EVERY: u32 = 16;
+const POLLER_EVERY: u32 = 64;
 /// Rounds between engine and host in one step; what is left then waits for the next.
 const ROUNDS: usize = 4;
 /// Rounds without news in which a spinning thread tries nothing but its sockets, for one in which it looks everywhere: what
@@ -57,6 +57,7 @@ pub struct DataThread<L, H> {
     waker: Waker,
     stop: Arc<AtomicBool>,
     telemetry: Arc<Shard>,
+    departures: Departures,
     start: Instant,
     unpublished: bool,
     next_publish: Time,
@@ -98,6 +99,7 @@ impl<L: NicLink, H: Host> DataThread<L, H> {
             waker,
             stop: Arc::new(AtomicBool::new(false)),
             telemetry,
+            departures: Departures::default(),
             start: Instant::now(),
             unpublished: true,
             next_publish: Time::default(),
@@ -314,11 +316,11 @@ impl<L: NicLink, H: Host> DataThread<L, H> {
 
     /// Hands the engine's frames to the ports. Returns whether there were any.
     fn send(&mut self, now: Time) -> bool {
-        let DataThread { engine, arena, tcp, udp, poller, telemetry, .. } = self;
+        let DataThread { engine, arena, tcp, udp, poller, telemetry, departures, .. } = self;
         let mut sent = false;
         while let Some(frame) = engine.poll_train(now, MAX_GSO_SEGMENTS as u32) {
             sent = true;
-            publish::record(telemetry, &frame.header, frame.head);
+            departures.note(telemetry, &frame.header, frame.head);
             match (frame.peer, &mut *tcp, &mut *udp) {
                 (Peer::Stream(id), Some(tcp), _) => {
                     let token = frame.token;
@@ -335,6 +337,7 @@ impl<L: NicLink, H: Host> DataThread<L, H> {
         if sent && let Some(udp) = udp {
             udp.flush(arena);
         }
+        departures.record(telemetry);
         sent
     }
 

@@ -2,6 +2,8 @@
 
 use splitrpc_engine::Stats;
 use splitrpc_telemetry::{Event, Level, Shard};
+use splitrpc_wire::manifest::MANIFEST_HEAD_LEN;
+use splitrpc_wire::path::PATH_LEN;
 use splitrpc_wire::{Flags, Header, Kind, Path, Stage, Status, WireError};
 
 use crate::storage::Engine;
@@ -54,14 +56,36 @@ pub(crate) fn publish(to: &Shard, engine: &Engine, input_pools: u16, tcp: Option
     to.set(Event::RequestsRefused, refused);
 }
 
-/// Records the stages of a request whose answer leaves now.
-pub(crate) fn record(to: &Shard, header: &Header, head: &[u8]) {
-    if header.kind != Kind::Response || !header.flags.has(Flags::MANIFEST) {
-        return;
+/// Answers whose stages are still to be recorded: that can wait until they have left.
+#[derive(Debug, Default)]
+pub(crate) struct Departures(heapless::Vec<(u16, [u8; PATH_LEN]), DEPARTURES>);
+
+/// Answers remembered at most; then they are recorded at once.
+const DEPARTURES: usize = 16;
+
+impl Departures {
+    /// Remembers a frame if it begins an answer.
+    pub(crate) fn note(&mut self, to: &Shard, header: &Header, head: &[u8]) {
+        if header.kind != Kind::Response || !header.flags.has(Flags::MANIFEST) {
+            return;
+        }
+        if self.0.is_full() {
+            self.record(to);
+        }
+        if let Some(block) = head.get(MANIFEST_HEAD_LEN..).and_then(|rest| rest.first_chunk()) {
+            // There is room: made just above.
+            let _ = self.0.push((header.model, *block));
+        }
     }
-    let path = head.get(splitrpc_wire::manifest::MANIFEST_HEAD_LEN..).and_then(|block| Path::parse(block).ok());
-    if let Some(path) = path {
-        let total = Stage::ALL.iter().map(|stage| u64::from(path.stage(*stage))).sum();
-        to.request(header.model, &path, Status::Ok, total);
+
+    /// Records the stages of all that were remembered.
+    pub(crate) fn record(&mut self, to: &Shard) {
+        for (model, block) in &self.0 {
+            if let Ok(path) = Path::parse(block) {
+                let total = Stage::ALL.iter().map(|stage| u64::from(path.stage(*stage))).sum();
+                to.request(*model, &path, Status::Ok, total);
+            }
+        }
+        self.0.clear();
     }
 }

@@ -30,8 +30,8 @@ pub(crate) struct Incoming {
 
 impl Incoming {
     /// Starts a message whose tensor sizes are known before its manifest is.
-    pub(crate) fn start(&mut self, sizes: Sizes) {
-        self.sizes = sizes;
+    pub(crate) fn start(&mut self, sizes: &Sizes) {
+        self.sizes.assign(sizes);
         self.described = false;
         self.stretches.clear();
         self.received = 0;

@@ -36,6 +36,14 @@ impl Sizes {
         }
     }
 
+    /// Becomes equal to `other`. Most messages have few tensors, so only those are copied.
+    pub(crate) fn assign(&mut self, other: &Sizes) {
+        self.tensors = other.tensors;
+        for (to, from) in self.bytes.iter_mut().zip(other.as_slice()) {
+            *to = *from;
+        }
+    }
+
     /// Bytes of each tensor, in order.
     #[must_use]
     pub fn as_slice(&self) -> &[u32] {
@@ -157,6 +165,7 @@ impl<'s> Pieces<'s> {
 impl Iterator for Pieces<'_> {
     type Item = Piece;
 
+    #[inline]
     fn next(&mut self) -> Option<Piece> {
         while self.next < self.sizes.count(&self.chunk) {
             let (start, end) = self.sizes.range(&self.chunk, self.next);

@@ -26,8 +26,8 @@ pub(crate) struct Outgoing {
 }
 
 impl Outgoing {
-    pub(crate) fn start(&mut self, sizes: Sizes, head_len: u16) {
-        self.sizes = sizes;
+    pub(crate) fn start(&mut self, sizes: &Sizes, head_len: u16) {
+        self.sizes.assign(sizes);
         self.head_len = head_len;
         self.first_sent = false;
         self.first_lost = false;
@@ -287,7 +287,7 @@ mod tests {
         ) {
             let sizes = sizes(&bytes);
             let mut out = Outgoing::default();
-            out.start(sizes, 200);
+            out.start(&sizes, 200);
             let mut peer = Peer(bytes.iter().map(|b| vec![false; *b as usize]).collect());
             let mut late = std::collections::VecDeque::new();
             let (mut limit, mut described) = (0, false);
@@ -333,7 +333,7 @@ mod tests {
     #[test]
     fn one_that_asks_sends_its_first_chunk_without_credit() {
         let mut out = Outgoing::default();
-        out.start(sizes(&[5000]), 20);
+        out.start(&sizes(&[5000]), 20);
         assert_eq!(out.next_chunk(1000, 100), None);
         out.ask();
         assert_eq!(out.next_chunk(1000, 100), Some(Chunk::First { length: 0, whole: false }));

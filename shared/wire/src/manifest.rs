@@ -60,6 +60,7 @@ impl TensorDesc {
         Ok(TensorDesc { handle, dtype, shape, bytes })
     }
 
+    #[inline]
     fn check(&self) -> Result<(), WireError> {
         let fits = match self.dtype {
             // Each element has at least its length word.
@@ -180,6 +181,7 @@ pub struct Tensors<'a> {
 }
 
 impl Tensors<'_> {
+    #[inline]
     fn step(&mut self) -> Result<Option<TensorDesc>, WireError> {
         if self.left == 0 {
             return Ok(None);
@@ -204,6 +206,7 @@ impl Tensors<'_> {
 impl Iterator for Tensors<'_> {
     type Item = TensorDesc;
 
+    #[inline]
     fn next(&mut self) -> Option<TensorDesc> {
         // `Manifest::parse` has walked these bytes once without an error.
         self.step().ok().flatten()

@@ -223,18 +223,21 @@ impl Path {
     }
 
     /// Records a stage's duration.
+    #[inline]
     pub fn set_stage(&mut self, stage: Stage, ns: u64) {
         self.stages_ns[stage as usize] = u32::try_from(ns).unwrap_or(u32::MAX);
     }
 
     /// A stage's duration in nanoseconds.
     #[must_use]
+    #[inline]
     pub fn stage(&self, stage: Stage) -> u32 {
         self.stages_ns[stage as usize]
     }
 
     /// The block as it stands in a manifest.
     #[must_use]
+    #[inline]
     pub fn to_bytes(&self) -> [u8; PATH_LEN] {
         zerocopy::transmute!(Raw {
             port: self.port as u8,
@@ -256,6 +259,7 @@ impl Path {
     ///
     /// # Errors
     /// [`WireError::Truncated`], [`WireError::BadManifest`] for an unknown code, [`WireError::Reserved`].
+    #[inline]
     pub fn parse(bytes: &[u8]) -> Result<Path, WireError> {
         let (raw, _) = Raw::ref_from_prefix(bytes).map_err(|_| WireError::Truncated)?;
         if raw.reserved != 0 || raw.emulated > 1 {

@@ -66,6 +66,7 @@ impl DType {
     ///
     /// # Errors
     /// [`WireError::BadType`] where there is none.
+    #[inline]
     pub fn from_code(code: u8) -> Result<DType, WireError> {
         DType::ALL.get(usize::from(code).wrapping_sub(1)).copied().ok_or(WireError::BadType)
     }
@@ -136,18 +137,21 @@ impl Shape {
 
     /// The dimensions.
     #[must_use]
+    #[inline]
     pub fn dims(&self) -> &[u32] {
         &self.dims[..usize::from(self.rank)]
     }
 
     /// The number of elements, or `None` past `u64`.
     #[must_use]
+    #[inline]
     pub fn elements(&self) -> Option<u64> {
         self.dims().iter().try_fold(1u64, |n, &d| n.checked_mul(u64::from(d)))
     }
 
     /// Bytes of a tensor of this shape, or `None` for [`DType::Bytes`] and past `u32`.
     #[must_use]
+    #[inline]
     pub fn bytes(&self, dtype: DType) -> Option<u32> {
         let bytes = self.elements()?.checked_mul(u64::from(dtype.size()?))?;
         u32::try_from(bytes).ok()

@@ -75,12 +75,14 @@ impl Arena {
     ///
     /// Outputs in a runtime's own memory have to be kept alive while viewed: for those see [`Arena::lease`].
     #[must_use]
+    #[inline]
     pub fn span(&self, run: Run, tensor: u16, offset: u32, len: u32) -> Option<Span<'_>> {
         self.inner.pool(run)?.span(&self.inner.map, run, tensor, offset, len)
     }
 
     /// The [`META_BYTES`] beside the first row of a pool's run; for others see [`Arena::lease`].
     #[must_use]
+    #[inline]
     pub fn meta(&self, run: Run) -> Option<Span<'_>> {
         Some(self.inner.pool(run)?.meta(&self.inner.map, run))
     }
@@ -208,10 +210,12 @@ impl fmt::Debug for Lease<'_> {
 
 impl Inner {
     /// The pool of a run that lies in one of its windows.
+    #[inline]
     fn pool(&self, run: Run) -> Option<&Pool> {
         self.find(run.pool).filter(|pool| pool.layout.holds(run.first, run.rows))
     }
 
+    #[inline]
     fn find(&self, pool: u16) -> Option<&Pool> {
         // Ids are usually dense from 0.
         match self.pools.get(usize::from(pool)) {
@@ -235,6 +239,7 @@ impl Pool {
         Pool { id, layout, areas, meta: (base + layout.meta_offset()) as usize }
     }
 
+    #[inline]
     fn span<'a>(&self, map: &'a Map, run: Run, tensor: u16, offset: u32, len: u32) -> Option<Span<'a>> {
         let area = self.areas.get(usize::from(tensor))?;
         let (offset, len) = (offset as usize, len as usize);
@@ -246,6 +251,7 @@ impl Pool {
         Some(map.span(area.base + window * area.stride + row * area.row_bytes + offset, len))
     }
 
+    #[inline]
     fn meta<'a>(&self, map: &'a Map, run: Run) -> Span<'a> {
         map.span(self.meta + run.first as usize * META_BYTES as usize, META_BYTES as usize)
     }

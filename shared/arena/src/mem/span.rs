@@ -44,6 +44,7 @@ impl<'a> Span<'a> {
 
     /// `len` bytes from `offset` on, if they are all inside.
     #[must_use]
+    #[inline]
     pub fn slice(&self, offset: usize, len: usize) -> Option<Span<'a>> {
         if offset.checked_add(len)? > self.len {
             return None;
@@ -54,6 +55,7 @@ impl<'a> Span<'a> {
     }
 
     /// Copies the beginning of the span out, as much as both sides hold; returns how many bytes.
+    #[inline]
     pub fn copy_to(&self, to: &mut [u8]) -> usize {
         let len = self.len.min(to.len());
         counted(len);
@@ -63,6 +65,7 @@ impl<'a> Span<'a> {
     }
 
     /// Copies to the beginning of the span, as much as both sides hold; returns how many bytes.
+    #[inline]
     pub fn copy_from(&self, from: &[u8]) -> usize {
         let len = self.len.min(from.len());
         counted(len);

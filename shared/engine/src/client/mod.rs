@@ -186,8 +186,8 @@ impl<S: ClientStorage, C: Congestion> Client<S, C> {
         let head = spec.manifest.as_bytes();
         slot.head_len = head.len() as u16;
         slot.head[..head.len()].copy_from_slice(head);
-        slot.outgoing.start(Sizes::of(&spec.manifest), head.len() as u16);
-        slot.incoming.start(Sizes::NONE);
+        slot.outgoing.start(&Sizes::of(&spec.manifest), head.len() as u16);
+        slot.incoming.start(&Sizes::NONE);
         if self.open == 0 {
             // Silence counts from when something is asked.
             self.last_heard = now;

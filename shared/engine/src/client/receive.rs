@@ -175,7 +175,7 @@ impl<S: ClientStorage, C: Congestion> Client<S, C> {
                     self.fail(now, index, Status::TooLarge);
                     return ClientVerdict::Discard;
                 }
-                slot.incoming.start(Sizes::of(manifest));
+                slot.incoming.start(&Sizes::of(manifest));
                 slot.sized = true;
             }
             None if slot.sized => {}

@@ -142,7 +142,7 @@ impl<C: Congestion> Server<'_, C> {
             slot.path_block().copy_from_slice(&block);
         }
         let head_len = slot.head_len;
-        slot.outgoing.start(Sizes::of(manifest), head_len);
+        slot.outgoing.start(&Sizes::of(manifest), head_len);
         self.sessions[session as usize].in_flight -= 1;
         self.sessions[session as usize].leaving += 1;
         self.stats.end(Status::Ok);

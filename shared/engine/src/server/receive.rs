@@ -169,7 +169,7 @@ impl<C: Congestion> Server<'_, C> {
         let Some(input) = self.slots.alloc(pool, rows) else {
             return Err(self.refuse(session, header, Status::Busy, "all slots of the model are taken"));
         };
-        Ok(self.open_request(now, session, header, priority, input, sizes))
+        Ok(self.open_request(now, session, header, priority, input, &sizes))
     }
 
     fn place(

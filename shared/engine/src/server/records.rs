@@ -19,7 +19,7 @@ impl<C: Congestion> Server<'_, C> {
         header: &Header,
         priority: u8,
         input: Run,
-        sizes: Sizes,
+        sizes: &Sizes,
     ) -> u32 {
         let index = self.free_request;
         let owner = &mut self.sessions[session as usize];
