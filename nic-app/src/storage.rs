@@ -48,7 +48,7 @@ pub fn build_engine(
     pools: &[(u16, PoolLayout)],
 ) -> Result<BuiltEngine, BuildError> {
     config.check()?;
-    let sizes = StorageSizes::of(config);
+    let sizes = StorageSizes::of(config, pools.len());
     let pools: &'static [(u16, PoolLayout)] = leak(pools.to_vec());
     let slots = SlotAllocator::new(pools, leak(vec![SlotEntry::default(); SlotAllocator::storage_len(pools)]))?;
     let models = models.iter().map(|plan| ModelPlan {
@@ -68,6 +68,7 @@ pub fn build_engine(
         submissions: leak(vec![nothing; sizes.submissions]),
         control: leak(vec![Control::default(); sizes.control]),
         active: leak(vec![0; sizes.channels]),
+        shares: leak(vec![0; sizes.shares]),
     };
     let mut secret = [0; 16];
     getrandom::fill(&mut secret).map_err(BuildError::Random)?;

@@ -283,20 +283,20 @@ fn a_burst_of_small_frames_is_answered_frame_by_frame() {
 }
 
 #[test]
-fn more_requests_than_slots_are_refused_as_busy_and_served_later() {
+fn more_requests_than_a_client_has_a_share_for_are_refused_and_served_later() {
     let server = Server::start(&config(), WaitMode::ADAPTIVE);
     server.hold.close();
     let mut client = Client::connect(server.tcp);
     let bytes = noise(1, 30_000);
-    for _ in 0..SLOTS + 5 {
+    for _ in 0..SLOTS / 2 + 5 {
         client.send(ECHO, &[&bytes]);
     }
     for _ in 0..5 {
         let (_, answer) = client.answer();
-        assert!(matches!(answer, Answer::Error(Status::Busy, _)), "{answer:?}");
+        assert!(matches!(answer, Answer::Error(Status::Quota, _)), "{answer:?}");
     }
     server.hold.open();
-    for _ in 0..SLOTS {
+    for _ in 0..SLOTS / 2 {
         check(ECHO, &[&bytes], client.answer().1);
     }
     client.ask(ECHO, &[&bytes]);

@@ -71,24 +71,24 @@ fn slow_senders_are_told_so_and_do_not_hold_up_others() {
 }
 
 #[test]
-fn more_requests_than_slots_are_refused_as_busy_and_served_later() {
+fn more_requests_than_a_client_has_a_share_for_are_refused_and_served_later() {
     let server = Server::start(&config(), WaitMode::ADAPTIVE);
     server.hold.close();
     let mut client = UdpClient::connect(server.udp, 1472);
     let bytes = noise(1, 30_000);
-    let keys: Vec<_> = (0..SLOTS + 5).map(|_| client.submit(ECHO, &[&bytes])).collect();
+    let keys: Vec<_> = (0..SLOTS / 2 + 5).map(|_| client.submit(ECHO, &[&bytes])).collect();
     client.drive(|client| client.answered() == 5);
     server.hold.open();
-    let mut busy = 0;
+    let mut refused = 0;
     for key in keys {
         match client.answer(key) {
-            Answer::Error(Status::Busy, _) => busy += 1,
+            Answer::Error(Status::Quota, _) => refused += 1,
             answer => {
                 check(ECHO, &[&bytes], answer);
             }
         }
     }
-    assert_eq!(busy, 5);
+    assert_eq!(refused, 5);
     client.ask(ECHO, &[&bytes]);
     client.close();
     assert_no_slot_lost(&mut server.stop());

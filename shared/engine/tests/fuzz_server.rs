@@ -131,8 +131,8 @@ impl<'r, 'a> Play<'r, 'a> {
         self.unproven.entry(from).or_default().0 += HEADER_LEN as u64 + u64::from(header.length);
         match self.rig.frame(from, header, head) {
             Verdict::Place(placement) => {
-                let layouts: [(&[u32], u32); 3] = [(&[16, 16], 8), (&[4096], 8), (&[1 << 20], 4)];
-                let (rows, slots) = layouts[usize::from(placement.run.pool)];
+                let pool = usize::from(placement.run.pool);
+                let (rows, slots) = ([&[16u32, 16][..], &[4096], &[1 << 20]][pool], rig::SLOTS[pool]);
                 assert!(placement.run.first + u32::from(placement.run.rows) <= slots);
                 let mut total = 0;
                 for piece in self.rig.server.pieces(&placement) {

@@ -87,8 +87,7 @@ impl<C: Congestion> Server<'_, C> {
     /// A request that nobody waits for came back.
     fn bury(&mut self, index: u32, output: Run) {
         self.drop_output(index, output);
-        let freed = self.slots.free(self.requests[index as usize].input);
-        debug_assert!(freed.is_ok());
+        self.free_input(index);
         self.retire(index);
     }
 
@@ -113,12 +112,10 @@ impl<C: Congestion> Server<'_, C> {
         }
         let stream = self.is_stream(session);
         let info = if stream { self.config.stream_path } else { self.config.datagram_path };
-        let slot = &mut self.requests[index as usize];
-        let echoes = output == slot.input;
-        if !echoes {
-            let freed = self.slots.free(slot.input);
-            debug_assert!(freed.is_ok());
+        if output != self.requests[index as usize].input {
+            self.free_input(index);
         }
+        let slot = &mut self.requests[index as usize];
         slot.state = State::Responding;
         slot.settled_at = now;
         slot.output = output;

@@ -110,6 +110,8 @@ pub struct Storage<'a, C = DelayControl> {
     pub control: &'a mut [Control],
     /// Datagram sessions that may have something to send.
     pub active: &'a mut [u32],
+    /// Input slots that each session holds in each pool.
+    pub shares: &'a mut [u32],
 }
 
 /// How long each part of [`Storage`] must be.
@@ -127,6 +129,8 @@ pub struct StorageSizes {
     pub submissions: usize,
     /// See [`Storage::control`].
     pub control: usize,
+    /// See [`Storage::shares`].
+    pub shares: usize,
 }
 
 /// Control replies that wait to be sent. A driver asks [`Server::accepts_frames`] before it hands in more.
@@ -135,18 +139,20 @@ const CONTROL_QUEUE: usize = 512;
 const CONTROL_PER_FRAME: usize = 2;
 
 impl StorageSizes {
-    /// The lengths that this configuration needs.
+    /// The lengths that this configuration needs with so many input pools.
     #[must_use]
-    pub fn of(config: &ServerConfig) -> StorageSizes {
+    pub fn of(config: &ServerConfig, pools: usize) -> StorageSizes {
         let requests = config.requests as usize;
+        let sessions = config.stream_sessions as usize + config.datagram_sessions as usize;
         StorageSizes {
-            sessions: config.stream_sessions as usize + config.datagram_sessions as usize,
+            sessions,
             channels: config.datagram_sessions as usize,
             flight: config.datagram_sessions as usize * config.flight as usize,
             requests,
             // Each request makes at most a submission, a cancellation and a release.
             submissions: 4 * requests + 64,
             control: CONTROL_QUEUE,
+            shares: sessions * pools,
         }
     }
 }
@@ -172,6 +178,8 @@ pub struct Server<'a, C = DelayControl> {
     /// Responses to streams, by urgency.
     out: [List; LEVELS],
     active: Queue<'a, u32>,
+    /// Input slots that sessions hold: the first session's in each pool, then the next one's.
+    shares: &'a mut [u32],
     /// Datagrams handed out in a row to the session at the head of `active`.
     in_a_row: u32,
     kept: u32,
@@ -209,7 +217,7 @@ impl<'a, C: Congestion> Server<'a, C> {
         epoch: u64,
     ) -> Result<Server<'a, C>, ConfigError> {
         config.check()?;
-        let need = StorageSizes::of(config);
+        let need = StorageSizes::of(config, pools.len());
         let enough = storage.sessions.len() >= need.sessions
             && storage.channels.len() >= need.channels
             && storage.timers.len() >= need.channels
@@ -217,7 +225,8 @@ impl<'a, C: Congestion> Server<'a, C> {
             && storage.flight.len() >= need.flight
             && storage.requests.len() >= need.requests
             && storage.submissions.len() >= need.submissions
-            && storage.control.len() >= need.control;
+            && storage.control.len() >= need.control
+            && storage.shares.len() >= need.shares;
         if !enough {
             return Err(ConfigError { field: "storage", why: "shorter than the configuration needs" });
         }
@@ -240,6 +249,7 @@ impl<'a, C: Congestion> Server<'a, C> {
             slot.channel = Channel::new(flight, config.datagram, config.receive_window);
         }
         storage.timers.fill(Time::NEVER);
+        storage.shares.fill(0);
         Ok(Server {
             config: *config,
             models,
@@ -258,6 +268,7 @@ impl<'a, C: Congestion> Server<'a, C> {
             control: Queue::new(storage.control),
             out: [List::EMPTY; LEVELS],
             active: Queue::new(storage.active),
+            shares: storage.shares,
             in_a_row: 0,
             kept: 0,
             cookies: CookieJar::new(secret),

@@ -166,6 +166,10 @@ impl<C: Congestion> Server<'_, C> {
         if self.free_request == NO_INDEX {
             return Err(self.refuse(session, header, Status::Busy, "limits.requests is reached"));
         }
+        if !self.has_share(session, pool, rows) {
+            let text = "this client's share of limits.slots_per_model is reached: at most as many as are free";
+            return Err(self.refuse(session, header, Status::Quota, text));
+        }
         let Some(input) = self.slots.alloc(pool, rows) else {
             return Err(self.refuse(session, header, Status::Busy, "all slots of the model are taken"));
         };
@@ -286,13 +290,13 @@ impl<C: Congestion> Server<'_, C> {
     /// Ends a request whose bytes are still arriving, or whose model failed: gives its slots back and tells its client.
     /// Returns when to look at the record again.
     pub(super) fn fail(&mut self, now: Time, index: u32, status: Status, text: &str) -> Time {
-        let slot = &mut self.requests[index as usize];
+        let slot = &self.requests[index as usize];
         let session = slot.session;
         if slot.in_flight() {
-            let freed = self.slots.free(slot.input);
-            debug_assert!(freed.is_ok());
+            self.free_input(index);
             self.sessions[session as usize].in_flight -= 1;
         }
+        let slot = &mut self.requests[index as usize];
         slot.state = State::Failed(status);
         slot.settled_at = now;
         let retry_after_us = if status.retryable() { RETRY_AFTER_US } else { 0 };

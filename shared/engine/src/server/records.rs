@@ -34,6 +34,7 @@ impl<C: Congestion> Server<'_, C> {
         slot.model = header.model;
         slot.priority = priority;
         slot.input = input;
+        slot.payer = owner.id;
         slot.output = Run::NONE;
         slot.incoming.start(sizes);
         slot.head_len = 0;
@@ -54,8 +55,49 @@ impl<C: Congestion> Server<'_, C> {
         };
         owner.first = index;
         owner.in_flight += 1;
+        let share = self.share(session, input.pool);
+        self.shares[share] += u32::from(input.rows);
+        let slot = &self.requests[index as usize];
         self.request_timer = self.request_timer.min(slot.deadline).min(now + self.config.progress_grace);
         index
+    }
+
+    /// Gives a request's input slots back. The engine has handed them out, and nobody freed them since.
+    pub(super) fn free_input(&mut self, index: u32) {
+        let RequestSlot { input, payer, .. } = self.requests[index as usize];
+        let freed = self.slots.free(input);
+        debug_assert!(freed.is_ok());
+        let session = Self::session_index(payer);
+        if self.sessions.get(session as usize).is_some_and(|owner| owner.id == payer) {
+            let share = self.share(session, input.pool);
+            self.shares[share] -= u32::from(input.rows);
+        }
+    }
+
+    /// Whether a client may take so many more slots of a pool, as far as the others are concerned. It never holds more than
+    /// it leaves free, so that who comes later finds some however greedy a few are. The first request may always.
+    pub(super) fn has_share(&self, session: u32, pool: u16, rows: u16) -> bool {
+        let held = self.shares[self.share(session, pool)];
+        let (rows, free) = (u32::from(rows), self.slots.available(pool));
+        // Where it would not fit anyway, that is what the client should hear.
+        held == 0 || held + rows <= free || free < rows
+    }
+
+    /// Forgets what a session holds; the slots that are still taken count for nobody from now on.
+    pub(super) fn clear_shares(&mut self, session: u32) {
+        let (pools, first) = (self.pools.len(), session as usize * self.pools.len());
+        self.shares[first..first + pools].fill(0);
+    }
+
+    /// Where a session's share of a pool stands.
+    fn share(&self, session: u32, pool: u16) -> usize {
+        // Ids are usually dense from 0.
+        let position = match self.pools.get(usize::from(pool)) {
+            Some((id, _)) if *id == pool => usize::from(pool),
+            // Pools are in the order of their ids, and slots come from no others.
+            _ => self.pools.partition_point(|(id, _)| *id < pool),
+        };
+        session as usize * self.pools.len() + position
     }
 
     pub(super) fn find_request(&self, session: u32, id: u64) -> Option<u32> {

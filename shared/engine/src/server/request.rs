@@ -42,6 +42,8 @@ pub struct RequestSlot {
     pub(crate) model: u16,
     pub(crate) priority: u8,
     pub(crate) input: Run,
+    /// The number of the session whose share its input slots count in. It stays when nobody waits for the request any more.
+    pub(crate) payer: u64,
     pub(crate) output: Run,
     pub(crate) incoming: Incoming,
     pub(crate) outgoing: Outgoing,
@@ -82,6 +84,7 @@ impl Default for RequestSlot {
             model: 0,
             priority: 0,
             input: Run::NONE,
+            payer: 0,
             output: Run::NONE,
             incoming: Incoming::default(),
             outgoing: Outgoing::default(),

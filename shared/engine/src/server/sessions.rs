@@ -312,6 +312,7 @@ impl<C: Congestion> Server<'_, C> {
             let request = self.sessions[index as usize].first;
             self.abandon(request);
         }
+        self.clear_shares(index);
         let queued = self.sessions[index as usize].queued;
         self.sessions[index as usize] = SessionSlot { queued, ..SessionSlot::default() };
         if !self.is_stream(index) {
@@ -335,9 +336,7 @@ impl<C: Congestion> Server<'_, C> {
                 self.push_submission(Submission::Cancel { request: key });
             }
             State::Receiving => {
-                // The engine has handed this run out and nobody freed it since.
-                let freed = self.slots.free(slot.input);
-                debug_assert!(freed.is_ok());
+                self.free_input(index);
                 self.retire(index);
             }
             State::Responding => self.give_up_reply(index),
@@ -352,8 +351,7 @@ impl<C: Congestion> Server<'_, C> {
         let output = core::mem::replace(&mut slot.output, Run::NONE);
         if output == Run::NONE {
         } else if output == slot.input {
-            let freed = self.slots.free(output);
-            debug_assert!(freed.is_ok());
+            self.free_input(index);
         } else {
             self.push_submission(Submission::Release { output });
         }

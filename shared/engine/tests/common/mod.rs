@@ -20,11 +20,12 @@ pub struct ServerMemory {
     submissions: Vec<Submission>,
     control: Vec<Control>,
     active: Vec<u32>,
+    shares: Vec<u32>,
 }
 
 impl ServerMemory {
     pub fn new(config: &ServerConfig, pools: &[(u16, PoolLayout)]) -> ServerMemory {
-        let need = StorageSizes::of(config);
+        let need = StorageSizes::of(config, pools.len());
         ServerMemory {
             entries: vec![SlotEntry::default(); SlotAllocator::storage_len(pools)],
             sessions: vec![SessionSlot::default(); need.sessions],
@@ -35,6 +36,7 @@ impl ServerMemory {
             submissions: vec![Submission::Cancel { request: RequestKey::default() }; need.submissions],
             control: vec![Control::default(); need.control],
             active: vec![0; need.channels],
+            shares: vec![0; need.shares],
         }
     }
 
@@ -49,6 +51,7 @@ impl ServerMemory {
             submissions: &mut self.submissions,
             control: &mut self.control,
             active: &mut self.active,
+            shares: &mut self.shares,
         };
         (SlotAllocator::new(pools, &mut self.entries).unwrap(), storage)
     }

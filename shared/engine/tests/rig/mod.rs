@@ -21,14 +21,14 @@ use splitrpc_wire::{
 
 use common::{ServerMemory, input};
 
-/// Up to 4 rows of 4 FP32 and 2 INT64; 8 slots.
+/// Up to 4 rows of 4 FP32 and 2 INT64; 16 slots.
 pub const ROWS: u16 = 0;
-/// Bytes, as many as one likes up to 1 MiB; 8 slots up to 4 KiB, 4 larger ones.
+/// Bytes, as many as one likes up to 1 MiB; 16 slots up to 4 KiB, 8 larger ones.
 pub const BYTES: u16 = 1;
 /// Where the orchestrator's own slots begin.
 pub const OUTPUT_POOL: u16 = 1000;
 /// Slots of each input pool.
-pub const SLOTS: [u32; 3] = [8, 8, 4];
+pub const SLOTS: [u32; 3] = [16, 16, 8];
 
 pub fn config() -> ServerConfig {
     ServerConfig {
@@ -51,9 +51,9 @@ pub fn config() -> ServerConfig {
 /// Runs `test` with a fresh server.
 pub fn serve<R>(config: &ServerConfig, test: impl FnOnce(&mut Rig<'_>) -> R) -> R {
     let pools = [
-        (0, PoolLayout::new(&[16, 16], 4, 2).unwrap()),
-        (1, PoolLayout::new(&[4096], 1, 8).unwrap()),
-        (2, PoolLayout::new(&[1 << 20], 1, 4).unwrap()),
+        (0, PoolLayout::new(&[16, 16], 4, 4).unwrap()),
+        (1, PoolLayout::new(&[4096], 1, 16).unwrap()),
+        (2, PoolLayout::new(&[1 << 20], 1, 8).unwrap()),
     ];
     let rows = [input(DType::Fp32, &[-1, 4]), input(DType::Int64, &[-1, 2])];
     let bytes = [input(DType::Uint8, &[-1])];

@@ -54,7 +54,7 @@ fn outputs_are_the_orchestrators_own_or_the_requests_input() {
         rig.complete(request, Status::Ok, input, &response(4097));
         assert_eq!(status(rig), Status::Internal);
         assert!(rig.submissions().is_empty(), "input slots are not the orchestrator's");
-        assert_eq!((rig.server.live_requests(), rig.server.free_slots(1)), (1, 7));
+        assert_eq!((rig.server.live_requests(), rig.server.free_slots(1)), (1, 15));
     });
 }
 

@@ -17,6 +17,7 @@ mod lost_answers;
 mod pings;
 mod priorities;
 mod shapes;
+mod shares;
 mod shrinking_path;
 mod stalling;
 mod strangers;
