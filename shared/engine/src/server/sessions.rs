@@ -5,7 +5,7 @@ use core::net::SocketAddr;
 use splitrpc_ring::{Run, Submission};
 use splitrpc_wire::ack::Ack;
 use splitrpc_wire::hello::{Abilities, Challenge, Hello, HelloAck, MIN_DATAGRAM};
-use splitrpc_wire::{Flags, HEADER_LEN, Header, Kind, Status, VERSION, WireError};
+use splitrpc_wire::{Flags, HEADER_LEN, Header, Kind, Status, StatusPayload, VERSION, WireError};
 
 use super::transmit::{Body, Control};
 use super::{Executed, Peer, Server, SessionSlot, State, Verdict};
@@ -13,11 +13,13 @@ use crate::Time;
 use crate::config::{NO_INDEX, SESSION_INDEX_MASK};
 use crate::congestion::Congestion;
 use crate::flight::Settled;
-use crate::time::{MS, SEC};
+use crate::time::{MS, SEC, US};
 
 /// Answers to frames of unknown sessions in each [`UNKNOWN_PERIOD`].
 const UNKNOWN_ANSWERS: u32 = 256;
 const UNKNOWN_PERIOD: u64 = 100 * MS;
+/// A datagram session that was heard more recently does not make room for another client's.
+const LEAST_SILENCE: u64 = SEC;
 /// Longest slice of the catalogue in one frame on a stream.
 const CATALOG_SLICE: u32 = 1 << 20;
 
@@ -189,9 +191,14 @@ impl<C: Congestion> Server<'_, C> {
             // The client restarted on the same address.
             self.close_session(session);
         }
-        if self.free_session == NO_INDEX {
+        if self.free_session == NO_INDEX
+            && let Err(wait) = self.make_room(now)
+        {
             self.stats.sessions_refused += 1;
-            self.refuse_hello(peer, Status::TooManySessions);
+            let retry_after_us = u32::try_from(wait.div_ceil(US)).unwrap_or(u32::MAX);
+            let text = "limits.datagram_sessions is reached, and all of them are in use";
+            let status = StatusPayload { status: Status::TooManySessions, retry_after_us, text };
+            self.push_control(Control { peer, header: Header::new(Kind::Error), body: Body::Status(status) });
             return;
         }
         let index = self.free_session;
@@ -202,6 +209,32 @@ impl<C: Congestion> Server<'_, C> {
         self.channels[at].executed = Executed::default();
         self.timers[at] = Time::NEVER;
         self.greet(now, index, peer, hello);
+    }
+
+    /// Closes the datagram session that is missed least: one that never asked anything before one that did, and of those
+    /// the one that is silent for longest. Those with a request under way, and those heard a moment ago, stay. If these are
+    /// all, returns how long it takes at least until one of them has been silent for long enough.
+    fn make_room(&mut self, now: Time) -> Result<(), u64> {
+        let mut wait = LEAST_SILENCE;
+        let mut least: Option<(bool, Time, u32)> = None;
+        for index in self.config.stream_sessions..self.sessions.len() as u32 {
+            let session = &self.sessions[index as usize];
+            if !session.open || session.held() > 0 {
+                continue;
+            }
+            let silence = now.since(session.last_heard);
+            if silence < LEAST_SILENCE {
+                wait = wait.min(LEAST_SILENCE - silence);
+                continue;
+            }
+            let asked = session.recent != NO_INDEX;
+            let this = (asked, session.last_heard, index);
+            least = Some(least.map_or(this, |least| least.min(this)));
+        }
+        let (_, _, index) = least.ok_or(wait)?;
+        self.stats.sessions_expired += 1;
+        self.close_session(index);
+        Ok(())
     }
 
     fn greet(&mut self, now: Time, index: u32, peer: Peer, hello: &Hello) {

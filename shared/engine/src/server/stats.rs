@@ -38,9 +38,9 @@ stats! {
     sessions_opened,
     /// Sessions closed by their client, or with its stream.
     sessions_closed,
-    /// Sessions forgotten because they were silent.
+    /// Sessions forgotten because they were silent, some of them early to make room for another.
     sessions_expired,
-    /// Hellos refused because the table was full.
+    /// Hellos refused because the table was full of sessions in use.
     sessions_refused,
     /// Datagram hellos answered with a challenge.
     challenges,

@@ -4,7 +4,7 @@ use splitrpc_engine::{Peer, SEC, Verdict};
 use splitrpc_wire::hello::{Challenge, HelloAck};
 use splitrpc_wire::{Header, Kind, Status};
 
-use crate::rig::{Ask, Sent, addr, config, hello, serve};
+use crate::rig::{Ask, Rig, Sent, addr, config, hello, serve};
 
 fn token(sent: &Sent) -> u64 {
     Challenge::parse(&sent.head).unwrap().token
@@ -124,10 +124,83 @@ fn a_full_table_refuses_and_a_later_version_too() {
         rig.say_hello(from, &hello(1, 0, 0));
         let token = token(&rig.sent_one());
         rig.say_hello(from, &hello(1, token, 0));
-        assert_eq!(rig.sent_one().status().status, Status::TooManySessions);
+        let refusal = rig.sent_one();
+        assert_eq!(refusal.status().status, Status::TooManySessions);
+        // The hint holds.
+        let wait = u64::from(refusal.status().retry_after_us) * 1000;
+        rig.now = rig.now + (wait - 1000);
+        rig.say_hello(from, &hello(1, token, 0));
+        assert_eq!((rig.sent_one().status().status, rig.server.stats().sessions_refused), (Status::TooManySessions, 2));
+        rig.now = rig.now + 1000;
+        rig.say_hello(from, &hello(1, token, 0));
+        assert_eq!(rig.sent_one().header.kind, Kind::HelloAck);
         let mut later = hello(1, 0, 0);
         (later.version_min, later.version_max) = (900, 901);
         rig.say_hello(from, &later);
         assert_eq!(rig.sent_one().status().status, Status::BadVersion);
+    });
+}
+
+/// Whether the server still knows this session; asking counts as a sign of life.
+fn knows(rig: &mut Rig<'_>, port: u16, session: u64) -> bool {
+    let known = rig.control(Peer::Datagram(addr(port)), Header { session, ..Header::new(Kind::Ping) }, &[]);
+    rig.sent();
+    known == Verdict::Done
+}
+
+#[test]
+fn a_full_table_makes_room_for_who_comes_by_forgetting_who_is_missed_least() {
+    serve(&config(), |rig| {
+        let sessions = [1, 2, 3, 4].map(|n| {
+            rig.now = rig.now + SEC / 100;
+            rig.open_datagram(addr(n), 1, 1 << 20)
+        });
+        let ask = Ask::rows(1);
+        // 1 asked something and has its answer, 2 is being answered, 3 and 4 never asked anything.
+        for n in [1, 2] {
+            let (request, _) = rig.submit(Peer::Datagram(addr(n)), sessions[usize::from(n) - 1], 1, &ask);
+            if n == 1 {
+                rig.answer(request, 10);
+                rig.sent();
+            }
+        }
+        rig.now = rig.now + 2 * SEC;
+        assert!(knows(rig, 4, sessions[3]));
+        let fifth = rig.open_datagram(addr(5), 1, 0);
+        assert_eq!(
+            rig.control(Peer::Datagram(addr(3)), Header { session: sessions[2], ..Header::new(Kind::Ping) }, &[]),
+            Verdict::Close
+        );
+        let sixth = rig.open_datagram(addr(6), 1, 0);
+        assert_eq!(
+            rig.control(Peer::Datagram(addr(1)), Header { session: sessions[0], ..Header::new(Kind::Ping) }, &[]),
+            Verdict::Close
+        );
+        assert!([(2, sessions[1]), (4, sessions[3]), (5, fifth), (6, sixth)].iter().all(|(n, s)| knows(rig, *n, *s)));
+        assert_eq!((rig.server.stats().sessions_refused, rig.server.open_sessions()), (0, 4));
+    });
+}
+
+#[test]
+fn one_that_opens_sessions_from_many_ports_and_leaves_does_not_lock_the_others_out() {
+    serve(&config(), |rig| {
+        let honest = rig.open_datagram(addr(1), 1, 1 << 20);
+        for n in 100..103 {
+            rig.open_datagram(addr(n), 1, 0);
+        }
+        for n in 103..120 {
+            // It comes back at once and again; who is at work is not forgotten for it.
+            rig.now = rig.now + SEC / 2;
+            let (request, _) = rig.submit(Peer::Datagram(addr(1)), honest, u64::from(n), &Ask::rows(1));
+            rig.answer(request, 10);
+            rig.sent();
+            let from = Peer::Datagram(addr(n));
+            rig.say_hello(from, &hello(1, 0, 0));
+            let token = token(&rig.sent_one());
+            rig.say_hello(from, &hello(1, token, 0));
+            rig.sent();
+        }
+        rig.now = rig.now + SEC;
+        rig.open_datagram(addr(2), 1, 0);
     });
 }
