@@ -413,6 +413,8 @@ impl<'r, 'a> Play<'r, 'a> {
         self.submissions();
         assert!(self.outputs.is_empty(), "outputs never given back: {:?}", self.outputs);
         assert_eq!(self.rig.server.open_sessions(), 0);
+        let stats = self.rig.server.stats();
+        assert_eq!(stats.sessions_opened, stats.sessions_closed + stats.sessions_expired);
         self.rig.assert_empty();
         assert!(self.rig.server.is_idle());
         assert!(self.rig.server.poll_transmit(self.rig.now).is_none());

@@ -39,8 +39,8 @@ impl<C: Congestion> Server<'_, C> {
     /// A stream is gone. The port no longer reads into or writes from any of its slots.
     pub fn stream_closed(&mut self, id: u32) {
         if self.sessions.get(id as usize).is_some_and(|s| s.open) && self.is_stream(id) {
+            self.stats.sessions_closed += u64::from(self.sessions[id as usize].greeted);
             self.close_session(id);
-            self.stats.sessions_closed += 1;
             // The number's next stream must not read what this one did not.
             self.control.iter_mut().filter(|c| c.peer == Peer::Stream(id)).for_each(|c| c.body = Body::Gone);
         }
@@ -78,11 +78,11 @@ impl<C: Congestion> Server<'_, C> {
             }
             Kind::Pong => {}
             Kind::Goodbye => {
-                self.stats.sessions_closed += 1;
                 if self.is_stream(session) {
                     // The port closes the stream and says so.
                     return Verdict::Close;
                 }
+                self.stats.sessions_closed += 1;
                 self.close_session(session);
             }
             Kind::Hello | Kind::Challenge | Kind::HelloAck | Kind::ListAck | Kind::Response | Kind::Error => {
@@ -189,6 +189,7 @@ impl<C: Congestion> Server<'_, C> {
                 return;
             }
             // The client restarted on the same address.
+            self.stats.sessions_closed += 1;
             self.close_session(session);
         }
         if self.free_session == NO_INDEX

@@ -36,7 +36,7 @@ stats! {
     frames_out,
     /// Sessions opened.
     sessions_opened,
-    /// Sessions closed by their client, or with its stream.
+    /// Sessions closed by their client, with its stream, or because it opened another from the same address.
     sessions_closed,
     /// Sessions forgotten because they were silent, some of them early to make room for another.
     sessions_expired,

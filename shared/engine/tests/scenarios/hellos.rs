@@ -204,3 +204,30 @@ fn one_that_opens_sessions_from_many_ports_and_leaves_does_not_lock_the_others_o
         rig.open_datagram(addr(2), 1, 0);
     });
 }
+
+#[test]
+fn sessions_are_counted_once_when_they_open_and_once_when_they_end() {
+    serve(&config(), |rig| {
+        let counts = |rig: &Rig<'_>| {
+            let stats = rig.server.stats();
+            (stats.sessions_opened, stats.sessions_closed, stats.sessions_expired)
+        };
+        // A stream that says goodbye, and one that never said hello.
+        let session = rig.open_stream(0);
+        let goodbye = Header { session, ..Header::new(Kind::Goodbye) };
+        assert_eq!(rig.control(Peer::Stream(0), goodbye, &[]), Verdict::Close);
+        rig.server.stream_closed(0);
+        rig.server.stream_opened(rig.now, 1);
+        rig.server.stream_closed(1);
+        assert_eq!(counts(rig), (1, 1, 0));
+        // A client that starts over, and says goodbye then.
+        rig.open_datagram(addr(1), 1, 0);
+        let session = rig.open_datagram(addr(1), 2, 0);
+        assert_eq!(counts(rig), (3, 2, 0));
+        rig.control(Peer::Datagram(addr(1)), Header { session, ..Header::new(Kind::Goodbye) }, &[]);
+        assert_eq!(counts(rig), (3, 3, 0));
+        rig.open_datagram(addr(1), 3, 0);
+        rig.pass(63 * SEC);
+        assert_eq!(counts(rig), (4, 3, 1));
+    });
+}

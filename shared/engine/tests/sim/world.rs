@@ -137,6 +137,8 @@ impl World {
         }
         assert_eq!(server.live_requests(), 0, "a request's record was lost: {:?}", server.stats());
         host.assert_empty();
+        let stats = server.stats();
+        assert_eq!(stats.sessions_opened, stats.sessions_closed + stats.sessions_expired, "every session ends once");
         for (pool, layout) in &pools {
             assert_eq!(server.free_slots(*pool), layout.slots(), "a slot was lost: {:?}", server.stats());
         }
