@@ -16,7 +16,9 @@ use splitrpc_engine::{
 };
 use splitrpc_ring::RequestKey;
 use splitrpc_wire::hello::{Abilities, Challenge, HelloAck};
-use splitrpc_wire::{Flags, HEADER_LEN, Header, Kind, Manifest, Status, StatusPayload, VERSION, WireError};
+use splitrpc_wire::{
+    Flags, HEADER_LEN, Header, Kind, MANIFEST_TENSOR, Manifest, Status, StatusPayload, Train, VERSION, WireError,
+};
 
 const NONCE: u64 = 77;
 const SESSION: u64 = 0x5e55;
@@ -42,6 +44,7 @@ fn client_calls() {
             sizes: BTreeMap::new(),
             placements: Vec::new(),
             closed: false,
+            most: 1,
         };
         if script.chance(200) {
             play.hello_ack(&mut script);
@@ -67,6 +70,8 @@ struct Play {
     sizes: BTreeMap<(u32, u32), u32>,
     placements: Vec<ClientPlacement>,
     closed: bool,
+    /// How many frames may leave as one train.
+    most: u32,
 }
 
 fn name(key: RequestKey) -> (u32, u32) {
@@ -96,7 +101,26 @@ impl Play {
         if !self.client.accepts_frames() {
             self.events();
         }
-        if let ClientVerdict::Place(placement) = self.client.handle_frame(self.now, &header, head) {
+        let verdict = self.client.handle_frame(self.now, &header, head);
+        self.obey(verdict, &header, head);
+    }
+
+    /// As many frames as make a train with this one at its head, up to `frames`.
+    fn frames(&mut self, first: Header, frames: u32) {
+        let train = Train::new(&first);
+        let follow = (1..frames).take_while(|n| train.is_nth(*n, &train.nth(*n))).count() as u32;
+        if follow == 0 || Header::parse(&first.to_bytes()).is_err() {
+            return self.frame(first, &[]);
+        }
+        if !self.client.accepts_frames() {
+            self.events();
+        }
+        let verdict = self.client.handle_train(self.now, &first, follow + 1);
+        self.obey(verdict, &first, &[]);
+    }
+
+    fn obey(&mut self, verdict: ClientVerdict, header: &Header, head: &[u8]) {
+        if let ClientVerdict::Place(placement) = verdict {
             let key = name(placement.request);
             assert!(self.open.contains(&key), "data for a request that is not open");
             let size = match Manifest::parse(head) {
@@ -190,6 +214,32 @@ impl Play {
         }
     }
 
+    /// Several frames that go on with the tensor of a response.
+    fn train(&mut self, script: &mut Script<'_>) {
+        let Some(id) = script.pick(&self.ids.keys().collect::<Vec<_>>()).map(|id| **id) else {
+            return;
+        };
+        let bytes = [0, 100, 5000, 70_000, 500_000][(id % 5) as usize];
+        let manifest = response(bytes);
+        let (head, total) = (manifest.len() as u32, manifest.len() as u32 + bytes);
+        let base = Header { session: SESSION, request: id, total, ..Header::new(Kind::Response) };
+        if script.chance(150) {
+            let tensor = if bytes == 0 { 0 } else { MANIFEST_TENSOR };
+            let packet = script.number() as u32;
+            self.frame(Header { flags: Flags::MANIFEST, tensor, packet, length: head, ..base }, &manifest);
+        }
+        let length = *script.pick(&[1, 10, 100, 1408, 1 << 30]).unwrap();
+        let header = Header {
+            flags: if script.chance(30) { script.flags() } else { Flags::NONE },
+            tensor: u16::from(script.chance(5)),
+            packet: script.number() as u32,
+            offset: length * script.below(4) as u32,
+            length,
+            ..base
+        };
+        self.frames(header, 2 + script.below(66) as u32);
+    }
+
     fn submit(&mut self, script: &mut Script<'_>) {
         let ask = script.pick(&[Ask::rows(1), Ask::bytes(0), Ask::bytes(4000), Ask::bytes(100_000)]).unwrap().clone();
         let ask = if script.chance(10) { Ask::bytes(3 << 20) } else { ask };
@@ -235,9 +285,12 @@ impl Play {
 
     fn transmit(&mut self, frames: usize) {
         for _ in 0..frames {
-            let Some(sent) = self.client.poll_transmit(self.now) else { return };
+            let Some(sent) = self.client.poll_train(self.now, self.most) else { return };
             let data: u32 = sent.data.map(|p| p.length).sum();
-            assert_eq!(sent.header.length, sent.head.len() as u32 + data);
+            assert_eq!(sent.header.length * sent.frames, sent.head.len() as u32 + data);
+            assert!((1..=self.most).contains(&sent.frames));
+            let train = Train::new(&sent.header);
+            assert!((1..sent.frames).all(|n| train.is_nth(n, &train.nth(n))), "not a train: {:?}", sent.header);
             assert!(HEADER_LEN + sent.header.length as usize <= usize::from(self.config.datagram));
             assert_eq!(sent.request.is_some(), sent.header.kind == Kind::Request);
             if let Some(key) = sent.request {
@@ -276,6 +329,8 @@ impl Play {
                 let payload = Challenge { token: script.number().max(1), nonce: NONCE }.to_bytes();
                 self.frame(Header { length: payload.len() as u32, ..Header::new(Kind::Challenge) }, &payload);
             }
+            26..=41 => self.train(script),
+            42..=45 => self.most = 1 + script.below(70) as u32,
             _ => self.transmit(2),
         }
     }

@@ -12,7 +12,7 @@ use rig::{Ask, OUTPUT_POOL, Rig, addr, config, hello, response, serve};
 use splitrpc_engine::{CompletionHead, MS, Peer, Placement, SEC, Verdict};
 use splitrpc_ring::{Completion, RequestKey, Run, Submission};
 use splitrpc_wire::hello::Challenge;
-use splitrpc_wire::{Flags, HEADER_LEN, Header, Kind, Manifest, Status, StatusPayload, WireError};
+use splitrpc_wire::{Flags, HEADER_LEN, Header, Kind, Manifest, Status, StatusPayload, Train, WireError};
 
 const PEERS: usize = 6;
 
@@ -49,6 +49,8 @@ struct Play<'r, 'a> {
     held: Vec<(RequestKey, Run)>,
     outputs: Vec<Run>,
     next_output: u32,
+    /// How many frames may leave as one train.
+    most: u32,
 }
 
 fn peer(at: usize) -> Peer {
@@ -90,6 +92,7 @@ impl<'r, 'a> Play<'r, 'a> {
             held: Vec::new(),
             outputs: Vec::new(),
             next_output: 0,
+            most: 1,
         }
     }
 
@@ -129,7 +132,32 @@ impl<'r, 'a> Play<'r, 'a> {
             self.transmit(usize::MAX);
         }
         self.unproven.entry(from).or_default().0 += HEADER_LEN as u64 + u64::from(header.length);
-        match self.rig.frame(from, header, head) {
+        let verdict = self.rig.frame(from, header, head);
+        self.obey(from, verdict);
+    }
+
+    /// As many frames as make a train with this one at its head, up to `frames`.
+    fn frames(&mut self, from: Peer, first: Header, frames: u32) {
+        let train = Train::new(&first);
+        let follow = (1..frames).take_while(|n| train.is_nth(*n, &train.nth(*n))).count() as u32;
+        if follow == 0 || Header::parse(&first.to_bytes()).is_err() {
+            return self.frame(from, first, &[]);
+        }
+        if !self.rig.server.accepts_frames() {
+            self.submissions();
+            self.transmit(usize::MAX);
+        }
+        let bytes = HEADER_LEN as u64 + u64::from(first.length);
+        self.unproven.entry(from).or_default().0 += bytes * u64::from(follow + 1);
+        let verdict = self.rig.server.handle_train(self.rig.now, from, &first, follow + 1);
+        if let Verdict::Place(placement) = verdict {
+            assert_eq!(placement.length(), first.length * (follow + 1));
+        }
+        self.obey(from, verdict);
+    }
+
+    fn obey(&mut self, from: Peer, verdict: Verdict) {
+        match verdict {
             Verdict::Place(placement) => {
                 let pool = usize::from(placement.run.pool);
                 let (rows, slots) = ([&[16u32, 16][..], &[4096], &[1 << 20]][pool], rig::SLOTS[pool]);
@@ -230,6 +258,22 @@ impl<'r, 'a> Play<'r, 'a> {
         self.frame(from, Header { packet: script.number() as u32, ..header }, head);
     }
 
+    /// Several frames that go on with one tensor, as an honest client sends them, or nearly so.
+    fn train(&mut self, script: &mut Script<'_>) {
+        let from = peer(script.below(5));
+        let (session, id) = (self.session(script, from), 1 + script.below(12) as u64);
+        let ask = script.pick(&[Ask::rows(4), Ask::bytes(4000), Ask::bytes(60_000)]).unwrap().clone();
+        if script.chance(150) {
+            self.frame(from, ask.first(session, id, 0), &ask.manifest);
+        }
+        let length = *script.pick(&[4, 16, 100, 1408, 1 << 30]).unwrap();
+        let offset = length * script.below(4) as u32;
+        let header = ask.part(session, id, u16::from(script.chance(60)), offset, length);
+        let flags = if script.chance(30) { script.flags() } else { Flags::NONE };
+        let frames = 2 + script.below(66) as u32;
+        self.frames(from, Header { packet: script.number() as u32, flags, ..header }, frames);
+    }
+
     fn place(&mut self, script: &mut Script<'_>) {
         let Some(placement) = script.pick(&self.placements).copied() else { return };
         let live = self.rig.server.still_placing(&placement);
@@ -313,11 +357,14 @@ impl<'r, 'a> Play<'r, 'a> {
     fn transmit(&mut self, frames: usize) {
         for frame in 0..frames {
             assert!(frame < 10_000, "it never ends");
-            let Some(sent) = self.rig.server.poll_transmit(self.rig.now) else { return };
-            let (to, header, token) = (sent.peer, sent.header, sent.token);
+            let Some(sent) = self.rig.server.poll_train(self.rig.now, self.most) else { return };
+            let (to, header, token, frames) = (sent.peer, sent.header, sent.token, sent.frames);
             let bytes = HEADER_LEN as u64 + u64::from(header.length);
             let data: u32 = sent.data.map(|p| p.length).sum();
-            assert_eq!(u64::from(header.length), sent.head.len() as u64 + u64::from(data));
+            assert_eq!(u64::from(header.length) * u64::from(frames), sent.head.len() as u64 + u64::from(data));
+            assert!((1..=self.most).contains(&frames));
+            let train = Train::new(&header);
+            assert!((1..frames).all(|n| train.is_nth(n, &train.nth(n))), "not a train: {header:?}");
             let challenge = (header.kind == Kind::Challenge).then(|| Challenge::parse(sent.head).unwrap().token);
             if let Peer::Datagram(addr) = to {
                 assert!(bytes <= 1472, "a datagram of {bytes} bytes");
@@ -326,7 +373,7 @@ impl<'r, 'a> Play<'r, 'a> {
                 }
                 if !self.proven.contains(&addr.port()) {
                     let (received, sent) = self.unproven.entry(to).or_default();
-                    *sent += bytes;
+                    *sent += bytes * u64::from(frames);
                     assert!(*sent <= 3 * *received, "{sent} bytes for {received}");
                 }
             }
@@ -385,6 +432,8 @@ impl<'r, 'a> Play<'r, 'a> {
                 let run = run.and_then(|(pool, rows)| self.rig.server.peek_run(pool, rows));
                 assert!(run.is_none_or(|run| self.rig.server.free_slots(run.pool) >= u32::from(run.rows)));
             }
+            3..=119 => self.train(script),
+            120..=139 => self.most = 1 + script.below(70) as u32,
             _ => self.transmit(3),
         }
     }
