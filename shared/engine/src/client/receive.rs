@@ -144,6 +144,12 @@ impl<S: ClientStorage, C: Congestion> Client<S, C> {
             self.channel.received.record_train(now, packet, packets, ack_now);
             return ClientVerdict::Discard;
         };
+        if header.flags.has(Flags::MORE) {
+            // One part of several, which this side never agreed to: it is not the answer.
+            self.tell_cancelled(index);
+            self.fail(now, index, Status::Unsupported);
+            return ClientVerdict::Discard;
+        }
         let manifest = match header.flags.has(Flags::MANIFEST) {
             true => match Manifest::parse(head) {
                 Ok(manifest) => Some(manifest),

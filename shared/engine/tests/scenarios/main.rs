@@ -16,6 +16,7 @@ mod hellos;
 mod lost_answers;
 mod pings;
 mod priorities;
+mod reserved;
 mod shapes;
 mod shares;
 mod shrinking_path;
