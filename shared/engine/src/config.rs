@@ -100,7 +100,7 @@ impl ServerConfig {
         if self.requests == 0 || self.requests == NO_INDEX {
             return wrong("requests", "must be at least 1");
         }
-        if self.requests_per_client == 0 || self.requests_per_client > 512 {
+        if self.requests_per_client == 0 || self.requests_per_client > MAX_REQUESTS_PER_CLIENT {
             return wrong("requests_per_client", "must be 1 to 512");
         }
         if !self.flight.is_power_of_two() || !(16..=1 << 20).contains(&self.flight) {
@@ -147,6 +147,8 @@ impl core::error::Error for ConfigError {}
 
 /// Receive windows that can be, in bytes.
 pub(crate) const WINDOWS: core::ops::RangeInclusive<u64> = 64 << 10..=1 << 40;
+/// The most that [`ServerConfig::requests_per_client`] may be.
+pub(crate) const MAX_REQUESTS_PER_CLIENT: u16 = 512;
 /// No index into a table.
 pub(crate) const NO_INDEX: u32 = u32::MAX;
 /// The part of a session's number that is its index.

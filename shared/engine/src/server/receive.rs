@@ -110,9 +110,14 @@ impl<C: Congestion> Server<'_, C> {
         if header.request == 0 {
             return Err(self.refuse(session, header, Status::BadFrame, "request number 0 is reserved"));
         }
-        if !stream && self.channels[self.channel_index(session)].executed.contains(header.request) {
-            self.acknowledge_duplicate(now, session, header, packets);
-            return Err(self.refuse(session, header, Status::ReplyGone, ""));
+        if !stream {
+            let at = self.channel_index(session);
+            let executed = &mut self.channels[at].executed;
+            if executed.contains(header.request) {
+                self.acknowledge_duplicate(now, session, header, packets);
+                return Err(self.refuse(session, header, Status::ReplyGone, ""));
+            }
+            executed.see(header.request);
         }
         if self.draining {
             return Err(self.refuse(session, header, Status::Draining, ""));

@@ -3,7 +3,7 @@
 use core::net::{IpAddr, Ipv4Addr, SocketAddr};
 
 use crate::Time;
-use crate::config::NO_INDEX;
+use crate::config::{MAX_REQUESTS_PER_CLIENT, NO_INDEX};
 
 /// Who a frame came from or goes to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -74,10 +74,16 @@ impl SessionSlot {
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Executed {
     highest: u64,
+    /// Highest number of which a frame of its request came.
+    seen: u64,
     bits: [u64; 16],
 }
 
 const WINDOW: u64 = 1024;
+/// How far ahead of the requests that were seen a cancelled one may be: as many as a client may have in flight. What is in
+/// flight then still lies in the window.
+const AHEAD: u64 = MAX_REQUESTS_PER_CLIENT as u64;
+const _: () = assert!(2 * AHEAD <= WINDOW);
 
 impl Executed {
     pub(crate) fn contains(&self, id: u64) -> bool {
@@ -99,6 +105,19 @@ impl Executed {
             self.highest = id;
         }
         self.bits[Self::word(id)] |= Self::bit(id);
+    }
+
+    /// A frame of this request came.
+    pub(crate) fn see(&mut self, id: u64) {
+        self.seen = self.seen.max(id);
+    }
+
+    /// Its client gave this request up. A number that no honest client can have got to would make all of them old, so it
+    /// changes nothing.
+    pub(crate) fn cancel(&mut self, id: u64) {
+        if id <= self.seen.max(self.highest).saturating_add(AHEAD) {
+            self.insert(id);
+        }
     }
 
     fn word(id: u64) -> usize {

@@ -324,7 +324,7 @@ impl<C: Congestion> Server<'_, C> {
                 self.channels[at].channel.received.record(now, packet, false);
             }
             // Frames of the request that are still under way must not start it again.
-            self.channels[at].executed.insert(header.request);
+            self.channels[at].executed.cancel(header.request);
             self.activate(session);
         }
         if let Some(index) = self.find_request(session, header.request) {

@@ -146,6 +146,28 @@ fn before_the_server_ever_heard_of_it() {
 }
 
 #[test]
+fn with_a_number_that_nobody_has_got_to_and_the_others_do_not_become_old() {
+    everywhere(|rig, from, session| {
+        for far in [u64::MAX, 1 << 40, 1024, 513] {
+            cancel(rig, from, session, far);
+        }
+        for id in 1..=3 {
+            let (request, _) = rig.submit(from, session, id, &Ask::rows(1));
+            rig.answer(request, 10);
+            rig.sent().iter().filter_map(|s| s.token).collect::<Vec<_>>().into_iter().for_each(|t| rig.server.sent(t));
+        }
+        // As far as it may be it counts, and those before it still do too.
+        let last = 3 + 512;
+        cancel(rig, from, session, last);
+        if let Peer::Datagram(_) = from {
+            assert_eq!(rig.request(from, session, last, &Ask::rows(1)), Verdict::Discard);
+            assert!(rig.sent().iter().any(|s| s.header.request == last && s.status().status == Status::ReplyGone));
+        }
+        rig.submit(from, session, 4, &Ask::rows(1));
+    });
+}
+
+#[test]
 fn and_the_others_of_its_client_go_on() {
     everywhere(|rig, from, session| {
         let keys: Vec<_> = (1..=5).map(|id| rig.submit(from, session, id, &Ask::rows(1)).0).collect();
