@@ -304,6 +304,11 @@ impl<C: Congestion> Channel<C> {
         self.lost_frames += frames;
     }
 
+    /// The datagram size that the session began with.
+    pub(crate) fn negotiated(&self) -> u16 {
+        self.negotiated
+    }
+
     /// Whether the path was taken to refuse the negotiated datagram size.
     pub(crate) fn has_shrunk(&self) -> bool {
         self.datagram < self.negotiated

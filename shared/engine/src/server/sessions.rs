@@ -262,7 +262,8 @@ impl<C: Congestion> Server<'_, C> {
         let session = &self.sessions[index as usize];
         let datagram = match self.is_stream(index) {
             true => self.config.datagram,
-            false => self.channels[self.channel_index(index)].channel.datagram,
+            // What was agreed on: a repetition says the same, whatever the path carries by now.
+            false => self.channels[self.channel_index(index)].channel.negotiated(),
         };
         let answer = HelloAck {
             version: u16::from(VERSION),

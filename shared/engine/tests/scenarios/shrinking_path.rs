@@ -1,9 +1,11 @@
 //! A path that stops carrying large datagrams, and one that is only slow.
 
-use splitrpc_engine::{ClientConfig, MS, SEC, ServerConfig};
+use splitrpc_engine::{ClientConfig, MS, Peer, SEC, ServerConfig};
+use splitrpc_wire::Kind;
+use splitrpc_wire::hello::{Challenge, HelloAck, MIN_DATAGRAM};
 
 use crate::rig::pair::{Pair, client_config, pair};
-use crate::rig::{Ask, config};
+use crate::rig::{Ask, addr, config, hello, serve};
 
 const LARGE: u16 = 8256;
 
@@ -58,5 +60,28 @@ fn is_not_mistaken_for_a_peer_that_waits_for_its_core() {
         pair.log.clear();
         answers(pair, 2, SEC);
         assert_eq!((largest(pair, true), largest(pair, false)), (8256, 8256));
+    });
+}
+
+#[test]
+fn does_not_change_what_a_repeated_hello_is_told() {
+    serve(&config(), |rig| {
+        let from = Peer::Datagram(addr(1));
+        rig.say_hello(from, &hello(5, 0, 1 << 20));
+        let token = Challenge::parse(&rig.sent_one().head).unwrap().token;
+        rig.say_hello(from, &hello(5, token, 1 << 20));
+        let first = rig.sent_one();
+        let (request, _) = rig.submit(from, first.header.session, 1, &Ask::rows(1));
+        rig.answer(request, 100_000);
+        for _ in 0..60 {
+            rig.sent();
+            rig.pass(10 * MS);
+        }
+        assert_eq!(rig.server.stats().datagram_shrunk, 1);
+        rig.say_hello(from, &hello(5, token, 1 << 20));
+        let sent = rig.sent();
+        let again = sent.iter().find(|s| s.header.kind == Kind::HelloAck).unwrap();
+        let datagram = HelloAck::parse(&again.head).unwrap().datagram;
+        assert!(datagram > MIN_DATAGRAM && again.head == first.head, "now {datagram} bytes");
     });
 }
