@@ -3,7 +3,7 @@
 use splitrpc_ring::{RequestKey, Run, Submission};
 use splitrpc_wire::{Flags, Header, Kind, Manifest, Status, StatusPayload, TOTAL_UNKNOWN};
 
-use super::transmit::{Body, Control};
+use super::transmit::{Body, Control, retry_after_us};
 use super::{Placement, Server, State, Verdict};
 use crate::Time;
 use crate::config::NO_INDEX;
@@ -12,8 +12,6 @@ use crate::incoming::Misfit;
 use crate::message::Sizes;
 use crate::time::MS;
 
-/// When a refused client should try again.
-const RETRY_AFTER_US: u32 = 1_000;
 /// When to try again to queue an error frame for which there was no room.
 pub(super) const TELL_AGAIN: u64 = MS;
 
@@ -304,8 +302,7 @@ impl<C: Congestion> Server<'_, C> {
         let slot = &mut self.requests[index as usize];
         slot.state = State::Failed(status);
         slot.settled_at = now;
-        let retry_after_us = if status.retryable() { RETRY_AFTER_US } else { 0 };
-        let payload = StatusPayload { status, retry_after_us, text };
+        let payload = StatusPayload { status, retry_after_us: retry_after_us(status), text };
         slot.head_len = payload.write(&mut slot.head) as u16;
         let id = slot.id;
         self.stats.end(status);

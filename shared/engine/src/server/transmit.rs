@@ -67,8 +67,16 @@ pub(super) enum Body {
 
 impl Body {
     pub(super) fn status(status: Status, text: &'static str) -> Body {
-        let retry_after_us = if status.retryable() { 1_000 } else { 0 };
-        Body::Status(StatusPayload { status, retry_after_us, text })
+        Body::Status(StatusPayload { status, retry_after_us: retry_after_us(status), text })
+    }
+}
+
+/// When to try again what was refused or failed with this status, in microseconds; 0 where waiting alone changes nothing.
+pub(super) fn retry_after_us(status: Status) -> u32 {
+    match status {
+        // Others' requests end all the time.
+        Status::Busy | Status::Quota => 1_000,
+        _ => 0,
     }
 }
 

@@ -93,7 +93,7 @@ fn a_draining_server_finishes_what_it_has() {
         let ask = Ask::rows(1);
         let (request, _) = rig.submit(Peer::Stream(0), session, 1, &ask);
         rig.server.begin_drain();
-        assert_eq!(refused(rig, Peer::Stream(0), session, 2, &ask).0, Status::Draining);
+        assert_eq!(refused(rig, Peer::Stream(0), session, 2, &ask), (Status::Draining, 0));
         assert!(!rig.server.is_idle());
         rig.answer(request, 10);
         assert!(!rig.server.is_idle());
