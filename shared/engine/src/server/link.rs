@@ -29,7 +29,10 @@ impl<C: Congestion> Server<'_, C> {
 
     /// The link took the submission that [`Server::next_submission`] showed.
     pub fn submission_taken(&mut self) {
-        self.submissions.pop();
+        if let Some(Submission::Submit { request, .. }) = self.submissions.pop() {
+            // A record whose submission waits is not used again, so this is the life that was submitted.
+            self.requests[request.index as usize].taken = true;
+        }
     }
 
     /// The input slots of a request in the orchestrator's hands. Where such a request failed, their meta area says why.
@@ -44,7 +47,9 @@ impl<C: Congestion> Server<'_, C> {
     pub fn handle_completion(&mut self, now: Time, completion: &Completion, head: &CompletionHead<'_>) {
         let index = completion.request.index;
         let held = self.requests.get(index as usize).is_some_and(|slot| {
-            slot.generation == completion.request.generation && matches!(slot.state, State::Submitted | State::Orphaned)
+            slot.generation == completion.request.generation
+                && matches!(slot.state, State::Submitted | State::Orphaned)
+                && slot.taken
         });
         if !held {
             self.stats.stray_completions += 1;

@@ -149,7 +149,7 @@ impl StorageSizes {
             channels: config.datagram_sessions as usize,
             flight: config.datagram_sessions as usize * config.flight as usize,
             requests,
-            // Each request makes at most a submission, a cancellation and a release.
+            // See `push_submission`; the rest is what `accepts_frames` looks for.
             submissions: 4 * requests + 64,
             control: CONTROL_QUEUE,
             shares: sessions * pools,

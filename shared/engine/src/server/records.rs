@@ -44,6 +44,7 @@ impl<C: Congestion> Server<'_, C> {
         slot.fixup = 0;
         slot.progress_mark = (0, now);
         slot.partial = 0;
+        slot.taken = false;
         slot.header_built = false;
         slot.handed_out = false;
         slot.kept = false;

@@ -61,6 +61,8 @@ pub struct RequestSlot {
     pub(crate) progress_mark: (u64, Time),
     /// Stream bytes that are in place of a frame still arriving.
     pub(crate) partial: u64,
+    /// The link took its submission; nothing of it can come back before.
+    pub(crate) taken: bool,
     /// The response's path is complete, or it has none.
     pub(crate) header_built: bool,
     /// Streams: the port has the response and reads its slots until it says that all of it was sent.
@@ -98,6 +100,7 @@ impl Default for RequestSlot {
             fixup: 0,
             progress_mark: (0, Time::default()),
             partial: 0,
+            taken: false,
             header_built: false,
             handed_out: false,
             kept: false,

@@ -404,7 +404,9 @@ impl<C: Congestion> Server<'_, C> {
     }
 
     pub(super) fn push_submission(&mut self, submission: Submission) {
-        // `accepts_frames` keeps room for these, and each request makes a bounded number of them.
+        // There is room for four of each record. More never wait: a record is used again only after the completion of the
+        // request before, which is believed only once the link has taken that one's submission. So what waits is at most
+        // that one's cancellation and release, and the next one's submission and cancellation.
         let pushed = self.submissions.push(submission);
         debug_assert!(pushed);
     }

@@ -1,8 +1,8 @@
 //! What comes back over the link is checked before it is believed.
 
-use splitrpc_engine::{CompletionHead, Peer, Time};
+use splitrpc_engine::{CompletionHead, Peer, ServerConfig, Time};
 use splitrpc_ring::{Completion, RequestKey, Run, Submission};
-use splitrpc_wire::{DType, Kind, ManifestWriter, Shape, Status, TensorDesc};
+use splitrpc_wire::{DType, Header, Kind, ManifestWriter, Shape, Status, TensorDesc};
 
 use crate::rig::{Ask, OUTPUT_POOL, Rig, config, response, serve};
 
@@ -104,5 +104,64 @@ fn a_manifest_without_a_path_is_sent_as_it_is() {
         rig.complete(request, Status::Ok, Run::NONE, &manifest);
         rig.now = Time::from_nanos(rig.now.nanos() + 12_345);
         assert_eq!(rig.sent_one().head, manifest);
+    });
+}
+
+#[test]
+fn one_of_what_the_link_has_not_taken_is_not_believed() {
+    serve(&config(), |rig| {
+        let (from, session) = (Peer::Stream(0), rig.open_stream(0));
+        // Believed, each would free a record and its slots for another submission, and the link takes none.
+        for id in 1..=500 {
+            rig.request(from, session, id, &Ask::rows(1));
+            for index in 0..rig.config.requests {
+                for generation in 0..2 {
+                    rig.answer(RequestKey { index, generation }, 10);
+                }
+            }
+            rig.sent();
+        }
+        let requests: Vec<_> = rig
+            .submissions()
+            .iter()
+            .map(|s| match s {
+                Submission::Submit { request, .. } => *request,
+                other => panic!("{other:?}"),
+            })
+            .collect();
+        assert_eq!(requests.len(), 8, "as many as a client may have");
+        requests.into_iter().for_each(|request| rig.complete(request, Status::ModelFailed, Run::NONE, &[]));
+        rig.sent();
+        rig.assert_empty();
+    });
+}
+
+#[test]
+fn a_link_that_stands_still_at_the_worst_moment_loses_nothing() {
+    serve(&ServerConfig { requests: 8, ..config() }, |rig| {
+        let (from, session) = (Peer::Stream(0), rig.open_stream(0));
+        let cancel = |rig: &mut Rig<'_>, id| {
+            rig.control(from, Header { session, request: id, ..Header::new(Kind::Cancel) }, &[]);
+        };
+        let first: Vec<_> = (1..=8).map(|id| rig.submit(from, session, id, &Ask::rows(1)).0).collect();
+        // The most that may wait of each record.
+        (1..=8).for_each(|id| cancel(rig, id));
+        for request in first {
+            rig.answer(request, 10);
+        }
+        for id in 11..=18 {
+            assert!(rig.server.accepts_frames());
+            rig.request(from, session, id, &Ask::rows(1));
+            cancel(rig, id);
+        }
+        assert!(rig.server.accepts_frames());
+        let waiting = rig.submissions();
+        assert_eq!(waiting.len(), 32);
+        for submission in waiting {
+            if let Submission::Submit { request, .. } = submission {
+                rig.complete(request, Status::Cancelled, Run::NONE, &[]);
+            }
+        }
+        rig.assert_empty();
     });
 }
