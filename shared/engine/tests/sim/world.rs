@@ -99,10 +99,12 @@ impl World {
     /// One life of the server. Returns whether it was the last.
     fn life(&mut self) -> bool {
         let config = config(&mut self.rng);
+        // From so few that most requests are refused to enough for all.
+        let roomy = *self.rng.pick(&[1, 2, 6]);
         let pools = [
-            (0, PoolLayout::new(&[1200, 56], 4, 3).unwrap()),
-            (1, PoolLayout::new(&[4096], 1, 8).unwrap()),
-            (2, PoolLayout::new(&[131_072], 1, 4).unwrap()),
+            (0, PoolLayout::new(&[1200, 56], 4, 3 * roomy).unwrap()),
+            (1, PoolLayout::new(&[4096], 1, 8 * roomy).unwrap()),
+            (2, PoolLayout::new(&[131_072], 1, 4 * roomy).unwrap()),
         ];
         let batched = [input(DType::Fp32, &[-1, 300]), input(DType::Int64, &[-1, 7])];
         let bytes = [input(DType::Uint8, &[-1])];
