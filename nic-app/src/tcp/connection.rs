@@ -3,10 +3,11 @@
 use splitrpc_arena::{Arena, IoVec};
 use splitrpc_engine::{Piece, Placement, Time};
 use splitrpc_socket::TcpStream;
-use splitrpc_wire::{Flags, HEADER_LEN, Header, Kind};
+use splitrpc_wire::{Flags, HEADER_LEN, Header, Kind, Manifest};
 
 use super::out::OutQueue;
 use crate::frame::HEAD_ROOM;
+use crate::storage::Engine;
 
 /// Manifests up to this length are remembered, so that a request like the last one takes one system call.
 const SMALL_MANIFEST: usize = 256;
@@ -121,24 +122,38 @@ impl PartialHead {
 pub(super) struct Shape {
     header: Header,
     data: u32,
+    /// Pool and rows of its slots, where the manifest is short enough to be remembered.
+    class: Option<(u16, u16)>,
     manifest_len: u16,
     manifest: [u8; SMALL_MANIFEST],
 }
 
 impl Default for Shape {
     fn default() -> Self {
-        Shape { header: Header::new(Kind::Ping), data: 0, manifest_len: 0, manifest: [0; SMALL_MANIFEST] }
+        Shape { header: Header::new(Kind::Ping), data: 0, class: None, manifest_len: 0, manifest: [0; SMALL_MANIFEST] }
     }
 }
 
 impl Shape {
-    pub(super) fn remember(&mut self, header: &Header, manifest: &[u8], data: u32) {
+    /// Takes after a request that was placed. This is asked of every request, while most are like the one before.
+    pub(super) fn remember(&mut self, engine: &Engine, header: &Header, manifest: &[u8], data: u32) {
+        let same = self.header.model == header.model && self.manifest() == Some(manifest);
         self.header = *header;
         self.data = data;
-        self.manifest_len = manifest.len() as u16;
-        if manifest.len() <= SMALL_MANIFEST && self.manifest[..manifest.len()] != *manifest {
-            self.manifest[..manifest.len()].copy_from_slice(manifest);
+        if same {
+            return;
         }
+        self.manifest_len = manifest.len() as u16;
+        self.class = None;
+        if manifest.len() <= SMALL_MANIFEST {
+            self.manifest[..manifest.len()].copy_from_slice(manifest);
+            self.class = Manifest::parse(manifest).ok().and_then(|manifest| engine.class_of(header, &manifest));
+        }
+    }
+
+    /// The manifest, where it is short enough to be remembered.
+    pub(super) fn manifest(&self) -> Option<&[u8]> {
+        self.manifest.get(..usize::from(self.manifest_len))
     }
 
     /// Bytes of the head that is expected next.
@@ -150,11 +165,9 @@ impl Shape {
         self.data
     }
 
-    /// Whether the whole frame is so small that it is worth guessing where it belongs.
-    pub(super) fn small(&self) -> Option<(&Header, &[u8])> {
-        let len = usize::from(self.manifest_len);
-        let small = (1..=SMALL_MANIFEST).contains(&len) && self.data as usize <= SMALL_DATA && self.header.is_whole();
-        small.then(|| (&self.header, &self.manifest[..len]))
+    /// Pool and rows of the slots, where the whole frame is so small that it is worth guessing where it belongs.
+    pub(super) fn small(&self) -> Option<(u16, u16)> {
+        self.class.filter(|_| self.data as usize <= SMALL_DATA && self.header.is_whole())
     }
 
     /// The header of a head that is the expected one's like.
@@ -163,7 +176,7 @@ impl Shape {
         let alike = header.kind == Kind::Request
             && header.flags.has(Flags::MANIFEST)
             && header.length == self.header.length
-            && *manifest == self.manifest[..usize::from(self.manifest_len)];
+            && self.manifest() == Some(manifest);
         alike.then_some(header)
     }
 }

@@ -88,7 +88,7 @@ impl Reader {
 
 /// Calls `f` with each tensor that the connection's next request is expected to have, and its bytes.
 fn each_tensor(connection: &Connection, mut f: impl FnMut(u16, u32)) {
-    let manifest = connection.shape.small().and_then(|(_, manifest)| Manifest::parse(manifest).ok());
+    let manifest = connection.shape.manifest().and_then(|manifest| Manifest::parse(manifest).ok());
     for tensor in manifest.iter().flat_map(Manifest::tensors).filter(|t| t.bytes > 0) {
         f(tensor.handle, tensor.bytes);
     }

@@ -5,7 +5,7 @@ use std::mem;
 
 use splitrpc_arena::{Arena, IoVecBuf};
 use splitrpc_engine::{Peer, Time, Verdict};
-use splitrpc_wire::{HEADER_LEN, Header, Manifest};
+use splitrpc_wire::{HEADER_LEN, Header};
 
 use super::connection::{Connection, PartialHead, Payload, Reading, SMALL_DATA, scatter};
 use crate::frame::{HEAD_ROOM, Measured, measure, place};
@@ -133,10 +133,8 @@ impl Reader {
 
     /// Between frames: reads the next head, and where the whole frame is small and looks like the last one, all of it.
     fn read_frame(&mut self, cx: &mut Context<'_>, connection: &mut Connection) -> Result<Step, Over> {
-        if let Some((header, manifest)) = connection.shape.small()
-            && let Ok(manifest) = Manifest::parse(manifest)
-            && let Some(run) =
-                cx.engine.class_of(header, &manifest).and_then(|(pool, rows)| cx.engine.peek_run(pool, rows))
+        if let Some((pool, rows)) = connection.shape.small()
+            && let Some(run) = cx.engine.peek_run(pool, rows)
         {
             return self.read_foreseen(cx, connection, run);
         }
@@ -314,7 +312,7 @@ impl Reader {
             Verdict::Place(placement) => {
                 if !head.is_empty() {
                     cx.arena.meta(placement.run).ok_or(Over)?.copy_from(head);
-                    connection.shape.remember(header, head, rest);
+                    connection.shape.remember(cx.engine, header, head, rest);
                 }
                 connection.reading = Reading::Payload(Payload { placement, done: 0, fixup: 0 });
                 if placement.length() == 0 {

@@ -144,14 +144,11 @@ impl Receiver {
     /// The header of the datagram at `at`, and with how many that follow it makes a train: they came as expected.
     fn train(&self, at: usize, len: usize, segment: usize) -> Option<(Header, u32)> {
         let headers = self.plan.headers(at, segment);
-        let (first, others) = headers.get(..headers.len().min((len - at) / segment))?.split_first()?;
-        let header = Header::parse(first).ok()?;
+        let (header, frames) = Train::measure(headers.get(..headers.len().min((len - at) / segment))?)?;
         let fits = header.kind == Kind::Request
             && !header.flags.has(Flags::MANIFEST)
             && HEADER_LEN + header.length as usize == segment;
-        let train = Train::new(&header);
-        let more = others.iter().zip(1..).take_while(|(bytes, n)| train.is_nth(*n, bytes)).count();
-        fits.then_some((header, more as u32 + 1))
+        fits.then_some((header, frames))
     }
 
     fn take_train(&mut self, cx: &mut Context<'_>, peer: Peer, at: usize, header: &Header, frames: u32, len: usize) {

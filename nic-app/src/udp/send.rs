@@ -133,8 +133,7 @@ impl Batch {
         for mut piece in frame.data.clone() {
             if frame.frames > 1 {
                 // All that a train carries is one stretch, of which each frame has its share.
-                piece.offset += n * frame.header.length;
-                piece.length = frame.header.length;
+                piece = piece.share(n, frame.header.length);
             }
             let run = self.runs.iter().position(|run| *run == piece.run).unwrap_or_else(|| {
                 // `has_room` made sure of it, and an empty batch has room.

@@ -1,11 +1,15 @@
 //! What one datagram session keeps for each direction: reliability, congestion, credit.
 
+use splitrpc_ring::RequestKey;
+use splitrpc_wire::HEADER_LEN;
 use splitrpc_wire::ack::{Ack, AckRange, MAX_ACK_RANGES};
 use splitrpc_wire::hello::MIN_DATAGRAM;
 
 use crate::Time;
 use crate::congestion::{AckSample, Congestion};
 use crate::flight::{Cargo, Flight, SentFrame, Settled};
+use crate::message::Chunk;
+use crate::outgoing::Outgoing;
 use crate::pacer::Pacer;
 use crate::received::Received;
 use crate::rtt::Rtt;
@@ -28,6 +32,16 @@ pub(crate) enum Blocked {
     Window,
     /// Until this time.
     Pacing(Time),
+}
+
+/// A frame of a message's data that was sent, or a train of them.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Sent {
+    /// What all of it carries.
+    pub(crate) chunk: Chunk,
+    /// The first one's number for the wire.
+    pub(crate) packet: u32,
+    pub(crate) frames: u32,
 }
 
 /// One datagram session's transport state. Sized once; `C` decides how fast it sends.
@@ -133,22 +147,37 @@ impl<C: Congestion> Channel<C> {
         self.flight.send(ring, now, cargo, bytes) as u32
     }
 
+    /// Takes the next chunk of a message, as far as the peer's credit goes, with what makes a train of up to `most` frames
+    /// with it, and records these frames as sent. To be asked when [`Channel::may_send`] a full frame.
+    pub(crate) fn send_next(
+        &mut self,
+        ring: &mut [SentFrame],
+        now: Time,
+        key: RequestKey,
+        message: &mut Outgoing,
+        most: u32,
+    ) -> Option<Sent> {
+        let fresh = message.fresh_bytes();
+        let room = u32::from(self.datagram) - HEADER_LEN as u32;
+        let chunk = message.next_chunk(room, self.credit())?;
+        let (cargo, bytes) = (Cargo::of(key, chunk), HEADER_LEN as u32 + message.payload(&chunk));
+        let packet = self.send(ring, now, cargo, bytes);
+        let credit = self.credit().saturating_sub(message.fresh_bytes() - fresh);
+        let following = message.take_following(chunk, room, credit, self.room_for(bytes, most - 1));
+        self.send_following(ring, now, cargo, bytes, following);
+        self.sent_data += message.fresh_bytes() - fresh;
+        Some(Sent { chunk: chunk.with_following(following), packet, frames: following + 1 })
+    }
+
     /// How many of `most` further frames of `bytes` each may leave along with one that has just been sent.
-    pub(crate) fn room_for(&self, bytes: u32, most: u32) -> u32 {
+    fn room_for(&self, bytes: u32, most: u32) -> u32 {
         let window = self.congestion.window().saturating_sub(self.flight.bytes());
         let frames = window.min(self.pacer.tokens()) / u64::from(bytes.max(1));
         frames.min(self.flight.room()).min(u64::from(most)) as u32
     }
 
     /// Records the frames that make a train with the one sent just before: parts of one tensor, `count` of them.
-    pub(crate) fn send_following(
-        &mut self,
-        ring: &mut [SentFrame],
-        now: Time,
-        mut cargo: Cargo,
-        bytes: u32,
-        count: u32,
-    ) {
+    fn send_following(&mut self, ring: &mut [SentFrame], now: Time, mut cargo: Cargo, bytes: u32, count: u32) {
         for _ in 0..count {
             if let Cargo::Part { offset, length, .. } = &mut cargo {
                 *offset += *length;
@@ -214,7 +243,7 @@ impl<C: Congestion> Channel<C> {
     }
 
     /// All frames of a message arrived, as its answer shows.
-    pub(crate) fn on_answered(&mut self, ring: &mut [SentFrame], now: Time, key: splitrpc_ring::RequestKey) {
+    pub(crate) fn on_answered(&mut self, ring: &mut [SentFrame], now: Time, key: RequestKey) {
         let mut bytes = 0;
         self.flight.forget(ring, key, |s| bytes += u64::from(s.bytes));
         if bytes > 0 {

@@ -147,6 +147,15 @@ pub struct Piece {
     pub length: u32,
 }
 
+impl Piece {
+    /// The share of a train's `n`th frame, each of which carries `length` bytes, where this is what all of it carries.
+    #[inline]
+    #[must_use]
+    pub fn share(self, n: u32, length: u32) -> Piece {
+        Piece { offset: self.offset + n * length, length, ..self }
+    }
+}
+
 /// The stretches that a chunk covers, in the order of its bytes; empty tensors are left out.
 #[derive(Clone, Debug)]
 pub struct Pieces<'s> {

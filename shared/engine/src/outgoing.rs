@@ -51,6 +51,12 @@ impl Outgoing {
         (u64::from(self.head_len) + self.sizes.total()) as u32
     }
 
+    /// Bytes of a frame's payload that carries this chunk.
+    pub(crate) fn payload(&self, chunk: &Chunk) -> u32 {
+        let head = if matches!(chunk, Chunk::First { .. }) { u32::from(self.head_len) } else { 0 };
+        head + chunk.length()
+    }
+
     pub(crate) fn fresh_bytes(&self) -> u64 {
         self.fresh_bytes
     }

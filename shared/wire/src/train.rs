@@ -36,6 +36,18 @@ impl Train {
         }
     }
 
+    /// The header that these begin with, and how many of them, from that one on, make a train; 1 where the next does not
+    /// carry on. `None` where there are none or the first is not valid.
+    #[inline]
+    #[must_use]
+    pub fn measure(headers: &[[u8; HEADER_LEN]]) -> Option<(Header, u32)> {
+        let (first, others) = headers.split_first()?;
+        let first = Header::parse(first).ok()?;
+        let train = Train::new(&first);
+        let more = others.iter().zip(1..).take_while(|(bytes, n)| train.is_nth(*n, bytes)).count();
+        Some((first, more as u32 + 1))
+    }
+
     /// The bytes of the `n`th header; the first is number 0.
     #[inline]
     #[must_use]
@@ -79,6 +91,18 @@ mod tests {
         }
         // It would end past the message.
         assert!(!train.is_nth(4, &train.nth(4)) && Header::parse(&train.nth(5)).is_err());
+    }
+
+    #[test]
+    fn a_train_is_as_long_as_its_headers_carry_on() {
+        let train = Train::new(&first());
+        let mut headers = [0, 1, 2, 3, 4].map(|n| train.nth(n));
+        assert_eq!(Train::measure(&headers), Some((first(), 4)), "the last would end past the message");
+        assert_eq!(Train::measure(&headers[2..3]).map(|(_, frames)| frames), Some(1));
+        headers.swap(1, 2);
+        assert_eq!(Train::measure(&headers), Some((first(), 1)));
+        assert_eq!(Train::measure(&[]), None);
+        assert_eq!(Train::measure(&[[0; HEADER_LEN]]), None);
     }
 
     #[test]

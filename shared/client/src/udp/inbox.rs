@@ -79,11 +79,7 @@ impl Inbox {
 
     /// The header of the frame at `index`, and how many frames from there to `end` make a train with it.
     pub(crate) fn train(&self, index: usize, end: usize) -> Option<(Header, u32)> {
-        let (first, others) = self.headers.get(index..end)?.split_first()?;
-        let header = Header::parse(first).ok()?;
-        let train = Train::new(&header);
-        let more = others.iter().zip(1..).take_while(|(bytes, n)| train.is_nth(*n, bytes)).count();
-        Some((header, more as u32 + 1))
+        Train::measure(self.headers.get(index..end)?)
     }
 
     /// Lends the side buffer out, so that its owner's other parts can be used meanwhile.

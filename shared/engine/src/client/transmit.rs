@@ -8,6 +8,7 @@ use splitrpc_wire::{Flags, HEADER_LEN, Header, Kind, VERSION};
 use super::slot::State;
 use super::{Client, ClientSlot, ClientStorage, HELLO_LEN, HELLO_RETRY, LIST_RETRY, Phase};
 use crate::Time;
+use crate::channel::Sent;
 use crate::congestion::Congestion;
 use crate::flight::{Cargo, Settled};
 use crate::message::{Chunk, Pieces};
@@ -29,14 +30,6 @@ pub struct ClientTransmit<'e> {
     /// How many frames this is: more than one are a [`Train`](splitrpc_wire::Train) with `header` at its head, and `data`
     /// is that of all of them.
     pub frames: u32,
-}
-
-/// A frame of a request's data, or a train of them.
-struct Part {
-    index: usize,
-    chunk: Chunk,
-    packet: u32,
-    frames: u32,
 }
 
 impl<S: ClientStorage, C: Congestion> Client<S, C> {
@@ -75,9 +68,9 @@ impl<S: ClientStorage, C: Congestion> Client<S, C> {
             self.list = Some((offset, now + LIST_RETRY));
             return Some(self.bare(Header { offset, ..Header::new(Kind::List) }));
         }
-        if let Some(part) = self.next_data(now, most) {
+        if let Some((index, sent)) = self.next_data(now, most) {
             self.sent_data = true;
-            return Some(self.data_frame(now, &part));
+            return Some(self.data_frame(now, index, sent));
         }
         let rides_along = core::mem::take(&mut self.sent_data);
         let due = self.channel.received.due() <= now;
@@ -136,7 +129,7 @@ impl<S: ClientStorage, C: Congestion> Client<S, C> {
         ClientTransmit { header, head: &self.scratch[..length], request: None, data: nothing(), rides_along, frames: 1 }
     }
 
-    fn next_data(&mut self, now: Time, most: u32) -> Option<Part> {
+    fn next_data(&mut self, now: Time, most: u32) -> Option<(usize, Sent)> {
         let datagram = u32::from(self.channel.datagram);
         let count = self.storage.slots().len();
         // What must go again goes first; the requests follow one after the other.
@@ -165,28 +158,18 @@ impl<S: ClientStorage, C: Congestion> Client<S, C> {
             if self.channel.may_send(now, datagram).is_err() {
                 return None;
             }
-            let fresh = slot.outgoing.fresh_bytes();
-            let room = datagram - HEADER_LEN as u32;
-            let Some(chunk) = slot.outgoing.next_chunk(room, self.channel.credit()) else { continue };
+            let key = slot.key(index);
+            let Some(sent) = self.channel.send_next(flight, now, key, &mut slot.outgoing, most) else { continue };
             if again.is_none() {
                 self.current = index;
             }
-            let cargo = Cargo::of(slot.key(index), chunk);
-            let head = if matches!(chunk, Chunk::First { .. }) { u32::from(slot.head_len) } else { 0 };
-            let bytes = HEADER_LEN as u32 + head + chunk.length();
-            let packet = self.channel.send(flight, now, cargo, bytes);
-            let credit = self.channel.credit().saturating_sub(slot.outgoing.fresh_bytes() - fresh);
-            let following = self.channel.room_for(bytes, most - 1);
-            let following = slot.outgoing.take_following(chunk, room, credit, following);
-            self.channel.send_following(flight, now, cargo, bytes, following);
-            self.channel.sent_data += slot.outgoing.fresh_bytes() - fresh;
-            return Some(Part { index, chunk: chunk.with_following(following), packet, frames: following + 1 });
+            return Some((index, sent));
         }
         None
     }
 
-    fn data_frame(&mut self, now: Time, part: &Part) -> ClientTransmit<'_> {
-        let Part { index, chunk, packet, frames } = *part;
+    fn data_frame(&mut self, now: Time, index: usize, sent: Sent) -> ClientTransmit<'_> {
+        let Sent { chunk, packet, frames } = sent;
         self.stats.frames_out += u64::from(frames);
         let ask = self.channel.ask;
         let slot = &self.storage.slots()[index];

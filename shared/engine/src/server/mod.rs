@@ -1,9 +1,9 @@
 //! The server's half of the protocol.
 //!
 //! A driver calls, in any order: [`Server::handle_frame`] for every frame that arrives (or [`Server::handle_train`] for
-//! several), [`Server::placed`] when a payload is where the verdict wanted it, [`Server::poll_submission`] and [`Server::handle_completion`] for the link,
-//! [`Server::poll_transmit`] until it gives nothing more, and [`Server::handle_timeout`] when [`Server::next_timeout`] has
-//! come. None of them blocks, allocates or looks at the clock.
+//! several), [`Server::placed`] when a payload is where the verdict wanted it, [`Server::next_submission`] and
+//! [`Server::handle_completion`] for the link, [`Server::poll_transmit`] (or [`Server::poll_train`]) until it gives nothing
+//! more, and [`Server::handle_timeout`] when [`Server::next_timeout`] has come. None of them blocks, allocates or looks at the clock.
 
 mod lines;
 mod link;

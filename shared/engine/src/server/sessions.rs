@@ -49,7 +49,21 @@ impl<C: Congestion> Server<'_, C> {
     /// Takes in one frame. `head` is the part of its payload that is not tensor data: the manifest where the frame has one,
     /// all of it for frames that are neither requests nor responses, else nothing.
     pub fn handle_frame(&mut self, now: Time, from: Peer, header: &Header, head: &[u8]) -> Verdict {
-        self.stats.frames_in += 1;
+        self.handle(now, from, header, head, 1)
+    }
+
+    /// Takes in `frames` request frames at once that make a [`Train`](splitrpc_wire::Train) with `first` at its head: one
+    /// verdict and one placement for all of their data.
+    pub fn handle_train(&mut self, now: Time, from: Peer, first: &Header, frames: u32) -> Verdict {
+        let in_trains = first.kind == Kind::Request && !first.flags.has(Flags::MANIFEST);
+        match first.length.checked_mul(frames).filter(|_| in_trains && frames > 0) {
+            Some(length) => self.handle(now, from, &Header { length, ..*first }, &[], frames),
+            None => Verdict::Discard,
+        }
+    }
+
+    fn handle(&mut self, now: Time, from: Peer, header: &Header, head: &[u8], packets: u32) -> Verdict {
+        self.stats.frames_in += u64::from(packets);
         if header.flags.has(Flags::TAGGED) || header.flags.has(Flags::SEALED) {
             return self.handle_garbage(now, from, WireError::NotNegotiated);
         }
@@ -64,7 +78,7 @@ impl<C: Congestion> Server<'_, C> {
         };
         self.sessions[session as usize].last_heard = now;
         match header.kind {
-            Kind::Request => return self.on_request(now, session, header, head, 1),
+            Kind::Request => return self.on_request(now, session, header, head, packets),
             Kind::List => self.on_list(session, header),
             Kind::Ack | Kind::Credit => match Ack::parse(head) {
                 Ok(ack) if !self.is_stream(session) => self.on_ack(now, session, &ack),
@@ -91,24 +105,6 @@ impl<C: Congestion> Server<'_, C> {
             }
         }
         Verdict::Done
-    }
-
-    /// Takes in `frames` request frames at once that make a [`Train`](splitrpc_wire::Train) with `first` at its head: one
-    /// verdict and one placement for all of their data.
-    pub fn handle_train(&mut self, now: Time, from: Peer, first: &Header, frames: u32) -> Verdict {
-        let in_trains = first.kind == Kind::Request && !first.flags.has(Flags::MANIFEST);
-        let Some(length) = first.length.checked_mul(frames).filter(|_| in_trains && frames > 0) else {
-            return Verdict::Discard;
-        };
-        self.stats.frames_in += u64::from(frames);
-        if first.flags.has(Flags::TAGGED) || first.flags.has(Flags::SEALED) {
-            return self.handle_garbage(now, from, WireError::NotNegotiated);
-        }
-        let Some(session) = self.session_of(from, first.session) else {
-            return self.on_unknown(now, from, first);
-        };
-        self.sessions[session as usize].last_heard = now;
-        self.on_request(now, session, &Header { length, ..*first }, &[], frames)
     }
 
     /// Counts bytes that did not parse as a frame.

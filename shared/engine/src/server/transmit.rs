@@ -3,13 +3,13 @@
 use splitrpc_ring::RequestKey;
 use splitrpc_wire::ack::Ack;
 use splitrpc_wire::hello::{Challenge, HelloAck};
-use splitrpc_wire::{Flags, HEADER_LEN, Header, Kind, MANIFEST_TENSOR, Path, Stage, Status, StatusPayload};
+use splitrpc_wire::{Flags, Header, Kind, MANIFEST_TENSOR, Path, Stage, Status, StatusPayload};
 
 use super::{Peer, Server, State};
 use crate::Time;
+use crate::channel::Sent;
 use crate::config::NO_INDEX;
 use crate::congestion::Congestion;
-use crate::flight::Cargo;
 use crate::message::{Chunk, Pieces, Sizes};
 
 /// Datagrams that one session may send before the next one's turn: one segmented send's worth.
@@ -84,7 +84,7 @@ pub(super) fn retry_after_us(status: Status) -> u32 {
 #[derive(Clone, Copy)]
 enum Next {
     Ack { length: usize, kind: Kind, rides_along: bool },
-    Data { index: u32, chunk: Chunk, packet: u32, frames: u32 },
+    Data { index: u32, sent: Sent },
 }
 
 impl<C: Congestion> Server<'_, C> {
@@ -112,7 +112,7 @@ impl<C: Congestion> Server<'_, C> {
             let left = TURN.saturating_sub(self.in_a_row);
             let next = if left > 0 { self.next_datagram(now, session, most.min(left)) } else { None };
             if let Some(next) = next {
-                let frames = if let Next::Data { frames, .. } = next { frames } else { 1 };
+                let frames = if let Next::Data { sent, .. } = next { sent.frames } else { 1 };
                 self.in_a_row += frames;
                 self.stats.frames_out += u64::from(frames);
                 return Some(self.datagram_frame(now, session, next));
@@ -250,29 +250,18 @@ impl<C: Congestion> Server<'_, C> {
             }
             channel.may_send(now, datagram).ok()?;
             let repeat = slot.outgoing.next_is_repeat();
-            let fresh = slot.outgoing.fresh_bytes();
-            let room = datagram - HEADER_LEN as u32;
-            let Some(chunk) = slot.outgoing.next_chunk(room, channel.credit()) else {
+            let key = slot.key(index);
+            let Some(sent) = channel.send_next(self.flight, now, key, &mut slot.outgoing, most) else {
                 // Out of credit: the client's next acknowledgement brings more.
                 index = slot.next_out;
                 continue;
             };
-            let cargo = Cargo::of(slot.key(index), chunk);
-            let head = if matches!(chunk, Chunk::First { .. }) { u32::from(slot.head_len) } else { 0 };
-            let bytes = HEADER_LEN as u32 + head + chunk.length();
-            let packet = channel.send(self.flight, now, cargo, bytes);
-            let credit = channel.credit().saturating_sub(slot.outgoing.fresh_bytes() - fresh);
-            let following = channel.room_for(bytes, most - 1);
-            let following = slot.outgoing.take_following(chunk, room, credit, following);
-            channel.send_following(self.flight, now, cargo, bytes, following);
-            channel.sent_data += slot.outgoing.fresh_bytes() - fresh;
             if !repeat && self.sessions[session as usize].in_flight == 0 {
                 // The response itself tells the client that its request arrived.
                 channel.received.satisfied(now);
             }
             self.note_sent(now, index);
-            let (chunk, frames) = (chunk.with_following(following), following + 1);
-            return Some(Next::Data { index, chunk, packet, frames });
+            return Some(Next::Data { index, sent });
         }
         None
     }
@@ -307,7 +296,7 @@ impl<C: Congestion> Server<'_, C> {
                     frames: 1,
                 }
             }
-            Next::Data { index, chunk, packet, frames } => {
+            Next::Data { index, sent: Sent { chunk, packet, frames } } => {
                 if matches!(chunk, Chunk::First { .. }) {
                     self.build_header_stage(now, index);
                 }
