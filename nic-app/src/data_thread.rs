@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use splitrpc_arena::Arena;
+use splitrpc_arena::{Arena, META_BYTES};
 use splitrpc_engine::{MS, Peer, Time};
 use splitrpc_ring::NicLink;
 use splitrpc_socket::{Events, Interest, MAX_GSO_SEGMENTS, Poller, pin_current_thread};
@@ -58,6 +58,8 @@ pub struct DataThread<L, H> {
     stop: Arc<AtomicBool>,
     telemetry: Arc<Shard>,
     departures: Departures,
+    /// Scratch: what the host wrote beside a request's slots.
+    meta: Box<completion::Meta>,
     start: Instant,
     unpublished: bool,
     next_publish: Time,
@@ -100,6 +102,7 @@ impl<L: NicLink, H: Host> DataThread<L, H> {
             stop: Arc::new(AtomicBool::new(false)),
             telemetry,
             departures: Departures::default(),
+            meta: Box::new([0; META_BYTES as usize]),
             start: Instant::now(),
             unpublished: true,
             next_publish: Time::default(),
@@ -303,7 +306,7 @@ impl<L: NicLink, H: Host> DataThread<L, H> {
             let worked = self.host.poll(now);
             let mut completed = false;
             while let Some(completion) = self.link.completion() {
-                completion::deliver(&mut self.engine, &self.arena, now, &completion);
+                completion::deliver(&mut self.engine, &self.arena, now, &completion, &mut self.meta);
                 completed = true;
             }
             moved |= worked | completed;

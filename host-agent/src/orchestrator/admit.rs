@@ -11,12 +11,14 @@ use crate::plan::ModelPools;
 /// A status and what to tell the client.
 pub(super) type Refusal = (Status, &'static str);
 
-/// Reads the request's manifest from its meta area into `tensors` and checks it. Returns a hash of the row shapes.
+/// Reads the request's manifest from its meta area, by way of `copy`, into `tensors` and checks it. Returns a hash of the
+/// row shapes.
 pub(super) fn admit(
     arena: &Arena,
     input: Run,
     spec: &ModelSpec,
     pools: &ModelPools,
+    copy: &mut [u8; META_BYTES as usize],
     tensors: &mut Vec<TensorDesc>,
 ) -> Result<u64, Refusal> {
     if !pools.inputs.contains(&input.pool) {
@@ -24,9 +26,8 @@ pub(super) fn admit(
     }
     let meta = arena.meta(input).ok_or((Status::Internal, "the request's slots do not exist"))?;
     // One copy: what is checked below cannot change afterwards.
-    let mut bytes = [0; META_BYTES as usize];
-    copy_manifest(meta, &mut bytes);
-    let manifest = Manifest::parse(&bytes).map_err(|_| (Status::Internal, "the request's manifest is damaged"))?;
+    copy_manifest(meta, copy);
+    let manifest = Manifest::parse(copy).map_err(|_| (Status::Internal, "the request's manifest is damaged"))?;
     tensors.clear();
     if manifest.len() != spec.inputs.len() {
         return Err((Status::BadTensor, "the model takes another number of tensors"));

@@ -95,6 +95,10 @@ pub(super) struct Desk<'a> {
     pub(super) telemetry: Arc<Shard>,
     outputs: SlotAllocator<'a>,
     records: Vec<Record>,
+    /// Scratch: a copy of a request's meta area.
+    pub(super) copy: Box<[u8; META_BYTES as usize]>,
+    /// Scratch: a response's manifest.
+    manifest: ManifestWriter,
     /// Completions on their way to the link, each with whether a record waits for it.
     outbox: VecDeque<(Completion, bool)>,
     live: usize,
@@ -123,6 +127,8 @@ impl<'a> Desk<'a> {
             telemetry,
             outputs,
             records: (0..requests).map(|_| record()).collect(),
+            copy: Box::new([0; META_BYTES as usize]),
+            manifest: ManifestWriter::with_path(),
             // Every record's completion, and as many again that belong to none: see `has_room`.
             outbox: VecDeque::with_capacity(2 * requests),
             live: 0,
@@ -257,7 +263,8 @@ impl<'a> Desk<'a> {
         if tensors.len() != spec.outputs.len() {
             return Err(failed("the model gave another number of outputs than it declares"));
         }
-        let mut manifest = ManifestWriter::with_path();
+        let manifest = &mut self.manifest;
+        manifest.clear();
         manifest.set_path(&computed.path(self.records[request as usize].arrived, item.rows));
         for (handle, (tensor, declared)) in tensors.iter().zip(&spec.outputs).enumerate() {
             if usize::from(tensor.handle) != handle || tensor.dtype != declared.dtype {

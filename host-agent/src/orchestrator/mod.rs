@@ -203,7 +203,8 @@ impl<'a, L: HostLink> Orchestrator<'a, L> {
         record.rank.priority = state.priority(priority);
         let rank = record.rank;
         let mut tensors = std::mem::take(&mut record.tensors);
-        let admitted = admit(&self.desk.arena, input, state.spec(), state.pools(), &mut tensors);
+        let Desk { arena, copy, .. } = &mut self.desk;
+        let admitted = admit(arena, input, state.spec(), state.pools(), copy, &mut tensors);
         let record = self.desk.record_mut(request.index);
         record.tensors = tensors;
         match admitted {

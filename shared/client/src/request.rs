@@ -101,9 +101,9 @@ impl<'a> Request<'a> {
     }
 }
 
-/// The manifest of a request with these tensors.
-pub(crate) fn manifest_of(tensors: &[Tensor<'_>]) -> Result<ManifestWriter, Error> {
-    let mut manifest = ManifestWriter::new();
+/// Writes the manifest of a request with these tensors.
+pub(crate) fn describe(tensors: &[Tensor<'_>], manifest: &mut ManifestWriter) -> Result<(), Error> {
+    manifest.clear();
     for tensor in tensors {
         let bytes = tensor.data.as_slice().len();
         if tensor.desc.bytes as usize != bytes {
@@ -112,7 +112,7 @@ pub(crate) fn manifest_of(tensors: &[Tensor<'_>]) -> Result<ManifestWriter, Erro
         }
         manifest.push(&tensor.desc).map_err(|e| Error::BadInput(format!("input {}: {e}", tensor.desc.handle)))?;
     }
-    Ok(manifest)
+    Ok(())
 }
 
 /// A deadline as requests carry it: microseconds, 0 for none.

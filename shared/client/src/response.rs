@@ -150,13 +150,21 @@ impl Response {
 
     /// Takes over a checked manifest: from here on the data area is exactly as long as the manifest says. The first
     /// `landed` bytes that are already in the buffer stay.
-    pub(crate) fn begin(&mut self, id: u64, model: u16, submitted: Instant, manifest: &Manifest<'_>, landed: usize) {
+    pub(crate) fn begin(
+        &mut self,
+        id: u64,
+        model: u16,
+        submitted: Instant,
+        now: Instant,
+        manifest: &Manifest<'_>,
+        landed: usize,
+    ) {
         let inner = &mut *self.0;
         inner.id = RequestId(id);
         inner.model = model;
         inner.submitted = submitted;
-        inner.first_byte = Instant::now();
-        inner.completed = inner.first_byte;
+        inner.first_byte = now;
+        inner.completed = now;
         inner.path = manifest.path().copied();
         inner.tensors.clear();
         inner.tensors.extend(manifest.tensors());

@@ -8,6 +8,9 @@ use crate::rtt::MAX_ACK_DELAY;
 
 /// Unacknowledged packets after which an acknowledgement no longer waits.
 const PACKETS_PER_ACK: u32 = 64;
+/// Unacknowledged packets after which an acknowledgement leaves along with data. With fewer it waits for more, or for its
+/// time: on its way it costs both sides as much as a small message.
+const PACKETS_PER_RIDE: u32 = 8;
 /// What lies further below the highest packet than any flight is long is settled. Numbers travel as 32 bits and are
 /// compared within half of their circle, so that old gaps must not be kept for ever.
 const HORIZON: u64 = 1 << 24;
@@ -103,6 +106,11 @@ impl Received {
     /// When the pending acknowledgement must leave; [`Time::NEVER`] for none.
     pub(crate) fn due(&self) -> Time {
         self.due
+    }
+
+    /// Whether so much awaits acknowledgement that it should leave along with data.
+    pub(crate) fn may_ride(&self) -> bool {
+        self.pending() && self.unacked >= PACKETS_PER_RIDE
     }
 
     /// Whether anything awaits acknowledgement, due or not.

@@ -250,6 +250,14 @@ impl ManifestWriter {
         ManifestWriter { length: MANIFEST_HEAD_LEN + PATH_LEN, flags: HAS_PATH, ..ManifestWriter::new() }
     }
 
+    /// Starts over, as it was when new, in the same memory.
+    pub fn clear(&mut self) {
+        let path = if self.flags & HAS_PATH != 0 { PATH_LEN } else { 0 };
+        self.length = MANIFEST_HEAD_LEN + path;
+        self.bytes[MANIFEST_HEAD_LEN..self.length].fill(0);
+        (self.tensors, self.data_len, self.least_handle) = (0, 0, 0);
+    }
+
     /// Adds a tensor. Handles ascend.
     ///
     /// # Errors

@@ -228,6 +228,14 @@ impl Path {
         self.stages_ns[stage as usize] = u32::try_from(ns).unwrap_or(u32::MAX);
     }
 
+    /// Records a stage's duration in a block that has been written already. Without effect on bytes too short for one.
+    #[inline]
+    pub fn set_stage_in(block: &mut [u8], stage: Stage, ns: u64) {
+        if let Ok((raw, _)) = Raw::mut_from_prefix(block) {
+            raw.stages_ns[stage as usize] = U32::new(u32::try_from(ns).unwrap_or(u32::MAX));
+        }
+    }
+
     /// A stage's duration in nanoseconds.
     #[must_use]
     #[inline]

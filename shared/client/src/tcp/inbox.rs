@@ -232,7 +232,7 @@ impl Inbox {
             && data >= landed;
         match flights.get_mut(header.request) {
             Some(flight) if as_guessed && flight.partial.is_none() => {
-                landing.begin(flight.id, flight.model, flight.submitted, &manifest, landed);
+                landing.begin(flight.id, flight.model, flight.submitted, Instant::now(), &manifest, landed);
                 self.guess = Some((manifest.as_bytes().len(), data));
                 self.body = Body::Data { id: flight.id, left: data - landed };
                 flight.partial = Some(landing);
@@ -309,7 +309,7 @@ impl Inbox {
             return Err(broken(WireError::BadExtent));
         }
         let mut response = self.pool.pop().unwrap_or_else(Response::empty);
-        response.begin(flight.id, flight.model, flight.submitted, &manifest, 0);
+        response.begin(flight.id, flight.model, flight.submitted, Instant::now(), &manifest, 0);
         flight.partial = Some(response);
         self.guess = header.is_whole().then_some((manifest_len, manifest.data_len() as usize));
         self.start += HEADER_LEN + manifest_len;

@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 use socket2::{Domain, Protocol, Socket, TcpKeepalive, Type};
 use splitrpc_socket::unacknowledged;
 use splitrpc_wire::hello::HelloAck;
-use splitrpc_wire::{Header, Kind, Status};
+use splitrpc_wire::{Header, Kind, ManifestWriter, Status};
 
 use self::inbox::{Inbox, Incoming};
 use self::outbox::{Outbox, send};
@@ -42,6 +42,8 @@ pub struct TcpConnection {
     flights: Flights,
     /// Header and manifest of the request being submitted.
     head: Vec<u8>,
+    /// Scratch: its manifest.
+    manifest: ManifestWriter,
     setup_until: Instant,
     silence: Silence,
     write_error: Option<io::Error>,
@@ -82,6 +84,7 @@ impl TcpConnection {
             outbox,
             flights: Flights::new(0),
             head: Vec::new(),
+            manifest: ManifestWriter::new(),
             setup_until,
             silence: Silence::default(),
             write_error: None,

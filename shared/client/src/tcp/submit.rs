@@ -7,7 +7,7 @@ use splitrpc_wire::{Flags, HEADER_LEN, Header, Kind, MAX_TENSORS};
 
 use super::TcpConnection;
 use super::outbox::send;
-use crate::request::{deadline_us, manifest_of};
+use crate::request::{deadline_us, describe};
 use crate::{Error, Request, RequestId};
 
 impl TcpConnection {
@@ -72,10 +72,8 @@ impl TcpConnection {
         if self.flights.is_full() {
             return Err(Error::TooManyInFlight { limit: self.flights.limit() });
         }
-        let mut manifest = manifest_of(request.tensors)?;
-        let data = manifest.data_len();
-        let manifest = manifest.finish();
-        let length = manifest.len() as u64 + u64::from(data);
+        describe(request.tensors, &mut self.manifest)?;
+        let length = self.manifest.finish().len() as u64 + u64::from(self.manifest.data_len());
         let limit = self.session.limits.map_or(0, |l| l.max_request);
         if length > u64::from(limit) {
             return Err(Error::TooLarge { bytes: length, limit });
@@ -103,7 +101,7 @@ impl TcpConnection {
         };
         self.head.clear();
         self.head.extend_from_slice(&header.to_bytes());
-        self.head.extend_from_slice(manifest);
+        self.head.extend_from_slice(self.manifest.finish());
         Ok((id, total))
     }
 

@@ -50,11 +50,11 @@ impl Calls {
     }
 
     /// Keeps a request's data.
-    pub(crate) fn start(&mut self, key: RequestKey, model: u16, tensors: &[Tensor<'_>]) {
+    pub(crate) fn start(&mut self, key: RequestKey, model: u16, now: Instant, tensors: &[Tensor<'_>]) {
         let Some(call) = self.0.get_mut(key.index as usize) else { return };
         call.key = Some(key);
         call.model = model;
-        call.submitted = Instant::now();
+        call.submitted = now;
         (call.wire_id, call.frontier) = (0, (0, 0));
         for tensor in tensors {
             match tensor.data {

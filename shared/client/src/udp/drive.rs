@@ -3,7 +3,7 @@
 use std::io;
 use std::mem;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use splitrpc_engine::{ClientEvent, ClientPlacement, ClientVerdict, Time};
 use splitrpc_ring::RequestKey;
@@ -41,6 +41,9 @@ impl UdpConnection {
                 Ok(arrived) => {
                     self.quiet_until = Time::default();
                     self.take_in(&arrived)?;
+                    if !self.events.is_empty() {
+                        return Ok(());
+                    }
                 }
                 Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
                     if self.quiet_until <= now && self.batch.is_empty() {
@@ -122,7 +125,7 @@ impl UdpConnection {
         if call.response.is_none() {
             let Ok(manifest) = Manifest::parse(head) else { return };
             let mut response = self.pool.pop().unwrap_or_else(Response::empty);
-            response.begin(id_of(placement.request).0, call.model, call.submitted, &manifest, 0);
+            response.begin(id_of(placement.request).0, call.model, call.submitted, self.looked, &manifest, 0);
             call.response = Some(response);
             call.wire_id = header.request;
         }
@@ -196,7 +199,7 @@ impl UdpConnection {
                 }
                 ClientEvent::Response(key) => {
                     if let Some(mut response) = self.calls.end(key) {
-                        response.finish(Instant::now());
+                        response.finish(self.looked);
                         self.events.push_back(Event::Response(response));
                     }
                 }

@@ -14,13 +14,13 @@ use std::time::{Duration, Instant};
 
 use splitrpc_engine::{Client, ClientConfig, ClientStats, RequestSpec, SentFrame, SubmitError, Time};
 use splitrpc_socket::{UdpOptions, UdpSocket};
-use splitrpc_wire::Manifest;
 use splitrpc_wire::hello::HelloAck;
+use splitrpc_wire::{Manifest, ManifestWriter};
 
 use self::batch::Batch;
 use self::calls::{Calls, id_of, key_of};
 use self::inbox::{FLIGHT, Inbox, Storage};
-use crate::request::{deadline_us, manifest_of};
+use crate::request::{deadline_us, describe};
 use crate::{Catalogue, ConnectOptions, Error, Event, Request, RequestId, Response, Wait};
 
 /// Requests in flight at most; each has a record of a few kilobytes.
@@ -41,6 +41,8 @@ pub struct UdpConnection {
     peer: SocketAddr,
     options: ConnectOptions,
     engine: Client<Storage>,
+    /// Scratch: a request's manifest.
+    manifest: ManifestWriter,
     calls: Calls,
     inbox: Inbox,
     /// Frames that go now.
@@ -58,6 +60,8 @@ pub struct UdpConnection {
     /// What the server said with the error frame that is being handled.
     words: Option<(String, Option<Duration>)>,
     started: Instant,
+    /// The latest look at the clock; a few of these are a good part of a small exchange.
+    looked: Instant,
     network_error: Option<io::Error>,
     dead: Option<Error>,
     more: bool,
@@ -114,11 +118,13 @@ impl UdpConnection {
             || getrandom::u64().map_err(|e| unreachable(io::ErrorKind::Other, format!("no random numbers: {e}")));
         let engine = Client::new(Time::default(), &config, storage, random()?)
             .map_err(|e| unreachable(io::ErrorKind::InvalidInput, e.to_string()))?;
+        let started = Instant::now();
         Ok(UdpConnection {
             socket,
             peer: addr,
             options,
             engine,
+            manifest: ManifestWriter::new(),
             calls: Calls::new(slots),
             inbox: Inbox::new(),
             batch: Batch::new(),
@@ -132,7 +138,8 @@ impl UdpConnection {
             pings: VecDeque::new(),
             last_ping: 0,
             words: None,
-            started: Instant::now(),
+            started,
+            looked: started,
             network_error: None,
             dead: None,
             more: false,
@@ -149,25 +156,23 @@ impl UdpConnection {
     /// [`Error::BadInput`], or the connection's own error.
     pub fn submit(&mut self, request: &Request<'_>) -> Result<RequestId, Error> {
         self.check_ready()?;
-        let mut manifest = manifest_of(request.tensors)?;
+        describe(request.tensors, &mut self.manifest)?;
+        let now = self.now();
         let bad = |e: splitrpc_wire::WireError| Error::BadInput(e.to_string());
         let spec = RequestSpec {
             model: request.model,
-            manifest: Manifest::parse(manifest.finish()).map_err(bad)?,
+            manifest: Manifest::parse(self.manifest.finish()).map_err(bad)?,
             priority: request.priority,
             deadline_us: deadline_us(request.deadline),
             repeatable: request.repeatable,
         };
-        let now = self.now();
+        let bytes = spec.manifest.as_bytes().len() as u64 + u64::from(spec.manifest.data_len());
         let key = self.engine.submit(now, &spec).map_err(|e| match e {
             SubmitError::Full => Error::TooManyInFlight { limit: self.max_in_flight() },
             SubmitError::NotConnected => Error::NotReady,
-            SubmitError::TooLarge => Error::TooLarge {
-                bytes: spec.manifest.as_bytes().len() as u64 + u64::from(spec.manifest.data_len()),
-                limit: self.limits().map_or(0, |l| l.max_request),
-            },
+            SubmitError::TooLarge => Error::TooLarge { bytes, limit: self.limits().map_or(0, |l| l.max_request) },
         })?;
-        self.calls.start(key, request.model, request.tensors);
+        self.calls.start(key, request.model, self.looked, request.tensors);
         self.transmit(now);
         Ok(id_of(key))
     }
@@ -214,7 +219,8 @@ impl UdpConnection {
         self.last_ping += 1;
         self.pings.push_back((self.last_ping, Instant::now()));
         self.engine.ping(self.last_ping);
-        self.transmit(self.now());
+        let now = self.now();
+        self.transmit(now);
         Ok(())
     }
 
@@ -321,8 +327,9 @@ impl UdpConnection {
         }
     }
 
-    fn now(&self) -> Time {
-        Time::from_nanos(self.started.elapsed().as_nanos() as u64)
+    fn now(&mut self) -> Time {
+        self.looked = Instant::now();
+        Time::from_nanos((self.looked - self.started).as_nanos() as u64)
     }
 
     fn limits_datagram(&self) -> u16 {
@@ -346,7 +353,8 @@ impl Drop for UdpConnection {
     fn drop(&mut self) {
         if self.dead.is_none() {
             self.engine.close();
-            self.transmit(self.now());
+            let now = self.now();
+            self.transmit(now);
         }
     }
 }

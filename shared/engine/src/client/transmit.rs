@@ -74,7 +74,7 @@ impl<S: ClientStorage, C: Congestion> Client<S, C> {
         }
         let rides_along = core::mem::take(&mut self.sent_data);
         let due = self.channel.received.due() <= now;
-        let with_data = rides_along && self.channel.received.pending();
+        let with_data = rides_along && self.channel.received.may_ride();
         if due || with_data || self.channel.grant_is_stale() {
             return Some(self.ack_frame(now, rides_along));
         }

@@ -221,7 +221,7 @@ impl<C: Congestion> Server<'_, C> {
             return Some(data);
         }
         let channel = &mut self.channels[at].channel;
-        let with_data = self.in_a_row > 0 && channel.received.pending();
+        let with_data = self.in_a_row > 0 && channel.received.may_ride();
         let due = channel.received.due() <= now;
         if !due && !with_data && !channel.grant_is_stale() {
             return None;
@@ -341,11 +341,7 @@ impl<C: Congestion> Server<'_, C> {
         }
         slot.header_built = true;
         let respond = now.since(slot.settled_at);
-        if let Ok(mut path) = Path::parse(slot.path_block()) {
-            path.set_stage(Stage::Respond, respond);
-            let block = path.to_bytes();
-            slot.path_block().copy_from_slice(&block);
-        }
+        Path::set_stage_in(slot.path_block(), Stage::Respond, respond);
     }
 
     /// A datagram session may have something to send.
