@@ -22,7 +22,8 @@ pub(crate) struct Infer {
     reach: Reach,
     /// The model's name.
     model: String,
-    /// An input as NAME=FILE.npy; FILE.npy alone where the model has one input.
+    /// An input as NAME=FILE.npy; FILE.npy alone where the model has one input. Where there are several `=`, the name ends at
+    /// the first behind which stands a file that exists. `a=b=./c.npy` is `a=b` even where there is a file `b=c.npy`.
     #[arg(long = "input", value_name = "[NAME=]FILE.npy")]
     inputs: Vec<String>,
     /// Where to write one NAME.npy for each output; created if need be.
@@ -93,18 +94,63 @@ impl Infer {
 }
 
 fn read_input(argument: &str) -> Result<(String, Array), Failed> {
-    // A file's own name may contain the sign: what exists as it stands is a file.
-    let (name, file) = match argument.split_once('=') {
-        Some(parts) if !Path::new(argument).exists() => parts,
-        _ => ("", argument),
-    };
+    let (name, file) = name_and_file(argument, |file| Path::new(file).exists())?;
     let failed = |e: NpyError| Failed::Usage(format!("cannot read the input file {file}: {e}"));
     let mut input = BufReader::new(File::open(file).map_err(|e| failed(e.into()))?);
     Ok((name.to_owned(), npy::read(&mut input, MAX_INPUT).map_err(failed)?))
+}
+
+/// The parts of an input's argument. Names and paths may both contain the sign, so what exists decides: all of the argument,
+/// which then has no name, or what stands behind the first sign that is followed by a file.
+fn name_and_file(argument: &str, exists: impl Fn(&str) -> bool) -> Result<(&str, &str), Failed> {
+    if exists(argument) {
+        return Ok(("", argument));
+    }
+    let splits: Vec<_> = argument.match_indices('=').map(|(at, _)| (&argument[..at], &argument[at + 1..])).collect();
+    match splits[..] {
+        [] => Ok(("", argument)),
+        // Reading it says what is wrong with the file.
+        [only] => Ok(only),
+        _ => splits.iter().find(|(_, file)| exists(file)).copied().ok_or_else(|| {
+            let tried: Vec<_> = splits.iter().map(|(_, file)| *file).collect();
+            Failed::Usage(format!("no input file stands behind a `=` in {argument}: looked for {}", tried.join(", ")))
+        }),
+    }
 }
 
 fn write_npy(path: &Path, dtype: splitrpc_client::wire::DType, dims: &[u32], data: &[u8]) -> Result<(), NpyError> {
     let mut file = BufWriter::new(File::create(path)?);
     npy::write(&mut file, dtype, dims, data)?;
     Ok(file.flush()?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_exists_tells_a_name_from_a_file() {
+        let files = ["x.npy", "k=v/x.npy", "b=c.npy", "c.npy", "./c.npy", "a=b"];
+        let parts = |argument| name_and_file(argument, |file| files.contains(&file)).map_err(|e| e.to_string());
+        for (argument, name, file) in [
+            ("x.npy", "", "x.npy"),
+            ("IN=x.npy", "IN", "x.npy"),
+            ("IN=missing.npy", "IN", "missing.npy"),
+            ("missing.npy", "", "missing.npy"),
+            // Names with the sign, paths with it, and both.
+            ("a=b=x.npy", "a=b", "x.npy"),
+            ("=a==x.npy", "=a=", "x.npy"),
+            ("IN=k=v/x.npy", "IN", "k=v/x.npy"),
+            ("a=b=k=v/x.npy", "a=b", "k=v/x.npy"),
+            ("k=v/x.npy", "", "k=v/x.npy"),
+            ("a=b", "", "a=b"),
+            // Where several would do the name is the shortest, and `./` says otherwise.
+            ("a=b=c.npy", "a", "b=c.npy"),
+            ("a=b=./c.npy", "a=b", "./c.npy"),
+        ] {
+            assert_eq!(parts(argument), Ok((name, file)), "{argument}");
+        }
+        let error = parts("a=b=d.npy").unwrap_err();
+        assert!(error.ends_with("looked for b=d.npy, d.npy"), "{error}");
+    }
 }
