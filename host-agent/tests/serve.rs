@@ -13,9 +13,11 @@ use host_agent::metrics::ModelState;
 use host_agent::serve::{BuildError, Server, build};
 use model_support::onnx::{D, FLOAT, Graph, INT64};
 use model_support::put;
-use splitrpc_client::{Client, ClientOptions, ConnectOptions, Connection, Event, Input, Request, Tensor, Transport};
+use splitrpc_client::{
+    Client, ClientOptions, ConnectOptions, Connection, Error, Event, Input, Request, Tensor, Transport,
+};
 use splitrpc_wire::path::{Memory, Mover, Port};
-use splitrpc_wire::{DType, Stage};
+use splitrpc_wire::{DType, Stage, Status};
 
 /// On ports that the kernel chooses.
 fn config() -> Config {
@@ -147,6 +149,21 @@ fn a_model_that_fails_its_first_launch_is_told_with_its_file() {
     assert_eq!(reasons.len(), 1);
     assert!(reasons[0].contains("liar/1/model.onnx: "), "{}", reasons[0]);
     assert!(reasons[0].contains("INT64"), "{}", reasons[0]);
+}
+
+#[test]
+fn a_client_for_which_there_is_no_place_hears_why() {
+    let mut config = config();
+    config.limits.sessions = 1;
+    let server = Server::start(build(config).unwrap()).unwrap();
+    let address = server.tcp().unwrap().to_string();
+    let first = Client::connect(&address, ClientOptions::default()).unwrap();
+    for _ in 0..50 {
+        let error = Client::connect(&address, ClientOptions::default()).map(drop).unwrap_err();
+        let told = matches!(&error, Error::Refused(failure) if failure.status == Status::TooManySessions);
+        assert!(told && error.to_string().contains("limits.sessions"), "{error}");
+    }
+    drop(first);
 }
 
 #[test]

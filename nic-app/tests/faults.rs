@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use nic_app::WaitMode;
 use splitrpc_engine::ServerConfig;
-use splitrpc_wire::{Flags, HEADER_LEN, Header, Kind, Status};
+use splitrpc_wire::{Flags, HEADER_LEN, Header, Kind, Status, StatusPayload};
 use support::client::{Answer, Client, check, manifest, noise, request_bytes};
 use support::datagrams::Datagrams;
 use support::udp::UdpClient;
@@ -310,7 +310,15 @@ fn connections_past_the_limit_are_refused_and_places_are_used_again() {
     let mut honest = Client::connect(server.tcp);
     let others: Vec<_> = (0..3).map(|_| Client::connect(server.tcp)).collect();
     for _ in 0..5 {
-        assert!(is_closed(&mut TcpStream::connect(server.tcp).unwrap()));
+        // It is told why before it has said anything.
+        let mut refused = TcpStream::connect(server.tcp).unwrap();
+        let mut told = Vec::new();
+        refused.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+        refused.read_to_end(&mut told).unwrap();
+        let header = Header::parse(&told).unwrap();
+        assert_eq!((header.kind, header.session, header.request), (Kind::Error, 0, 0));
+        let why = StatusPayload::parse(&told[HEADER_LEN..]).unwrap();
+        assert_eq!((why.status, why.text), (Status::TooManySessions, "limits.sessions is reached"));
         honest.ask(ECHO, &[&noise(1, 10)]);
     }
     for other in others {

@@ -7,11 +7,11 @@ mod out;
 mod read;
 
 use std::io;
-use std::net::SocketAddr;
+use std::net::{Shutdown, SocketAddr};
 use std::time::Duration;
 
 use socket2::{SockRef, TcpKeepalive};
-use splitrpc_arena::Arena;
+use splitrpc_arena::{Arena, IoVecSend};
 use splitrpc_engine::{Time, Transmit};
 use splitrpc_ring::RequestKey;
 use splitrpc_socket::{Event, Interest, ListenOptions, Poller, TcpListener, TcpStream};
@@ -26,6 +26,8 @@ use crate::storage::{BuiltEngine, Engine};
 pub(crate) const LISTENER: u64 = u64::MAX;
 /// Connections taken in one go.
 const ACCEPTS: usize = 64;
+/// Bytes of a hello, with room for what a later version may add.
+const HELLO_ROOM: usize = 512;
 /// Control frames that may wait for a connection besides the answers to its requests.
 const CONTROL_WAITING: u32 = 64;
 /// How often connections that have stalled are looked for.
@@ -173,6 +175,7 @@ impl TcpPort {
             };
             let Some(id) = self.free.pop() else {
                 self.stats.refused += 1;
+                refuse(&stream, &engine.refuse_stream());
                 continue;
             };
             // Whether a silent peer lives is left to the kernel to find out.
@@ -351,6 +354,16 @@ impl TcpPort {
         }
         self.next_sweep = if self.free.len() < self.connections.len() { now + SWEEP } else { Time::NEVER };
     }
+}
+
+/// Tells a client that there is no place for it, as far as the kernel takes that at once, which it does where the stream is
+/// new.
+fn refuse(stream: &TcpStream, frame: &Transmit<'_>) {
+    // Whoever is gone already need not be told.
+    let _ = stream.writev(&[IoVecSend::from(&frame.header.to_bytes()[..]), IoVecSend::from(frame.head)]);
+    let _ = stream.shutdown(Shutdown::Write);
+    // A hello left unread would make the kernel break the stream off, and the client perhaps miss what it was told.
+    let _ = stream.read(&mut [0; HELLO_ROOM]);
 }
 
 /// Has the kernel ask a silent peer, after 30 seconds and then every 10, whether it lives.

@@ -7,7 +7,7 @@ use splitrpc_wire::ack::Ack;
 use splitrpc_wire::hello::{Abilities, Challenge, Hello, HelloAck, MIN_DATAGRAM};
 use splitrpc_wire::{Flags, HEADER_LEN, Header, Kind, Status, StatusPayload, VERSION, WireError};
 
-use super::transmit::{Body, Control};
+use super::transmit::{Body, Control, Transmit};
 use super::{Executed, Peer, Server, SessionSlot, State, Verdict};
 use crate::Time;
 use crate::config::{NO_INDEX, SESSION_INDEX_MASK};
@@ -34,6 +34,13 @@ impl<C: Congestion> Server<'_, C> {
         self.sessions[id as usize] =
             SessionSlot { open: true, peer: Peer::Stream(id), last_heard: now, ..SessionSlot::default() };
         self.session_timer = self.session_timer.min(now + SEC);
+    }
+
+    /// What a stream for which the port has no number is told before the port closes it. The engine knows nothing of it.
+    pub fn refuse_stream(&mut self) -> Transmit<'_> {
+        self.stats.frames_out += 1;
+        let body = Body::status(Status::TooManySessions, "limits.sessions is reached");
+        self.control_frame(Control { peer: Peer::Stream(NO_INDEX), header: Header::new(Kind::Error), body })
     }
 
     /// A stream is gone. The port no longer reads into or writes from any of its slots.

@@ -149,7 +149,7 @@ impl<C: Congestion> Server<'_, C> {
             .is_some_and(|r| r.generation == key.generation && matches!(r.state, State::Failed(_)))
     }
 
-    fn control_frame(&mut self, control: Control) -> Transmit<'_> {
+    pub(super) fn control_frame(&mut self, control: Control) -> Transmit<'_> {
         let Control { peer, mut header, body } = control;
         if let Body::Failure(key) = body
             && matches!(peer, Peer::Stream(_))
