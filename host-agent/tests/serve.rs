@@ -167,6 +167,27 @@ fn a_client_for_which_there_is_no_place_hears_why() {
 }
 
 #[test]
+fn failures_are_counted_for_the_model_that_failed() {
+    let server = Server::start(build(config()).unwrap()).unwrap();
+    let address = server.tcp().unwrap().to_string();
+    let mut client = Connection::connect(&address, Transport::Tcp, &ConnectOptions::default()).unwrap();
+    // Rows of another size than the model's.
+    let model = client.catalogue().model("digits").unwrap().handle;
+    let image = [0; 7 * 4];
+    let tensors = [Tensor::new(0, DType::Fp32, &[1, 7], &image[..]).unwrap()];
+    for _ in 0..2 {
+        client.submit(&Request::new(model, &tensors)).unwrap();
+    }
+    let until = Instant::now() + Duration::from_secs(20);
+    let counted = "\nsplitrpc_refusals_total{model=\"digits\",status=\"BadTensor\"} 2\n";
+    while !server.built.status.metrics().contains(counted) {
+        assert!(Instant::now() < until, "{}", server.built.status.metrics());
+        let _ = client.poll().unwrap();
+    }
+    assert!(server.built.status.metrics().contains("\nsplitrpc_refusals_total{status=\"BadTensor\"} 0\n"));
+}
+
+#[test]
 fn the_repository_replaces_built_in_models() {
     let mut config = config();
     config.models.builtins = vec![Builtin::Echo];

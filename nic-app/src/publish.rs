@@ -47,11 +47,15 @@ pub(crate) fn publish(to: &Shard, engine: &Engine, input_pools: u16, tcp: Option
         to.set_wire_error(*error, total);
     }
     let mut refused = 0;
-    for (status, total) in Status::ALL.iter().zip(stats.ended) {
-        if *status != Status::Ok {
-            to.set_refused(*status, total);
-            refused += total;
+    let failures = || Status::ALL.iter().enumerate().filter(|(_, status)| **status != Status::Ok);
+    for (at, status) in failures() {
+        let mut unnamed = stats.ended[at];
+        refused += unnamed;
+        for (model, ended) in engine.ended().iter().enumerate() {
+            to.set_refused(Some(model as u16), *status, ended[at]);
+            unnamed -= ended[at];
         }
+        to.set_refused(None, *status, unnamed);
     }
     to.set(Event::RequestsRefused, refused);
 }

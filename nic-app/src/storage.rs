@@ -2,8 +2,8 @@
 
 use splitrpc_arena::{AllocatorError, PoolLayout, SlotAllocator, SlotEntry};
 use splitrpc_engine::{
-    ChannelSlot, ConfigError, Control, ModelPlan, RequestSlot, SentFrame, Server, ServerConfig, SessionSlot, Storage,
-    StorageSizes, Time,
+    ChannelSlot, ConfigError, Control, Ended, ModelPlan, RequestSlot, SentFrame, Server, ServerConfig, SessionSlot,
+    Storage, StorageSizes, Time,
 };
 use splitrpc_ring::{RequestKey, Submission};
 
@@ -48,7 +48,7 @@ pub fn build_engine(
     pools: &[(u16, PoolLayout)],
 ) -> Result<BuiltEngine, BuildError> {
     config.check()?;
-    let sizes = StorageSizes::of(config, pools.len());
+    let sizes = StorageSizes::of(config, models.len(), pools.len());
     let pools: &'static [(u16, PoolLayout)] = leak(pools.to_vec());
     let slots = SlotAllocator::new(pools, leak(vec![SlotEntry::default(); SlotAllocator::storage_len(pools)]))?;
     let models = models.iter().map(|plan| ModelPlan {
@@ -69,6 +69,7 @@ pub fn build_engine(
         control: leak(vec![Control::default(); sizes.control]),
         active: leak(vec![0; sizes.channels]),
         shares: leak(vec![0; sizes.shares]),
+        ended: leak(vec![Ended::default(); sizes.ended]),
     };
     let mut secret = [0; 16];
     getrandom::fill(&mut secret).map_err(BuildError::Random)?;

@@ -36,7 +36,7 @@ pub use flight::SentFrame;
 pub use message::{Chunk, Piece, Pieces, Sizes};
 pub use model::{InputPlan, ModelPlan};
 pub use server::{
-    ChannelSlot, CompletionHead, Control, Peer, Placement, RequestSlot, Server, SessionSlot, Stats, Storage,
+    ChannelSlot, CompletionHead, Control, Ended, Peer, Placement, RequestSlot, Server, SessionSlot, Stats, Storage,
     StorageSizes, Transmit, Verdict,
 };
 pub use time::{MS, SEC, Time, US};

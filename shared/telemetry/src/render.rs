@@ -118,11 +118,19 @@ pub fn render(out: &mut Writer, models: &[&str], shards: &[&Shard]) {
     out.head(
         name,
         "counter",
-        "Requests and sessions that were not answered: refused, failed, cancelled, or out of time, by status.",
+        "Requests that were not answered: refused, failed, cancelled, or out of time, by status, and by model where they \
+         named one that is served.",
     );
     for &status in Status::ALL.iter().filter(|&&s| s != Status::Ok) {
         let n: u64 = shards.iter().map(|s| s.refusals[status as usize].load()).sum();
         out.sample(name, &[("status", status.name())], n as f64);
+        for (handle, model) in models.iter().enumerate() {
+            let models = shards.iter().filter_map(|s| s.models.get(handle));
+            let n: u64 = models.map(|m| m.refusals[status as usize].load()).sum();
+            if n > 0 {
+                out.sample(name, &[("model", model), ("status", status.name())], n as f64);
+            }
+        }
     }
     render_models(out, models, shards);
     render_paths(out, models, shards);
@@ -247,7 +255,9 @@ mod tests {
             shard.request(1, &path, Status::Ok, 5_000);
             shard.count(Event::FramesReceived, 3);
             shard.wire_error(WireError::BadMagic);
-            shard.refused(Status::UnknownModel);
+            shard.set_refused(None, Status::UnknownModel, 1);
+            shard.set_refused(Some(1), Status::Busy, 3);
+            shard.set_refused(Some(2), Status::Busy, 9);
             shard.models[1].batch_rows.record(8);
         }
         shards[0].request(1, &path, Status::Busy, 0);
@@ -265,6 +275,8 @@ mod tests {
             "splitrpc_frames_received_total 6".to_owned(),
             r#"splitrpc_wire_errors_total{error="BadMagic"} 2"#.to_owned(),
             r#"splitrpc_refusals_total{status="UnknownModel"} 2"#.to_owned(),
+            r#"splitrpc_refusals_total{status="Busy"} 0"#.to_owned(),
+            r#"splitrpc_refusals_total{model="say \"hi\"",status="Busy"} 6"#.to_owned(),
             format!("splitrpc_requests_total{{{path},status=\"Ok\"}} 2"),
             format!("splitrpc_requests_total{{{path},status=\"Busy\"}} 1"),
             format!("splitrpc_cpu_copied_bytes_total{{{path}}} 30"),

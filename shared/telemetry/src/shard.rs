@@ -94,6 +94,8 @@ impl Series {
 #[derive(Debug)]
 pub struct Model {
     pub(crate) series: Vec<Series>,
+    /// Requests without an answer, indexed by the status's code.
+    pub(crate) refusals: [Cell; Status::ALL.len()],
     /// Rows in each launch.
     pub batch_rows: Histogram,
     /// Requests in each launch.
@@ -106,6 +108,7 @@ impl Model {
     fn new() -> Model {
         Model {
             series: (0..MAX_PATHS).map(|_| Series::new()).collect(),
+            refusals: std::array::from_fn(|_| Cell::new()),
             batch_rows: Histogram::new(),
             batch_requests: Histogram::new(),
             queued: Cell::new(),
@@ -137,6 +140,7 @@ pub struct Shard {
     pub(crate) events: Vec<Cell>,
     pub(crate) levels: Vec<Cell>,
     pub(crate) wire_errors: Vec<Cell>,
+    /// What cannot be told a model for.
     pub(crate) refusals: [Cell; Status::ALL.len()],
 }
 
@@ -185,14 +189,16 @@ impl Shard {
         self.wire_errors[error.index()].add(1);
     }
 
-    /// Takes over the number of requests and sessions refused with this status before they had a model and a path.
-    pub fn set_refused(&self, status: Status, total: u64) {
-        self.refusals[status as usize].store(total);
-    }
-
-    /// Counts a request or session refused before it had a model and a path.
-    pub fn refused(&self, status: Status) {
-        self.refusals[status as usize].add(1);
+    /// Takes over the number of requests that ended with this status instead of an answer: those of a model, or those that
+    /// named none. Without effect for a model that does not exist.
+    pub fn set_refused(&self, model: Option<u16>, status: Status, total: u64) {
+        let refusals = match model {
+            Some(model) => self.model(model).map(|m| &m.refusals),
+            None => Some(&self.refusals),
+        };
+        if let Some(refusals) = refusals {
+            refusals[status as usize].store(total);
+        }
     }
 
     /// Counts an answered request: its status, and where it succeeded its durations. `total_ns` is from its first byte

@@ -147,7 +147,7 @@ impl<C: Congestion> Server<'_, C> {
         slot.outgoing.start(&Sizes::of(manifest), head_len);
         self.sessions[session as usize].in_flight -= 1;
         self.sessions[session as usize].leaving += 1;
-        self.stats.end(Status::Ok);
+        self.count_end(self.requests[index as usize].model, Status::Ok);
         self.enqueue_response(session, index);
         if !stream {
             self.request_timer = self.request_timer.min(now + self.config.keep_reply);

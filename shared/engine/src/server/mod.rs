@@ -18,8 +18,8 @@ mod transmit;
 
 use splitrpc_arena::{PoolLayout, SlotAllocator};
 use splitrpc_ring::{RequestKey, Run, Submission};
-use splitrpc_wire::Header;
 use splitrpc_wire::ack::{AckRange, MAX_ACK_LEN, MAX_ACK_RANGES};
+use splitrpc_wire::{Header, Status};
 
 use crate::Time;
 use crate::channel::Channel;
@@ -37,7 +37,7 @@ pub use request::RequestSlot;
 use request::State;
 use session::Executed;
 pub use session::{Peer, SessionSlot};
-pub use stats::Stats;
+pub use stats::{Ended, Stats};
 pub use transmit::{Control, Transmit};
 pub(crate) use transmit::{describe, nothing};
 
@@ -112,6 +112,8 @@ pub struct Storage<'a, C = DelayControl> {
     pub active: &'a mut [u32],
     /// Input slots that each session holds in each pool.
     pub shares: &'a mut [u32],
+    /// How each model's requests ended.
+    pub ended: &'a mut [Ended],
 }
 
 /// How long each part of [`Storage`] must be.
@@ -131,6 +133,8 @@ pub struct StorageSizes {
     pub control: usize,
     /// See [`Storage::shares`].
     pub shares: usize,
+    /// See [`Storage::ended`].
+    pub ended: usize,
 }
 
 /// Control replies that wait to be sent. A driver asks [`Server::accepts_frames`] before it hands in more.
@@ -139,9 +143,9 @@ const CONTROL_QUEUE: usize = 512;
 const CONTROL_PER_FRAME: usize = 2;
 
 impl StorageSizes {
-    /// The lengths that this configuration needs with so many input pools.
+    /// The lengths that this configuration needs with so many models and input pools.
     #[must_use]
-    pub fn of(config: &ServerConfig, pools: usize) -> StorageSizes {
+    pub fn of(config: &ServerConfig, models: usize, pools: usize) -> StorageSizes {
         let requests = config.requests as usize;
         let sessions = config.stream_sessions as usize + config.datagram_sessions as usize;
         StorageSizes {
@@ -153,6 +157,7 @@ impl StorageSizes {
             submissions: 4 * requests + 64,
             control: CONTROL_QUEUE,
             shares: sessions * pools,
+            ended: models,
         }
     }
 }
@@ -196,6 +201,8 @@ pub struct Server<'a, C = DelayControl> {
     scratch: [u8; MAX_ACK_LEN],
     ranges: heapless::Vec<AckRange, MAX_ACK_RANGES>,
     stats: Stats,
+    /// By model handle; what no model can be told for is in the statistics only.
+    ended: &'a mut [Ended],
 }
 
 impl<'a, C: Congestion> Server<'a, C> {
@@ -217,7 +224,7 @@ impl<'a, C: Congestion> Server<'a, C> {
         epoch: u64,
     ) -> Result<Server<'a, C>, ConfigError> {
         config.check()?;
-        let need = StorageSizes::of(config, pools.len());
+        let need = StorageSizes::of(config, models.len(), pools.len());
         let enough = storage.sessions.len() >= need.sessions
             && storage.channels.len() >= need.channels
             && storage.timers.len() >= need.channels
@@ -226,7 +233,8 @@ impl<'a, C: Congestion> Server<'a, C> {
             && storage.requests.len() >= need.requests
             && storage.submissions.len() >= need.submissions
             && storage.control.len() >= need.control
-            && storage.shares.len() >= need.shares;
+            && storage.shares.len() >= need.shares
+            && storage.ended.len() >= need.ended;
         if !enough {
             return Err(ConfigError { field: "storage", why: "shorter than the configuration needs" });
         }
@@ -250,6 +258,7 @@ impl<'a, C: Congestion> Server<'a, C> {
         }
         storage.timers.fill(Time::NEVER);
         storage.shares.fill(0);
+        storage.ended.fill([0; Status::ALL.len()]);
         Ok(Server {
             config: *config,
             models,
@@ -283,6 +292,7 @@ impl<'a, C: Congestion> Server<'a, C> {
             scratch: [0; MAX_ACK_LEN],
             ranges: heapless::Vec::new(),
             stats: Stats::default(),
+            ended: &mut storage.ended[..need.ended],
         })
     }
 
@@ -366,6 +376,22 @@ impl<'a, C: Congestion> Server<'a, C> {
     #[must_use]
     pub fn stats(&self) -> &Stats {
         &self.stats
+    }
+
+    /// How the requests of each model ended since the start, by model handle: part of [`Stats::ended`], which also counts
+    /// those that named no model.
+    #[must_use]
+    pub fn ended(&self) -> &[Ended] {
+        self.ended
+    }
+
+    /// Counts the end of a request for this model, if there is such a one.
+    fn count_end(&mut self, model: u16, status: Status) {
+        let Some(at) = Status::ALL.iter().position(|s| *s == status) else { return };
+        self.stats.ended[at] += 1;
+        if let Some(ended) = self.ended.get_mut(usize::from(model)) {
+            ended[at] += 1;
+        }
     }
 
     fn is_stream(&self, session: u32) -> bool {

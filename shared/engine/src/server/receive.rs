@@ -305,7 +305,7 @@ impl<C: Congestion> Server<'_, C> {
         let payload = StatusPayload { status, retry_after_us: retry_after_us(status), text };
         slot.head_len = payload.write(&mut slot.head) as u16;
         let id = slot.id;
-        self.stats.end(status);
+        self.count_end(self.requests[index as usize].model, status);
         self.forget_data(session, index);
         if !self.is_stream(session) {
             // Kept like a reply; late frames of the request must not start it again once it is forgotten.
@@ -342,7 +342,7 @@ impl<C: Congestion> Server<'_, C> {
     /// many frames is refused once.
     fn refuse(&mut self, session: u32, header: &Header, status: Status, text: &'static str) -> Verdict {
         if header.flags.has(Flags::MANIFEST) {
-            self.stats.end(status);
+            self.count_end(header.model, status);
             let owner = &self.sessions[session as usize];
             let answer = Header { session: owner.id, request: header.request, ..Header::new(Kind::Error) };
             self.push_control(Control { peer: owner.peer, header: answer, body: Body::status(status, text) });

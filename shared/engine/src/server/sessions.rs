@@ -337,7 +337,7 @@ impl<C: Congestion> Server<'_, C> {
                 return;
             }
             if !matches!(self.requests[index as usize].state, State::Failed(_)) {
-                self.stats.end(Status::Cancelled);
+                self.count_end(self.requests[index as usize].model, Status::Cancelled);
                 self.forget_data(session, index);
             }
             self.abandon(index);

@@ -2,6 +2,9 @@
 
 use splitrpc_wire::{Status, WireError};
 
+/// Requests that ended with each status, by its place in [`Status::ALL`].
+pub type Ended = [u64; Status::ALL.len()];
+
 macro_rules! stats {
     ($($(#[$doc:meta])* $name:ident,)+) => {
         /// Counters since the engine started.
@@ -10,8 +13,8 @@ macro_rules! stats {
             $($(#[$doc])* pub $name: u64,)+
             /// Frames that did not parse, by [`WireError::index`].
             pub malformed: [u64; WireError::ALL.len()],
-            /// Requests that ended with each status, by its place in [`Status::ALL`].
-            pub ended: [u64; Status::ALL.len()],
+            /// Requests that ended with each status.
+            pub ended: Ended,
         }
 
         impl Default for Stats {
@@ -76,12 +79,4 @@ stats! {
     stray_completions,
     /// Datagram sessions whose path refused large datagrams.
     datagram_shrunk,
-}
-
-impl Stats {
-    pub(crate) fn end(&mut self, status: Status) {
-        if let Some(at) = Status::ALL.iter().position(|s| *s == status) {
-            self.ended[at] += 1;
-        }
-    }
 }

@@ -3,8 +3,8 @@
 
 use splitrpc_arena::{PoolLayout, SlotAllocator, SlotEntry};
 use splitrpc_engine::{
-    ChannelSlot, ClientSlot, ClientStorage, Control, InputPlan, RequestSlot, SentFrame, ServerConfig, SessionSlot,
-    Storage, StorageSizes, Time,
+    ChannelSlot, ClientSlot, ClientStorage, Control, Ended, InputPlan, RequestSlot, SentFrame, ServerConfig,
+    SessionSlot, Storage, StorageSizes, Time,
 };
 use splitrpc_ring::{RequestKey, Submission};
 use splitrpc_wire::{DType, MAX_RANK};
@@ -21,11 +21,12 @@ pub struct ServerMemory {
     control: Vec<Control>,
     active: Vec<u32>,
     shares: Vec<u32>,
+    ended: Vec<Ended>,
 }
 
 impl ServerMemory {
-    pub fn new(config: &ServerConfig, pools: &[(u16, PoolLayout)]) -> ServerMemory {
-        let need = StorageSizes::of(config, pools.len());
+    pub fn new(config: &ServerConfig, models: usize, pools: &[(u16, PoolLayout)]) -> ServerMemory {
+        let need = StorageSizes::of(config, models, pools.len());
         ServerMemory {
             entries: vec![SlotEntry::default(); SlotAllocator::storage_len(pools)],
             sessions: vec![SessionSlot::default(); need.sessions],
@@ -37,6 +38,7 @@ impl ServerMemory {
             control: vec![Control::default(); need.control],
             active: vec![0; need.channels],
             shares: vec![0; need.shares],
+            ended: vec![Ended::default(); need.ended],
         }
     }
 
@@ -52,6 +54,7 @@ impl ServerMemory {
             control: &mut self.control,
             active: &mut self.active,
             shares: &mut self.shares,
+            ended: &mut self.ended,
         };
         (SlotAllocator::new(pools, &mut self.entries).unwrap(), storage)
     }

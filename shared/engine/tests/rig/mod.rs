@@ -61,7 +61,7 @@ pub fn serve<R>(config: &ServerConfig, test: impl FnOnce(&mut Rig<'_>) -> R) -> 
         ModelPlan { inputs: &rows, max_batch: 4, default_priority: 0, classes: &[0] },
         ModelPlan { inputs: &bytes, max_batch: 0, default_priority: 2, classes: &[1, 2] },
     ];
-    let mut memory = ServerMemory::new(config, &pools);
+    let mut memory = ServerMemory::new(config, models.len(), &pools);
     let (slots, storage) = memory.lend(&pools);
     let server = Server::new(config, &models, &[b'c'; 5000], &pools, slots, storage, [7; 16], 99).unwrap();
     test(&mut Rig { server, now: Time::from_nanos(SEC), config: *config })

@@ -1,6 +1,7 @@
 //! Who is let in: quota, busy, draining, limits; and that refusals cost the refused, not the others.
 
 use splitrpc_engine::{Peer, ServerConfig, Verdict};
+use splitrpc_ring::Run;
 use splitrpc_wire::{Header, Status, TOTAL_UNKNOWN};
 
 use crate::rig::{Ask, Rig, addr, config, serve};
@@ -103,6 +104,26 @@ fn a_draining_server_finishes_what_it_has() {
         rig.submissions();
         assert!(rig.server.is_idle());
         rig.assert_empty();
+    });
+}
+
+#[test]
+fn what_ends_is_counted_for_the_model_that_it_named() {
+    serve(&config(), |rig| {
+        let (from, session) = (Peer::Stream(0), rig.open_stream(0));
+        let at = |status| Status::ALL.iter().position(|s| *s == status).unwrap();
+        refused(rig, from, session, 1, &Ask::rows(5));
+        refused(rig, from, session, 2, &Ask { model: 2, ..Ask::rows(1) });
+        refused(rig, from, session, 3, &Ask { model: u16::MAX, ..Ask::rows(1) });
+        let (key, ..) = rig.submit(from, session, 4, &Ask::bytes(100));
+        rig.complete(key, Status::ModelFailed, Run::NONE, &[]);
+        rig.sent();
+        let ended = rig.server.ended();
+        assert_eq!(ended.len(), 2);
+        assert_eq!((ended[0][at(Status::TooLarge)], ended[0].iter().sum::<u64>()), (1, 1));
+        assert_eq!((ended[1][at(Status::ModelFailed)], ended[1].iter().sum::<u64>()), (1, 1));
+        let all = rig.server.stats().ended;
+        assert_eq!((all[at(Status::UnknownModel)], all.iter().sum::<u64>()), (2, 4));
     });
 }
 

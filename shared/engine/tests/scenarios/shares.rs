@@ -68,7 +68,7 @@ fn a_pool_of_very_few_slots_serves_a_lone_client() {
             ModelPlan { inputs: &bytes, max_batch: 0, default_priority: 0, classes: &[0] },
         ];
         let config = config();
-        let mut memory = ServerMemory::new(&config, &pools);
+        let mut memory = ServerMemory::new(&config, models.len(), &pools);
         let (allocator, storage) = memory.lend(&pools);
         let server = Server::new(&config, &models, &[], &pools, allocator, storage, [7; 16], 9).unwrap();
         let mut rig = Rig { server, now: Time::from_nanos(SEC), config };

@@ -112,7 +112,7 @@ impl World {
             ModelPlan { inputs: &batched, max_batch: 4, default_priority: 0, classes: &[0] },
             ModelPlan { inputs: &bytes, max_batch: 0, default_priority: 2, classes: &[1, 2] },
         ];
-        let mut memory = ServerMemory::new(&config, &pools);
+        let mut memory = ServerMemory::new(&config, models.len(), &pools);
         let (slots, storage) = memory.lend(&pools);
         let secret = [self.rng.next().to_le_bytes(), self.rng.next().to_le_bytes()].concat().try_into().unwrap();
         let epoch = self.rng.next();
