@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use splitrpc_telemetry::Shard as Telemetry;
 
 use crate::config::{Builtin, Config, Limits, Machine, Problem, USUAL_SESSIONS};
-use crate::http::Http;
+use crate::http::{Bounds, Http};
 use crate::metrics::{ModelReport, ModelState, Status};
 use crate::model::spec::ModelSpec;
 use crate::model::{ModelError, embedded, load_repository};
@@ -199,7 +199,7 @@ impl Server {
         let Built { config, machine, models, plan, catalog, telemetry, status } = &server.built;
         if let Some(address) = config.listen.http {
             let listen = |error| StartError::Listen { transport: "http", address, error };
-            server.http = Some(Http::start(address, Arc::clone(status)).map_err(listen)?);
+            server.http = Some(Http::start(address, Arc::clone(status), Bounds::USUAL).map_err(listen)?);
         }
         let crowded = usize::from(config.data.threads) >= machine.cores.len();
         let common = Common { config, plan, models, catalog, crowded };
