@@ -89,7 +89,8 @@ pub fn main() -> ExitCode {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::FAILURE,
         Err(error) => {
-            eprintln!("host-agent: {error:#}");
+            // Every error of this program says what it came from; its sources would say that again.
+            eprintln!("host-agent: {error}");
             ExitCode::FAILURE
         }
     }

@@ -130,6 +130,10 @@ impl Config {
         if limits.sessions == 0 && self.listen.tcp.is_some() {
             wrong("limits.sessions", "is 0, so listen.tcp could accept nobody; turn one of them off or up".into());
         }
+        if limits.datagram_sessions == 0 && self.listen.udp.is_some() {
+            let why = "is 0, so listen.udp could serve nobody; turn one of them off or up";
+            wrong("limits.datagram_sessions", why.into());
+        }
         let files = u64::from(limits.sessions) * u64::from(data.threads) + OTHER_FILES;
         if self.listen.tcp.is_some() && files > machine.open_files {
             let have = machine.open_files;
@@ -152,7 +156,9 @@ impl Config {
         if let Err(error) = self.engine().check() {
             let key = engine_key(error.field);
             // What stands above may have said it already, in the user's terms.
-            if found.iter().all(|p| p.key != key) {
+            let nobody = found.iter().any(|p| p.key == "listen.tcp" || p.key == "limits.datagram_sessions");
+            let said = key == "limits.sessions" && nobody;
+            if !said && found.iter().all(|p| p.key != key) {
                 found.push(Problem::new(key, error.why));
             }
         }

@@ -40,6 +40,16 @@ fn the_default_number_of_sessions_fits_the_open_files() {
 }
 
 #[test]
+fn that_nobody_could_connect_is_said_once() {
+    assert_eq!(problems(|c| (c.listen.tcp, c.listen.udp) = (None, None)), ["listen.tcp"]);
+    assert_eq!(problems(|c| c.limits.datagram_sessions = 0), ["limits.datagram_sessions"]);
+    let udp_alone = |c: &mut Config| (c.listen.tcp, c.limits.datagram_sessions) = (None, 0);
+    assert_eq!(problems(udp_alone), ["limits.datagram_sessions"]);
+    let tcp_alone = |c: &mut Config| (c.listen.udp, c.limits.sessions) = (None, 0);
+    assert_eq!(problems(tcp_alone), ["limits.sessions"]);
+}
+
+#[test]
 fn what_is_shown_can_be_read_again() {
     let mut config = Config::default();
     config.listen.udp = None;
