@@ -3,6 +3,7 @@
 use splitrpc_arena::{LayoutError, PoolLayout};
 use splitrpc_engine::{InputPlan, ModelPlan};
 use splitrpc_wire::catalog::{TensorInfo, write_model};
+use splitrpc_wire::manifest::{MANIFEST_ENTRY_LEN, MANIFEST_HEAD_LEN};
 use splitrpc_wire::{MAX_RANK, WireError};
 
 use crate::config::Limits;
@@ -43,7 +44,8 @@ impl Plan {
         let specs: Vec<&ModelSpec> = specs.into_iter().collect();
         let mut plan = Plan { inputs: Vec::new(), outputs: Vec::new(), models: Vec::new() };
         for spec in &specs {
-            let refuse = |error| PlanError { model: spec.name.clone(), error };
+            let refuse = |error| PlanError::Layout { model: spec.name.clone(), error };
+            check_size(spec, limits)?;
             let mut inputs = Vec::new();
             for layout in input_layouts(spec, limits).map_err(refuse)? {
                 inputs.push(plan.inputs.len() as u16);
@@ -52,7 +54,7 @@ impl Plan {
             plan.models.push(ModelPools { inputs, output: None });
         }
         for (spec, pools) in specs.iter().zip(&mut plan.models) {
-            let refuse = |error| PlanError { model: spec.name.clone(), error };
+            let refuse = |error| PlanError::Layout { model: spec.name.clone(), error };
             let Some(row) = row_bytes(spec, &spec.outputs) else { continue };
             // Outputs larger than a request may be are left to the runtime's own memory.
             if row.iter().map(|b| u64::from(*b)).sum::<u64>() > u64::from(limits.max_request_bytes) {
@@ -76,12 +78,37 @@ impl Plan {
 
 /// A model whose tensors cannot be laid out.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("model {model}: {error}")]
-pub struct PlanError {
-    /// Its name.
-    pub model: String,
-    /// Why.
-    pub error: LayoutError,
+pub enum PlanError {
+    /// They fit no pool.
+    #[error("model {model}: {error}")]
+    Layout {
+        /// Its name.
+        model: String,
+        /// Why.
+        error: LayoutError,
+    },
+    /// No request could ever be taken.
+    #[error("model {model}: its smallest request has {bytes} bytes, and limits.max_request_bytes is {limit}")]
+    TooLarge {
+        /// Its name.
+        model: String,
+        /// Bytes of the smallest request, manifest included.
+        bytes: u64,
+        /// The limit.
+        limit: u32,
+    },
+}
+
+/// A model that no request fits is not worth serving.
+fn check_size(spec: &ModelSpec, limits: &Limits) -> Result<(), PlanError> {
+    let entry = |t: &TensorSpec| MANIFEST_ENTRY_LEN + 4 * t.dims.len();
+    let manifest = MANIFEST_HEAD_LEN + spec.inputs.iter().map(entry).sum::<usize>();
+    let bytes = spec.least_request_bytes().saturating_add(manifest as u64);
+    let limit = limits.max_request_bytes;
+    match bytes <= u64::from(limit) {
+        true => Ok(()),
+        false => Err(PlanError::TooLarge { model: spec.name.clone(), bytes, limit }),
+    }
 }
 
 /// Bytes of one row of each tensor, where all are known.
@@ -236,6 +263,24 @@ mod tests {
         let slots: Vec<u32> = plan.inputs.iter().map(|p| p.1.slots()).collect();
         assert!(slots.is_sorted_by(|a, b| a >= b), "{slots:?}");
         assert_eq!((slots[0], slots[slots.len() - 1]), (256, FEW));
+    }
+
+    #[test]
+    fn a_model_that_no_request_fits_is_refused_with_the_limit() {
+        let limits = Limits { max_request_bytes: 4096, ..Limits::default() };
+        let plan = |input: &[Option<u32>], max_batch| Plan::new(&[spec(max_batch, input, &[None])], &limits);
+        // 8 bytes of head and 12 or 16 of the only entry are the manifest.
+        assert!(plan(&[Some(1019)], 0).is_ok());
+        let error = plan(&[Some(1020)], 0).unwrap_err();
+        assert_eq!(error, PlanError::TooLarge { model: "m".into(), bytes: 4100, limit: 4096 });
+        assert!(error.to_string().contains("limits.max_request_bytes is 4096"), "{error}");
+        // One row of several is enough; what varies may be nothing.
+        assert!(plan(&[None, Some(1018)], 4).is_ok());
+        assert!(plan(&[None, Some(1019)], 4).is_err());
+        assert!(plan(&[None, Some(1 << 20)], 0).is_ok());
+        // More than 32 bits, and than 64.
+        assert!(plan(&[Some(3_500_000_000)], 0).is_err());
+        assert!(plan(&[Some(u32::MAX); 4], 0).is_err());
     }
 
     #[test]

@@ -152,6 +152,29 @@ fn a_model_that_fails_its_first_launch_is_told_with_its_file() {
 }
 
 #[test]
+fn a_model_that_no_request_fits_is_not_served_and_the_others_are() {
+    let folder = tempfile::tempdir().unwrap();
+    let relu = |dims: &[D]| {
+        let graph = Graph::default().input("x", FLOAT, dims).output("y", FLOAT, dims);
+        graph.node("Relu", &["x"], &["y"], vec![]).file()
+    };
+    put(folder.path(), "beyond", &relu(&[D::N(3_500_000_000)]), None);
+    put(folder.path(), "rows", &relu(&[D::S("N"), D::N(1_000_000_000)]), None);
+    put(folder.path(), "large", &relu(&[D::N(1 << 20)]), None);
+    let mut config = config();
+    config.models.repository = Some(folder.path().to_owned());
+    config.limits.max_request_bytes = 4 << 20;
+    let built = build(config).unwrap();
+    assert_eq!(built.models.len(), 3);
+    let failed: Vec<_> = built.status.models().iter().filter(|m| m.state == ModelState::Failed).collect();
+    assert_eq!(failed.len(), 3);
+    for model in failed {
+        let reason = model.reason.as_deref().unwrap();
+        assert!(reason.contains("model.onnx: ") && reason.contains("limits.max_request_bytes"), "{reason}");
+    }
+}
+
+#[test]
 fn a_client_for_which_there_is_no_place_hears_why() {
     let mut config = config();
     config.limits.sessions = 1;

@@ -12,6 +12,8 @@ use super::{Config, Offer};
 
 /// TCP connections of a data thread by default, where so many files may be open.
 pub const USUAL_SESSIONS: u32 = 16_384;
+/// The most that `limits.max_request_bytes` may be.
+pub const MOST_REQUEST_BYTES: u32 = 1 << 30;
 /// Open files besides the clients' sockets: listeners, pollers, logs, model files.
 const OTHER_FILES: u64 = 64;
 
@@ -124,7 +126,7 @@ impl Config {
         if limits.slots_per_model == 0 || limits.slots_per_model > 1 << 20 {
             wrong("limits.slots_per_model", "must be 1 to 1,048,576".into());
         }
-        if limits.max_request_bytes < 4096 || limits.max_request_bytes > 1 << 30 {
+        if limits.max_request_bytes < 4096 || limits.max_request_bytes > MOST_REQUEST_BYTES {
             wrong("limits.max_request_bytes", "must be 4,096 to 1,073,741,824".into());
         }
         if limits.sessions == 0 && self.listen.tcp.is_some() {

@@ -14,7 +14,7 @@ use figment::error::Kind;
 use figment::providers::{Env, Format, Serialized, Toml};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-pub use check::{Machine, Problem, USUAL_SESSIONS};
+pub use check::{MOST_REQUEST_BYTES, Machine, Problem, USUAL_SESSIONS};
 pub use require::{Offer, Require};
 
 /// Prefix of the environment variables that set configuration keys: `SPLITRPC_LIMITS_SESSIONS` is `limits.sessions`.

@@ -4,7 +4,8 @@ use std::path::PathBuf;
 
 use super::config_pbtxt::{ConfigError, ModelConfig, TensorConfig, Warmup};
 use super::onnx::{Dim, GraphTensor, OnnxFile};
-use super::spec::{BatchingSpec, ModelSpec, TensorSpec};
+use super::spec::{BatchingSpec, ModelSpec, TensorSpec, least_request_bytes};
+use crate::config::MOST_REQUEST_BYTES;
 use crate::runtime::tract::program::{Found, FoundDim, Program, ProgramInput, Shapes};
 use crate::runtime::tract::{Model, probe};
 
@@ -140,6 +141,13 @@ impl Resolver<'_> {
             let (graph, spec) = input_dims(input, batched)?;
             program_inputs.push(ProgramInput { dtype: input.tensor.dtype, dims: graph });
             inputs.push(TensorSpec { name: input.tensor.name.clone(), dtype: input.tensor.dtype, dims: spec });
+        }
+        // Before anything so large is tried out.
+        let least = least_request_bytes(&inputs, batched);
+        if least > u64::from(MOST_REQUEST_BYTES) {
+            return Err(Fault::File(format!(
+                "takes {least} bytes or more in a request, where limits.max_request_bytes allows {MOST_REQUEST_BYTES} at most"
+            )));
         }
         let mut graph = self.file.graph.clone();
         let outlets: Vec<_> = self.outputs.iter().map(|o| graph.outputs[o.at]).collect();

@@ -68,4 +68,20 @@ impl ModelSpec {
         let elements = self.row_dims(tensor).iter().try_fold(1u32, |n, d| n.checked_mul((*d)?))?;
         elements.checked_mul(tensor.dtype.size()?)
     }
+
+    /// Bytes of input that even the smallest request brings.
+    #[must_use]
+    pub fn least_request_bytes(&self) -> u64 {
+        least_request_bytes(&self.inputs, self.max_batch > 0)
+    }
+}
+
+/// Bytes of these inputs in the smallest request: one row, and nothing where a dimension varies, since that may be 0.
+pub(crate) fn least_request_bytes(inputs: &[TensorSpec], batched: bool) -> u64 {
+    let least = |t: &TensorSpec| {
+        let element = u64::from(t.dtype.size().unwrap_or(0));
+        let row = t.dims.iter().skip(usize::from(batched));
+        row.fold(element, |bytes, dim| bytes.saturating_mul(u64::from(dim.unwrap_or(0))))
+    };
+    inputs.iter().fold(0, |sum, t| sum.saturating_add(least(t)))
 }

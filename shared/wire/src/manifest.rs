@@ -35,7 +35,8 @@ struct Entry {
     bytes: U32,
 }
 
-const ENTRY_LEN: usize = size_of::<Entry>();
+/// Bytes of a tensor's entry, without its dimensions of 4 bytes each.
+pub const MANIFEST_ENTRY_LEN: usize = size_of::<Entry>();
 
 /// One tensor of a message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -267,7 +268,7 @@ impl ManifestWriter {
         tensor.check()?;
         let least_handle = next_handle(tensor, self.least_handle)?;
         let data_len = self.data_len.checked_add(tensor.bytes).ok_or(WireError::BadSize)?;
-        let end = self.length + ENTRY_LEN + 4 * tensor.shape.dims().len();
+        let end = self.length + MANIFEST_ENTRY_LEN + 4 * tensor.shape.dims().len();
         if end > MAX_MANIFEST_LEN || usize::from(self.tensors) == MAX_TENSORS {
             return Err(WireError::BadManifest);
         }
@@ -277,7 +278,7 @@ impl ManifestWriter {
             rank: tensor.shape.dims().len() as u8,
             bytes: U32::new(tensor.bytes),
         };
-        let (head, dims) = self.bytes[self.length..end].split_at_mut(ENTRY_LEN);
+        let (head, dims) = self.bytes[self.length..end].split_at_mut(MANIFEST_ENTRY_LEN);
         head.copy_from_slice(entry.as_bytes());
         for (to, dim) in dims.chunks_exact_mut(4).zip(tensor.shape.dims()) {
             to.copy_from_slice(&dim.to_le_bytes());
