@@ -40,7 +40,10 @@ enum Command {
     ///
     /// Without arguments it serves the built-in models null, echo and digits on loopback.
     Serve(Sources),
-    /// Says what this machine offers, and what to do where it falls short.
+    /// Says what this machine offers and whether a server could start on it, and what to do where it falls short.
+    ///
+    /// ok: as it should be, or not needed. warn: it works, with something lost. FAIL: the server could not start, and the exit
+    /// status is 1.
     Doctor(Sources),
     /// Checks a configuration against this machine and shows every key with its value.
     CheckConfig(Sources),
@@ -142,6 +145,7 @@ fn doctor(config: &Config) -> bool {
             println!("{:<4}  {:<width$}  -> {}", "", "", check.advice);
         }
     }
+    println!("\n{}", doctor::conclusion(&checks));
     checks.iter().all(|c| c.verdict != Verdict::Fail)
 }
 

@@ -1,6 +1,7 @@
 //! What the machine offers, line by line, and what to do where it falls short.
 
 use std::fs;
+use std::io::ErrorKind;
 use std::net::{SocketAddr, TcpListener, UdpSocket};
 use std::path::Path;
 
@@ -63,11 +64,28 @@ pub fn examine(config: &Config) -> Vec<Check> {
     let machine = Machine::here();
     let mut checks = vec![kernel(&uname_release()), cores(config, &machine), offload(config, &machine)];
     checks.extend(buffers(config));
-    checks.extend([open_files(config, &machine), memory(config), huge_pages(), locked_memory()]);
+    checks.push(open_files(config, &machine));
+    checks.extend(models(config));
+    checks.extend([huge_pages(), locked_memory()]);
     checks.extend(addresses(config));
     checks.extend([nics(), devices("gpu", "/dev/nvidia0", "CUDA devices"), rdma(), bluefield()]);
-    checks.extend(config.check(&machine).into_iter().map(|p| fail("configuration", p.key, p.why)));
+    checks.extend(config.check(&machine).into_iter().map(|p| fail("configuration", p.to_string(), "")));
     checks
+}
+
+/// What all checks come to.
+#[must_use]
+pub fn conclusion(checks: &[Check]) -> String {
+    let count = |verdict| match checks.iter().filter(|c| c.verdict == verdict).count() {
+        0 => None,
+        1 => Some("1 check".to_owned()),
+        n => Some(format!("{n} checks")),
+    };
+    match (count(Verdict::Fail), count(Verdict::Warn)) {
+        (Some(failed), _) => format!("The server could not start: {failed} failed."),
+        (None, Some(warned)) => format!("The server can start; {warned} found something that could be better."),
+        (None, None) => "The server can start.".to_owned(),
+    }
 }
 
 fn uname_release() -> String {
@@ -88,7 +106,8 @@ fn kernel(release: &str) -> Check {
 
 fn cores(config: &Config, machine: &Machine) -> Check {
     let (cores, threads) = (machine.cores.len(), usize::from(config.data.threads));
-    let found = format!("{cores} for {threads} data threads");
+    let plural = |n: usize| if n == 1 { "" } else { "s" };
+    let found = format!("{cores} core{}, {threads} data thread{}", plural(cores), plural(threads));
     match config.data.wait {
         Wait::Spin if threads >= cores => {
             warn("cores", found, "spinning threads leave no core to clients and workers: set data.wait = \"adaptive\"")
@@ -115,47 +134,72 @@ fn offload(config: &Config, machine: &Machine) -> Check {
 fn buffers(config: &Config) -> Vec<Check> {
     let limit = |name, file: &str, key: &str, wanted: u32| match read_number(file) {
         None => warn(name, format!("{file} cannot be read"), "the kernel may grant less than is asked for"),
-        Some(max) if max >= u64::from(wanted) => ok(name, format!("up to {max} bytes")),
+        _ if config.listen.udp.is_none() => ok(name, "not needed, listen.udp is off"),
+        Some(max) if max >= u64::from(wanted) => ok(name, format!("{wanted} bytes asked for, {max} allowed")),
         Some(max) => {
             let sysctl = file.trim_start_matches("/proc/sys/").replace('/', ".");
-            warn(name, format!("up to {max} bytes, data.{key} is {wanted}"), format!("sysctl -w {sysctl}={wanted}"))
+            let found = format!("{wanted} bytes asked for (data.{key}), {max} allowed");
+            warn(name, found, format!("as root: sysctl -w {sysctl}={wanted}"))
         }
     };
     vec![
-        limit("receive buffer", "/proc/sys/net/core/rmem_max", "receive_buffer", config.data.receive_buffer),
-        limit("send buffer", "/proc/sys/net/core/wmem_max", "send_buffer", config.data.send_buffer),
+        limit("udp receive buffer", "/proc/sys/net/core/rmem_max", "receive_buffer", config.data.receive_buffer),
+        limit("udp send buffer", "/proc/sys/net/core/wmem_max", "send_buffer", config.data.send_buffer),
     ]
 }
 
 fn open_files(config: &Config, machine: &Machine) -> Check {
-    let found = format!("{} allowed, limits.sessions is {}", machine.open_files, config.limits.sessions);
+    let found = format!("{} allowed, {} needed with all clients there", machine.open_files, config.open_files());
     // Too few for the configuration is a failure of the configuration's check.
     if machine.open_files < 4096 {
-        warn("open files", found, "raise it for more clients: ulimit -Hn 65536")
+        warn("open files", found, "each TCP client is one; for more of them, as root: ulimit -Hn 65536")
     } else {
         ok("open files", found)
     }
 }
 
-fn memory(config: &Config) -> Check {
-    let bytes: u64 = match crate::serve::specs(config) {
-        Ok(specs) => match Plan::new(&specs, &config.limits) {
-            Ok(plan) => plan.all().iter().map(|(_, layout)| layout.bytes()).sum(),
-            Err(error) => {
-                return fail("memory", error.to_string(), "lower limits.slots_per_model or limits.class_bytes");
-            }
-        },
-        Err(error) => return fail("memory", error.to_string(), "see models.repository"),
+/// The models that can be served, those that cannot, and the memory for requests of the former.
+fn models(config: &Config) -> Vec<Check> {
+    let found = match crate::serve::specs(config) {
+        Ok(found) => found,
+        Err(error) => {
+            let advice = "set models.repository to a folder that holds MODEL/VERSION/model.onnx";
+            return vec![fail("models", error.to_string(), advice)];
+        }
     };
-    let bytes = bytes * u64::from(config.data.threads);
+    let (mut specs, mut bytes, mut checks) = (Vec::new(), 0, Vec::new());
+    let refused = |name: &str, why: &str| warn("models", format!("{name} cannot be served"), why);
+    for model in found {
+        match model {
+            Ok(spec) => match Plan::new([&spec], &config.limits) {
+                Ok(plan) => {
+                    bytes += plan.all().iter().map(|(_, layout)| layout.bytes()).sum::<u64>();
+                    specs.push(spec.name);
+                }
+                Err(error) => checks.push(refused(&spec.name, &error.to_string())),
+            },
+            Err(report) => checks.push(refused(&report.name, &report.reason.unwrap_or_default())),
+        }
+    }
+    let served = match specs.is_empty() {
+        true => fail("models", "not one can be served", "see models.repository and models.builtins"),
+        false => ok("models", format!("{} can be loaded", specs.join(", "))),
+    };
+    checks.insert(0, served);
+    checks.push(memory(bytes * u64::from(config.data.threads)));
+    checks
+}
+
+/// Whether there are so many bytes.
+fn memory(bytes: u64) -> Check {
     let Some(available) = mem_available() else {
-        return warn("memory", format!("slots may take {} MiB", bytes >> 20), "/proc/meminfo cannot be read");
+        return warn("memory", format!("requests may take {} MiB", bytes >> 20), "/proc/meminfo cannot be read");
     };
-    let found = format!("slots may take {} MiB once all are used, {} MiB are free", bytes >> 20, available >> 20);
+    let found = format!("requests may take {} MiB at most, {} MiB are free", bytes >> 20, available >> 20);
     if bytes <= available {
         ok("memory", found)
     } else {
-        warn("memory", found, "memory is taken as slots are first used; lower limits.class_bytes to be safe")
+        warn("memory", found, "it is taken as it is first used; to be safe, lower limits.class_bytes")
     }
 }
 
@@ -168,19 +212,23 @@ fn mem_available() -> Option<u64> {
 fn huge_pages() -> Check {
     let file = "/sys/kernel/mm/transparent_hugepage/shmem_enabled";
     let Ok(text) = fs::read_to_string(file) else {
-        return ok("huge pages", "not offered by this kernel; slots use ordinary pages");
+        return ok("huge pages", "not offered by this kernel; requests use ordinary pages");
     };
     let chosen = text.split('[').nth(1).and_then(|t| t.split(']').next()).unwrap_or("unknown").to_owned();
     match chosen.as_str() {
         "always" | "advise" | "force" | "within_size" => ok("huge pages", format!("{chosen} for shared memory")),
-        _ => warn("huge pages", format!("{chosen} for shared memory"), format!("echo advise > {file}")),
+        _ => warn(
+            "huge pages",
+            format!("{chosen} for shared memory, so requests use ordinary pages"),
+            format!("large tensors gain from huge ones; as root: echo advise > {file}"),
+        ),
     }
 }
 
 fn locked_memory() -> Check {
     let found = match getrlimit(Resource::Memlock).current {
-        None => "unlimited".to_owned(),
-        Some(bytes) => format!("{} KiB may be locked; TCP and UDP lock none", bytes >> 10),
+        None => "unlimited, and not needed: TCP and UDP lock none".to_owned(),
+        Some(bytes) => format!("{} KiB allowed, and not needed: TCP and UDP lock none", bytes >> 10),
     };
     ok("locked memory", found)
 }
@@ -190,9 +238,12 @@ fn addresses(config: &Config) -> Vec<Check> {
         None => ok(name, "off"),
         Some(address) => match bind(address) {
             Ok(()) => ok(name, address.to_string()),
-            Err(error) => {
-                fail(name, format!("{address}: {error}"), format!("set {key} to a free address of this machine"))
+            Err(error) if error.kind() == ErrorKind::AddrInUse => {
+                let advice =
+                    format!("something listens there, perhaps another server: stop it, or set {key} to another");
+                fail(name, format!("{address} is taken"), advice)
             }
+            Err(error) => fail(name, format!("{address}: {error}"), format!("set {key} to an address of this machine")),
         },
     };
     let tcp = |address| TcpListener::bind(address).map(drop);
@@ -288,8 +339,31 @@ mod tests {
     fn what_is_not_configured_right_is_part_of_the_report() {
         let mut config = Config::default();
         config.require.mover = Some("nic".into());
-        let failed: Vec<_> = examine(&config).into_iter().filter(|c| c.name == "configuration").collect();
+        let checks = examine(&config);
+        let failed: Vec<_> = checks.iter().filter(|c| c.name == "configuration").collect();
         assert_eq!(failed.len(), 2);
-        assert!(failed.iter().all(|c| c.verdict == Verdict::Fail && c.found == "require.mover"));
+        assert!(failed.iter().all(|c| c.verdict == Verdict::Fail && c.found.starts_with("require.mover: ")));
+        assert!(conclusion(&checks).starts_with("The server could not start"));
+    }
+
+    #[test]
+    fn models_are_told_apart_from_the_memory_that_they_take() {
+        let mut config = Config::default();
+        let found = |config: &Config| -> Vec<_> {
+            models(config).into_iter().map(|c| (c.name, c.verdict, format!("{} -> {}", c.found, c.advice))).collect()
+        };
+        let repository = tempfile::tempdir().unwrap();
+        let version = repository.path().join("broken/1");
+        fs::create_dir_all(&version).unwrap();
+        fs::write(version.join("model.onnx"), b"not a model").unwrap();
+        config.models.repository = Some(repository.path().to_owned());
+        let checks = found(&config);
+        assert_eq!((checks.len(), checks[0].1, checks[1].1), (3, Verdict::Ok, Verdict::Warn), "{checks:?}");
+        assert!(checks[1].2.contains("broken") && checks[1].2.contains("model.onnx"), "{checks:?}");
+        config.models.builtins.clear();
+        assert_eq!(found(&config)[0].1, Verdict::Fail);
+        config.models.repository = Some("/nonexistent/models".into());
+        let checks = found(&config);
+        assert_eq!((checks.len(), checks[0].0, checks[0].1), (1, "models", Verdict::Fail), "{checks:?}");
     }
 }

@@ -1,6 +1,5 @@
 //! A server from its configuration: models loaded and warmed, pools laid out, shards started, and all of it ended.
 
-use std::collections::HashSet;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -82,14 +81,9 @@ pub fn build(config: Config) -> Result<Built, BuildError> {
     let mut reports = Vec::new();
     let mut failed = Vec::new();
     let mut models = Vec::new();
-    let mut names = HashSet::new();
     for candidate in candidates(&config)? {
         let served = candidate.and_then(|factory| {
             let name = factory.spec().name.clone();
-            if !names.insert(name.clone()) {
-                let reason = "the name is taken by a built-in model; leave that out of models.builtins";
-                return Err(ModelReport::failed(name, reason));
-            }
             serve(&factory, &config).map_err(|error| {
                 let file = factory.file().map(|file| format!("{}: ", file.display()));
                 ModelReport::failed(name, format!("{}{error}", file.unwrap_or_default()))
@@ -119,12 +113,12 @@ pub fn build(config: Config) -> Result<Built, BuildError> {
     Ok(Built { config, machine, models, plan, catalog, telemetry, status })
 }
 
-/// Specifications of all models that can be loaded.
+/// Specifications of all models that can be loaded, and what is wrong with the others.
 ///
 /// # Errors
 /// [`ModelError`] where the repository cannot be read.
-pub fn specs(config: &Config) -> Result<Vec<ModelSpec>, ModelError> {
-    Ok(candidates(config)?.into_iter().flatten().map(|factory| factory.spec().clone()).collect())
+pub fn specs(config: &Config) -> Result<Vec<Result<ModelSpec, ModelReport>>, ModelError> {
+    Ok(candidates(config)?.into_iter().map(|model| model.map(|factory| factory.spec().clone())).collect())
 }
 
 type Candidate = Result<Arc<dyn Factory>, ModelReport>;
@@ -141,7 +135,16 @@ fn candidates(config: &Config) -> Result<Vec<Candidate>, ModelError> {
     let mut all: Vec<_> = builtins.collect();
     if let Some(folder) = &config.models.repository {
         for model in load_repository(folder)? {
-            all.push(model.map(|m| Arc::new(m) as Arc<dyn Factory>).map_err(|e| report(&e)));
+            let taken = |name: &str| all.iter().flatten().any(|built_in| built_in.spec().name == name);
+            let model: Candidate = match model {
+                Ok(model) if taken(&model.spec().name) => {
+                    let reason = "the name is taken by a built-in model; leave that out of models.builtins";
+                    Err(ModelReport::failed(&model.spec().name, reason))
+                }
+                Ok(model) => Ok(Arc::new(model)),
+                Err(error) => Err(report(&error)),
+            };
+            all.push(model);
         }
     }
     Ok(all)

@@ -136,7 +136,7 @@ impl Config {
             let why = "is 0, so listen.udp could serve nobody; turn one of them off or up";
             wrong("limits.datagram_sessions", why.into());
         }
-        let files = u64::from(limits.sessions) * u64::from(data.threads) + OTHER_FILES;
+        let files = self.open_files();
         if self.listen.tcp.is_some() && files > machine.open_files {
             let have = machine.open_files;
             wrong(
@@ -166,6 +166,13 @@ impl Config {
         }
         found.extend(self.require.check(&self.offer(machine)));
         found
+    }
+
+    /// Files that a server with this configuration may have open at once.
+    #[must_use]
+    pub fn open_files(&self) -> u64 {
+        let streams = if self.listen.tcp.is_some() { self.limits.sessions } else { 0 };
+        u64::from(streams) * u64::from(self.data.threads) + OTHER_FILES
     }
 
     /// What the path of each open port would be on this machine.
