@@ -12,6 +12,7 @@ pub mod metrics;
 pub mod model;
 pub mod orchestrator;
 pub mod plan;
+pub mod quiet;
 pub mod runtime;
 pub mod serve;
 pub mod shard;

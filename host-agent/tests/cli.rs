@@ -1,6 +1,11 @@
 //! The `host-agent` command: what it says where it cannot serve.
 
+mod model_support;
+
 use std::process::{Command, Output};
+
+use model_support::onnx::{D, FLOAT, Graph};
+use model_support::put;
 
 fn host_agent(args: &[&str]) -> Output {
     Command::new(env!("CARGO_BIN_EXE_host-agent")).args(args).output().unwrap()
@@ -21,4 +26,18 @@ fn the_reason_for_not_serving_is_given_once() {
     let said = fault(&["serve", "--tcp", "off", "--udp", "off"]);
     assert_eq!(said.lines().count(), 1, "{said}");
     assert!(said.contains("listen.tcp"), "{said}");
+}
+
+#[test]
+fn a_panic_over_a_model_file_is_its_error_and_nothing_else() {
+    let repository = tempfile::tempdir().unwrap();
+    // An output that no node makes makes tract panic.
+    let graph = Graph::default().input("x", FLOAT, &[D::N(2)]).node("Relu", &["x"], &["y"], vec![]);
+    put(repository.path(), "strange", &graph.output("z", FLOAT, &[D::N(2)]).file(), None);
+    let folder = repository.path().to_str().unwrap();
+    let off = ["--tcp", "off", "--http", "off", "--udp", "127.0.0.1:0"];
+    let output = host_agent(&[&["doctor", "--model-repository", folder], &off[..]].concat());
+    let (said, complained) = (String::from_utf8(output.stdout).unwrap(), String::from_utf8(output.stderr).unwrap());
+    assert!(said.contains("strange") && said.contains("is not understood"), "{said}");
+    assert!(!complained.contains("panicked"), "{complained}");
 }

@@ -2,7 +2,6 @@
 
 use std::collections::HashSet;
 use std::io;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 
 use splitrpc_wire::catalog::MAX_NAME;
@@ -12,6 +11,8 @@ use tract_onnx::pb::tensor_proto::DataType;
 use tract_onnx::pb::tensor_shape_proto::dimension;
 use tract_onnx::pb::{ModelProto, TypeProto, ValueInfoProto, type_proto};
 use tract_onnx::prelude::{Framework, InferenceModel};
+
+use crate::quiet::caught;
 
 mod operators;
 
@@ -231,7 +232,7 @@ fn element_type(code: i32) -> Result<DType, String> {
 
 fn translate(onnx: &Onnx, proto: &ModelProto, folder: Option<&Path>) -> Result<InferenceModel, String> {
     let folder = folder.map(|f| f.to_str().ok_or("lies in a folder whose name is not UTF-8")).transpose()?;
-    let parsed = catch_unwind(AssertUnwindSafe(|| onnx.parse(proto, folder)))
+    let parsed = caught(|| onnx.parse(proto, folder))
         .map_err(|panic| format!("is not understood: {}", panic_text(&*panic)))?
         .map_err(|error| brief(&format!("is not understood: {error:#}")))?;
     if !parsed.unresolved_inputs.is_empty() {

@@ -1,6 +1,5 @@
 //! A model as tract computes it: its graph, and plans made from it for the shapes that come.
 
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
@@ -12,6 +11,7 @@ use tract_onnx::prelude::{
 use tract_onnx::tract_hir::infer::Factoid;
 
 use crate::model::onnx::{Dim, brief, panic_text};
+use crate::quiet::caught;
 use crate::runtime::RuntimeError;
 
 /// A graph made ready for certain shapes.
@@ -202,7 +202,7 @@ pub(crate) fn run(plan: &Plan, inputs: TVec<TValue>) -> Result<TVec<TValue>, Run
 /// Turns a panic inside tract into an error.
 fn guarded<T>(work: impl FnOnce() -> Result<T, String>) -> Result<T, String> {
     // tract's plans and graphs are only read inside, and what was being made is dropped.
-    catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|panic| Err(panic_text(&*panic)))
+    caught(work).unwrap_or_else(|panic| Err(panic_text(&*panic)))
 }
 
 /// Whether a name can be nothing but a symbol; tract reads others as expressions.
