@@ -1,11 +1,15 @@
 //! The bundled way, done as well as it can be done over TCP: a whole length-prefixed protobuf message is received into a
 //! heap buffer that is used again, decoded without copying, its tensors copied to the model's input, and the answer
 //! encoded and sent with one gathering write. Nothing is allocated once the buffers have grown; what remains beside the
-//! floor is what bundling costs: the second copy and the codec.
+//! floor is what bundling costs: the second copy and the codec. The model's input is one for all connections, since the
+//! model takes one request at a time: one for each would leave the caches sooner than it had to.
 
+use std::cell::RefCell;
 use std::io::{self, IoSlice, Read, Write};
 use std::net::{SocketAddr, TcpStream};
+use std::ops::Range;
 use std::os::fd::{AsFd, BorrowedFd};
+use std::rc::Rc;
 use std::time::Instant;
 
 use bytes::Bytes;
@@ -28,13 +32,11 @@ const FIRST_READ: usize = 64 << 10;
 
 /// Runs the server until the process ends.
 pub(crate) fn serve(options: &ServerOptions, ready: impl FnOnce(SocketAddr)) -> anyhow::Result<()> {
-    let model = null_response(options.response_bytes);
+    let model = Rc::new(Model { input: RefCell::default(), output: null_response(options.response_bytes) });
     tcp_server::serve(options, ready, |stream| BundledSession {
         stream,
         incoming: Incoming::new(),
-        input: Vec::new(),
-        output: vec![0; model.len()],
-        model: model.clone(),
+        model: Rc::clone(&model),
         head: Vec::with_capacity(HEAD_ROOM),
         sent: None,
         respond_ns: 0,
@@ -94,15 +96,18 @@ impl Incoming {
     }
 }
 
+/// The null model.
+struct Model {
+    /// Its input tensor.
+    input: RefCell<Vec<u8>>,
+    /// Its output tensor, which is always the same: as in splitrpc's null model, nobody writes it anew.
+    output: Vec<u8>,
+}
+
 struct BundledSession {
     stream: TcpStream,
     incoming: Incoming,
-    /// The model's input tensor.
-    input: Vec<u8>,
-    /// The model's output tensor.
-    output: Vec<u8>,
-    /// What the model computes.
-    model: Vec<u8>,
+    model: Rc<Model>,
     head: Vec<u8>,
     /// Bytes of head and output that have left, while an answer is under way.
     sent: Option<usize>,
@@ -112,8 +117,8 @@ struct BundledSession {
 
 impl BundledSession {
     fn answer(&mut self) -> io::Result<bool> {
-        let received = Instant::now();
         let Some(bytes) = self.incoming.message()? else { return Ok(false) };
+        let received = Instant::now();
         let message = Message::parse(Side::Request, bytes).map_err(invalid)?;
         if message.model != MODEL {
             return Err(io::ErrorKind::NotFound.into());
@@ -124,21 +129,21 @@ impl BundledSession {
             if !fits {
                 return Err(io::ErrorKind::InvalidData.into());
             }
-            if self.input.len() < raw.len() {
-                self.input.resize(raw.len(), 0);
+            let mut input = self.model.input.borrow_mut();
+            if input.len() < raw.len() {
+                input.resize(raw.len(), 0);
             }
-            self.input[..raw.len()].copy_from_slice(raw);
+            input[..raw.len()].copy_from_slice(raw);
             copied += raw.len();
         }
         let placed = Instant::now();
-        self.output.copy_from_slice(&self.model);
-        let computed = Instant::now();
         let nanos = |from: Instant, to: Instant| to.saturating_duration_since(from).as_nanos() as u64;
         let receive = self.incoming.first_byte.map_or(0, |first| nanos(first, received));
-        let trace = [receive, nanos(received, placed), nanos(placed, computed), self.respond_ns, copied as u64];
-        let output = Tensor::flat(OUTPUT, DATATYPE, self.output.len());
-        protobuf::write_head(Side::Response, MODEL, &output, Some(&trace), self.output.len(), &mut self.head);
-        self.respond_ns = nanos(computed, Instant::now());
+        let trace = [receive, nanos(received, placed), self.respond_ns, copied as u64];
+        let output = self.model.output.len();
+        let tensor = Tensor::flat(OUTPUT, DATATYPE, output);
+        protobuf::write_head(Side::Response, MODEL, &tensor, Some(&trace), output, &mut self.head);
+        self.respond_ns = nanos(placed, Instant::now());
         self.incoming.consume()?;
         self.sent = Some(0);
         Ok(true)
@@ -157,9 +162,10 @@ impl Session for BundledSession {
             }
         }
         while let Some(sent) = self.sent {
-            match write_both(&mut self.stream, &self.head, &self.output, sent)? {
+            let output = &self.model.output;
+            match write_both(&mut self.stream, &self.head, output, sent)? {
                 None => return Ok(Progress::Moved),
-                Some(count) if sent + count < self.head.len() + self.output.len() => self.sent = Some(sent + count),
+                Some(count) if sent + count < self.head.len() + output.len() => self.sent = Some(sent + count),
                 Some(_) => {
                     self.sent = None;
                     // A message that came with the one just answered is not announced again.
@@ -200,7 +206,8 @@ pub(crate) struct Client {
     sent: usize,
     incoming: Incoming,
     path: Path,
-    correct: bool,
+    /// Where in the message just received the answer is; `None` where it is not the tensor expected.
+    answer: Option<Range<usize>>,
 }
 
 impl Client {
@@ -217,7 +224,7 @@ impl Client {
             sent: 0,
             incoming: Incoming::new(),
             path: Path::default(),
-            correct: false,
+            answer: None,
         })
     }
 
@@ -239,8 +246,10 @@ impl Client {
         let Some(bytes) = self.incoming.message()? else { return Ok(false) };
         let message = Message::parse(Side::Response, bytes).map_err(invalid)?;
         let output = message.tensors().map_err(invalid)?.next();
-        self.correct = output.is_some_and(|(tensor, raw)| {
-            tensor.name == OUTPUT && tensor.shape() == [raw.len() as i64] && *raw == self.expected[..]
+        let output = output.filter(|(tensor, raw)| tensor.name == OUTPUT && tensor.shape() == [raw.len() as i64]);
+        self.answer = output.map(|(_, raw)| {
+            let start = raw.as_ptr().addr() - bytes.as_ptr().addr();
+            start..start + raw.len()
         });
         self.path = Path {
             port: Port::Tcp,
@@ -251,13 +260,16 @@ impl Client {
             payload_bytes: self.request.len() as u32,
             ..message.path()
         };
-        self.incoming.consume()?;
         Ok(true)
     }
 }
 
 impl Connection for Client {
     fn begin(&mut self) -> io::Result<()> {
+        self.answer = None;
+        if self.incoming.message()?.is_some() {
+            self.incoming.consume()?;
+        }
         let input = Tensor::flat(INPUT, DATATYPE, self.request.len());
         protobuf::write_head(Side::Request, MODEL, &input, None, self.request.len(), &mut self.head);
         self.sent = 0;
@@ -276,7 +288,9 @@ impl Connection for Client {
     }
 
     fn check(&self) -> Result<(), Fault> {
-        if self.correct { Ok(()) } else { Err(Fault::WrongBytes) }
+        let message = self.incoming.message().ok().flatten();
+        let answer = message.zip(self.answer.clone()).and_then(|(message, range)| message.get(range));
+        if answer == Some(&self.expected[..]) { Ok(()) } else { Err(Fault::WrongBytes) }
     }
 
     fn path(&self) -> Option<Path> {
@@ -289,5 +303,52 @@ impl Connection for Client {
 
     fn wants_write(&self) -> bool {
         self.sent < self.total()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::TcpListener;
+    use std::time::Duration;
+
+    use super::*;
+
+    /// A client, and the other end of its connection.
+    fn pair(request: &[u8], expected: &[u8]) -> (Client, TcpStream) {
+        let listener = TcpListener::bind(("127.0.0.1", 0)).unwrap();
+        let options = ClientOptions {
+            server: listener.local_addr().unwrap(),
+            request: request.to_vec().into(),
+            expected: expected.to_vec().into(),
+            datagram: 0,
+            peers: 1,
+            timeout: Duration::from_secs(5),
+        };
+        (Client::connect(&options).unwrap(), listener.accept().unwrap().0)
+    }
+
+    fn until_done(client: &mut Client) {
+        while client.advance().unwrap() != Step::Done {
+            std::thread::yield_now();
+        }
+    }
+
+    #[test]
+    fn an_answer_is_compared_after_it_was_received_and_a_wrong_one_spoils_no_other() {
+        let (mut client, mut server) = pair(&[1; 64], &[5; 4_000]);
+        let good = [5; 4_000];
+        let mut bad = good;
+        bad[3_999] = 6;
+        for (name, output, right) in
+            [(OUTPUT, &good, true), (OUTPUT, &bad, false), ("X", &good, false), (OUTPUT, &good, true)]
+        {
+            client.begin().unwrap();
+            let mut head = Vec::new();
+            let tensor = Tensor::flat(name, DATATYPE, output.len());
+            protobuf::write_head(Side::Response, MODEL, &tensor, None, output.len(), &mut head);
+            server.write_all(&[&head[..], output].concat()).unwrap();
+            until_done(&mut client);
+            assert_eq!(client.check().is_ok(), right, "{name} {}", output[3_999]);
+        }
     }
 }

@@ -101,7 +101,7 @@ pub(crate) struct Message<'a> {
     tensor_count: usize,
     raw: [&'a [u8]; MAX_TENSORS],
     raw_count: usize,
-    /// Responses: nanoseconds in receive, place, compute and respond, and bytes copied.
+    /// Responses: nanoseconds in receive, place and respond, and bytes copied.
     pub(crate) trace: [u64; TRACE.len()],
 }
 
@@ -115,7 +115,7 @@ pub(crate) enum Side {
 }
 
 /// The response parameters that tell where the time went.
-const TRACE: [&str; 5] = ["receive_ns", "place_ns", "compute_ns", "respond_ns", "copied_bytes"];
+const TRACE: [&str; 4] = ["receive_ns", "place_ns", "respond_ns", "copied_bytes"];
 const PARAMETERS: u32 = 4;
 
 impl Side {
@@ -162,11 +162,10 @@ impl<'a> Message<'a> {
 
     /// The path that a response tells of.
     pub(crate) fn path(&self) -> Path {
-        let [receive, place, compute, respond, copied] = self.trace;
+        let [receive, place, respond, copied] = self.trace;
         let mut path = Path { copied_bytes: copied as u32, ..Path::default() };
         path.set_stage(Stage::Receive, receive);
         path.set_stage(Stage::Place, place);
-        path.set_stage(Stage::Compute, compute);
         path.set_stage(Stage::Respond, respond);
         path
     }
@@ -198,7 +197,7 @@ pub(crate) fn write_head(
     side: Side,
     model: &str,
     tensor: &Tensor<'_>,
-    trace: Option<&[u64; 5]>,
+    trace: Option<&[u64; TRACE.len()]>,
     raw_len: usize,
     out: &mut Vec<u8>,
 ) {
@@ -355,7 +354,7 @@ mod tests {
     #[test]
     fn another_codec_reads_what_this_one_writes() {
         let mut out = vec![9; 3];
-        let trace = [1, 200, 3_000_000, u64::MAX, 0];
+        let trace = [1, 200, u64::MAX, 0];
         write_head(Side::Response, "null", &Tensor::flat("OUTPUT", "UINT8", 4_000), Some(&trace), 4_000, &mut out);
         out.extend_from_slice(&[5; 4_000]);
         let length = parse_prefix(out.first_chunk().unwrap()).unwrap();
