@@ -14,6 +14,10 @@ use crate::wait::Wait;
 
 /// Clients for which the project promises something.
 pub(crate) const CLIENTS: usize = 10_000;
+/// Clients of a short comparison.
+pub(crate) const FEW_CLIENTS: usize = 2_000;
+/// What so many clients cost says little of what more would: the pages that they fill are counted whole.
+const LEAST_CLIENTS: usize = 500;
 /// Bytes that one of them may cost.
 pub(crate) const TARGET_BYTES: f64 = 8192.0;
 /// Descriptors that this program, or the server, needs besides.
@@ -80,6 +84,18 @@ pub(crate) fn measure(clients: usize, core: Option<usize>) -> anyhow::Result<Cro
         }
     }
     Ok(Crowd { clients, bytes_each, answered })
+}
+
+/// `wanted` clients, or as many as the limit of open files allows.
+pub(crate) fn within_limit(wanted: usize) -> usize {
+    let most = getrlimit(Resource::Nofile).maximum.unwrap_or(u64::MAX);
+    let most = usize::try_from(most).unwrap_or(usize::MAX).saturating_sub(OTHER_FILES);
+    wanted.min(most.max(LEAST_CLIENTS))
+}
+
+/// What connecting so many takes, about, on two cores.
+pub(crate) fn time(clients: usize) -> Duration {
+    Duration::from_millis(500) + Duration::from_micros(550) * clients as u32
 }
 
 /// Raises this process's limit of open files as far as it may. The server raises its own.

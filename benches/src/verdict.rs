@@ -4,7 +4,7 @@ use serde::Serialize;
 
 use crate::arms::{Arm, DATAGRAM, JUMBO_DATAGRAM, Transport};
 use crate::crowd::{self, Crowd};
-use crate::plan::{IMAGE, Section};
+use crate::plan::{Entrant, IMAGE, Point, Section};
 use crate::record::{Idle, Run};
 use crate::stats::void_reason;
 use crate::wait::Wait;
@@ -24,7 +24,7 @@ pub(crate) enum Sense {
 pub(crate) struct Figure {
     /// What is promised.
     pub(crate) what: String,
-    /// The value measured; null where the runs that it needs were not made.
+    /// The value measured; null where it could not be.
     pub(crate) value: Option<f64>,
     /// Which way it must lie.
     pub(crate) sense: Sense,
@@ -34,7 +34,7 @@ pub(crate) struct Figure {
     pub(crate) met: Option<bool>,
     /// Why it says nothing: the floors disagree.
     pub(crate) void: Option<String>,
-    /// The numbers behind it.
+    /// The numbers behind it, or why there are none.
     pub(crate) detail: String,
 }
 
@@ -52,10 +52,35 @@ pub(crate) fn mark_void(runs: &mut [Run]) {
     }
 }
 
+/// What a comparison set out to measure, and what came of it.
+#[derive(Clone, Copy)]
+pub(crate) struct Found<'a> {
+    /// The loads that were planned.
+    pub(crate) points: &'a [Point],
+    /// The runs made.
+    pub(crate) runs: &'a [Run],
+    /// Idle servers; `None` where they run elsewhere.
+    pub(crate) idle: Option<&'a [Idle]>,
+    /// Many idle clients, or why there were none; `None` where that was not asked for.
+    pub(crate) crowd: Option<&'a Result<Crowd, String>>,
+}
+
+impl<'a> Found<'a> {
+    fn planned(&self, section: Section, entrant: impl Fn(&Point, &Entrant) -> bool) -> bool {
+        let mut points = self.points.iter().filter(|point| point.section == section);
+        points.any(|point| point.entrants.iter().any(|e| entrant(point, e)))
+    }
+
+    /// One request at a time, at a size.
+    fn single(self, size: u32, wait: Wait, datagram: Option<u16>) -> Picked<'a> {
+        Picked { found: self, section: Section::Single, size, concurrency: 1, wait: Some(wait), datagram }
+    }
+}
+
 /// The runs of one point.
 #[derive(Clone, Copy)]
 struct Picked<'a> {
-    runs: &'a [Run],
+    found: Found<'a>,
     section: Section,
     size: u32,
     concurrency: usize,
@@ -64,43 +89,66 @@ struct Picked<'a> {
 }
 
 impl<'a> Picked<'a> {
+    fn planned(&self, arm: Arm) -> bool {
+        self.found.planned(self.section, |point, entrant| {
+            entrant.arm == arm
+                && point.request_bytes == self.size
+                && point.concurrency == self.concurrency
+                && self.wait.is_none_or(|wait| entrant.wait == wait)
+                && self.datagram.is_none_or(|datagram| entrant.datagram == datagram)
+        })
+    }
+
+    /// The run of an arm in which something was answered.
     fn run(&self, arm: Arm) -> Option<&'a Run> {
-        self.runs.iter().find(|run| {
+        let run = self.found.runs.iter().find(|run| {
             run.arm == arm
                 && run.section == self.section.name()
                 && run.request_bytes == self.size
                 && run.concurrency == self.concurrency
                 && self.wait.is_none_or(|wait| run.wait == wait)
                 && self.datagram.is_none_or(|datagram| run.datagram == Some(datagram))
+        });
+        run.filter(|run| run.requests > 0)
+    }
+
+    /// The runs of two arms, or why one is missing; `None` where not both were to run.
+    fn pair(&self, one: Arm, other: Arm) -> Option<Result<(&'a Run, &'a Run), String>> {
+        let both = [one, other];
+        both.iter().all(|&arm| self.planned(arm)).then(|| match both.map(|arm| self.run(arm)) {
+            [Some(one), Some(other)] => Ok((one, other)),
+            [None, _] => Err(unmeasured(one)),
+            [_, None] => Err(unmeasured(other)),
         })
     }
 
     /// How many times the floor's latency an arm's is.
-    fn latency(&self, what: String, arm: Arm, target: f64) -> Figure {
-        let floor = Arm::floors(arm.transport())[0];
-        let pair = self.run(arm).zip(self.run(floor));
-        let value = pair.map(|(run, floor)| run.latency_us.p10_of_medians / floor.latency_us.p10_of_medians);
-        let detail = pair.map_or(String::new(), |(run, floor)| {
-            let (run, floor) = (run.latency_us.p10_of_medians, floor.latency_us.p10_of_medians);
-            format!("{run:.1} us, floor {floor:.1} us")
+    fn latency(&self, what: String, arm: Arm, target: f64) -> Option<Figure> {
+        let [floor, _] = Arm::floors(arm.transport());
+        let measured = self.pair(arm, floor)?.map(|(run, floor)| {
+            let (us, floor_us) = (run.latency_us.p10_of_medians, floor.latency_us.p10_of_medians);
+            (us / floor_us, format!("{us:.1} us, floor {floor_us:.1} us"), run.void_reason.clone())
         });
-        let void = pair.and_then(|(run, _)| run.void_reason.clone());
-        Figure::new(what, value, Sense::AtMost, target, void, detail)
+        Some(Figure::new(what, Sense::AtMost, target, measured))
     }
 
     /// How many times another arm's bytes a second an arm carries.
-    fn throughput(&self, what: String, arm: Arm, other: Arm, target: f64) -> Figure {
-        let pair = self.run(arm).zip(self.run(other));
-        let value = pair.map(|(run, other)| run.p90_of_rounds_rps / other.p90_of_rounds_rps);
-        let detail = pair.map_or(String::new(), |(run, other)| {
-            format!("{}; {other} {}", carried(run), carried(other), other = other.arm)
+    fn throughput(&self, what: String, arm: Arm, other: Arm, target: f64) -> Option<Figure> {
+        let measured = self.pair(arm, other)?.map(|(run, other)| {
+            let [floor, again] = Arm::floors(arm.transport()).map(|arm| self.run(arm));
+            let void = floor.zip(again).and_then(|(floor, again)| {
+                void_reason(floor.arm.name(), floor.p90_of_rounds_rps, again.p90_of_rounds_rps)
+            });
+            let detail = format!("{}; {other} {}", carried(run), carried(other), other = other.arm);
+            (run.p90_of_rounds_rps / other.p90_of_rounds_rps, detail, void)
         });
-        let [floor, again] = Arm::floors(arm.transport()).map(|arm| self.run(arm));
-        let void = floor
-            .zip(again)
-            .and_then(|(floor, again)| void_reason(floor.arm.name(), floor.p90_of_rounds_rps, again.p90_of_rounds_rps));
-        Figure::new(what, value, Sense::AtLeast, target, void, detail)
+        Some(Figure::new(what, Sense::AtLeast, target, measured))
     }
+}
+
+/// Why a planned run is not there.
+fn unmeasured(arm: Arm) -> String {
+    format!("the time was over before {arm} had answered a request under this load; --limit gives more")
 }
 
 fn carried(run: &Run) -> String {
@@ -111,17 +159,15 @@ fn carried(run: &Run) -> String {
     }
 }
 
+/// A value, the numbers behind it and why they are void, or why there is no value.
+type Outcome = Result<(f64, String, Option<String>), String>;
+
 impl Figure {
-    fn new(
-        what: String,
-        value: Option<f64>,
-        sense: Sense,
-        target: f64,
-        void: Option<String>,
-        detail: String,
-    ) -> Figure {
-        let value = value.filter(|value| value.is_finite());
-        let void = void.filter(|_| value.is_some());
+    fn new(what: String, sense: Sense, target: f64, outcome: Outcome) -> Figure {
+        let (value, detail, void) = match outcome {
+            Ok((value, detail, void)) => (Some(value).filter(|value| value.is_finite()), detail, void),
+            Err(why) => (None, why, None),
+        };
         let met = value.filter(|_| void.is_none()).map(|value| match sense {
             Sense::AtMost => value <= target,
             Sense::AtLeast => value >= target,
@@ -140,103 +186,103 @@ impl Figure {
     }
 }
 
-/// All figures that the project promises of this machine.
-pub(crate) fn figures(runs: &[Run], idle: &[Idle], crowd: Option<&Crowd>) -> Vec<Figure> {
-    let single = |size, wait, datagram| Picked {
-        runs,
-        section: Section::Single,
-        size,
-        concurrency: 1,
-        wait: Some(wait),
-        datagram,
-    };
+/// The figures that the project promises of this machine, as far as what was planned is to show them.
+pub(crate) fn figures(found: &Found<'_>) -> Vec<Figure> {
     let mut figures = Vec::new();
     let (tcp, udp) = (Arm::CommodityTcp, Arm::CommodityUdp);
     for (size, target) in [(IMAGE, 1.15), (64, 1.5)] {
         let what = format!("{tcp} against its floor, {size} B, one at a time, spin");
-        figures.push(single(size, Wait::Spin, None).latency(what, tcp, target));
+        figures.extend(found.single(size, Wait::Spin, None).latency(what, tcp, target));
     }
     for (size, datagram, target) in [(IMAGE, DATAGRAM, 1.5), (64, DATAGRAM, 1.5), (IMAGE, JUMBO_DATAGRAM, 1.3)] {
         let what = format!("{udp} against its floor, {size} B, one at a time, spin, {datagram}-byte datagrams");
-        figures.push(single(size, Wait::Spin, Some(datagram)).latency(what, udp, target));
+        figures.extend(found.single(size, Wait::Spin, Some(datagram)).latency(what, udp, target));
     }
     for size in [64, IMAGE] {
-        let light = Picked { runs, section: Section::Light, size, concurrency: 1, wait: None, datagram: None };
+        let light = Picked { section: Section::Light, wait: None, ..found.single(size, Wait::Spin, None) };
         let what = format!("{tcp}, adaptive, against a blocking floor, {size} B, 250 requests a second");
-        let figure = light.latency(what, tcp, 1.15);
-        if figure.value.is_some() || size == IMAGE {
-            figures.push(figure);
-        }
+        figures.extend(light.latency(what, tcp, 1.15));
     }
-    for arm in [tcp, udp] {
-        let share = idle.iter().find(|idle| idle.arm == arm && idle.wait == Wait::Adaptive).map(|idle| idle.core_share);
-        let detail = share.map_or(String::new(), |share| format!("{:.2} % of a core", share * 100.0));
-        let what = format!("{arm}, an idle adaptive server's share of a core");
-        figures.push(Figure::new(what, share, Sense::AtMost, 0.01, None, detail));
-    }
-    let bytes = crowd.map(|crowd| crowd.bytes_each);
-    let detail = crowd.map_or(String::new(), ToString::to_string);
-    let what = format!("{tcp}, bytes of the server for each of {} idle clients", crowd::CLIENTS);
-    figures.push(Figure::new(what, bytes, Sense::AtMost, crowd::TARGET_BYTES, None, detail));
-    let sixteen = Picked { concurrency: 16, ..single(IMAGE, Wait::Spin, None) };
-    let sixteen = Picked { section: Section::Concurrent, ..sixteen };
+    figures.extend([tcp, udp].into_iter().filter_map(|arm| idle(found, arm)));
+    figures.extend(found.crowd.map(crowded));
+    let sixteen = Picked { section: Section::Concurrent, concurrency: 16, ..found.single(IMAGE, Wait::Spin, None) };
     for (other, target) in [(Arm::BundledTcp, 1.0), (Arm::FloorTcp, 0.85)] {
         let what = format!("{tcp}, bytes a second against {other}, {IMAGE} B, 16 at once");
-        figures.push(sixteen.throughput(what, tcp, other, target));
+        figures.extend(sixteen.throughput(what, tcp, other, target));
     }
-    figures.extend(copies(&single(IMAGE, Wait::Spin, None), tcp));
-    figures.extend(copies(&single(IMAGE, Wait::Spin, Some(DATAGRAM)), udp));
-    figures.extend(loss(runs));
+    figures.extend(copies(&found.single(IMAGE, Wait::Spin, None), tcp));
+    figures.extend(copies(&found.single(IMAGE, Wait::Spin, Some(DATAGRAM)), udp));
+    figures.extend(loss(found).into_iter().flatten());
     figures
+}
+
+fn idle(found: &Found<'_>, arm: Arm) -> Option<Figure> {
+    let idle = found.idle?;
+    // Any load starts the server that is then left idle.
+    let starts = |e: &Entrant| e.arm == arm && e.wait == Wait::Adaptive && e.datagram == DATAGRAM && e.drop == 0.0;
+    found.points.iter().any(|point| point.entrants.iter().any(starts)).then(|| {
+        let share = idle.iter().find(|idle| idle.arm == arm && idle.wait == Wait::Adaptive).map(|idle| idle.core_share);
+        let measured = share.map(|share| (share, format!("{:.2} % of a core", share * 100.0), None));
+        let what = format!("{arm}, an idle adaptive server's share of a core");
+        Figure::new(what, Sense::AtMost, 0.01, measured.ok_or_else(|| unmeasured(arm)))
+    })
+}
+
+fn crowded(crowd: &Result<Crowd, String>) -> Figure {
+    let what = format!("{}, bytes of the server for each idle client", Arm::CommodityTcp);
+    let measured = crowd.clone().map(|crowd| (crowd.bytes_each, crowd.to_string(), None));
+    Figure::new(what, Sense::AtMost, crowd::TARGET_BYTES, measured)
 }
 
 fn copies(picked: &Picked<'_>, arm: Arm) -> Option<Figure> {
     let path = picked.run(arm).and_then(|run| run.path.as_ref());
-    let value = path.map(|path| path.cpu_copies + path.runtime_copies);
-    let detail = path.map_or(String::new(), |path| {
-        format!("{}, of which {:.4} fix-up; runtime {:.4}", path.mover, path.fixup_copies, path.runtime_copies)
+    let measured = path.map(|path| {
+        let detail =
+            format!("{}, of which {:.4} fix-up; runtime {:.4}", path.mover, path.fixup_copies, path.runtime_copies);
+        (path.cpu_copies + path.runtime_copies, detail, None)
     });
     // Frames out of order or lost on the way are put right by counted copies; none is expected here, and few allowed.
     let what = format!("{arm}, CPU copies of each request byte, the kernel's included");
-    Some(Figure::new(what, value, Sense::AtMost, 1.001, None, detail))
+    let figure = Figure::new(what, Sense::AtMost, 1.001, measured.ok_or_else(|| unmeasured(arm)));
+    picked.planned(arm).then_some(figure)
 }
 
-fn loss(runs: &[Run]) -> [Figure; 2] {
-    let lossy = |drop: f64| runs.iter().find(|run| run.section == Section::Loss.name() && run.drop == drop);
-    let (whole, one, ten) = (lossy(0.0), lossy(0.01), lossy(0.1));
-    let kept = one.zip(whole).map(|(one, whole)| one.p90_of_rounds_rps / whole.p90_of_rounds_rps);
-    let rates = one.zip(whole).map_or(String::new(), |(one, whole)| {
-        format!("{:.0} of {:.0} requests a second", one.p90_of_rounds_rps, whole.p90_of_rounds_rps)
-    });
-    let unended = ten.map(|run| {
-        let named = ["no answer in time", "wrong bytes in the response"];
-        named.iter().filter_map(|&kind| run.error_kinds.get(kind)).sum::<u64>() as f64
-    });
-    let ends = ten.map_or(String::new(), |run| format!("{} right, {} with an error", run.requests, run.errors));
+fn loss(found: &Found<'_>) -> [Option<Figure>; 2] {
     let udp = Arm::CommodityUdp;
+    let planned = |drops: &[f64]| drops.iter().all(|&drop| found.planned(Section::Loss, |_, e| e.drop == drop));
+    let lossy = |drop: f64| {
+        let run = found.runs.iter().find(|run| run.section == Section::Loss.name() && run.drop == drop);
+        run.ok_or_else(|| unmeasured(udp))
+    };
+    let kept = || {
+        let (one, whole) = (lossy(0.01)?, lossy(0.0)?);
+        let (one, whole) = (one.p90_of_rounds_rps, whole.p90_of_rounds_rps);
+        if whole == 0.0 {
+            return Err(unmeasured(udp));
+        }
+        Ok((one / whole, format!("{one:.0} of {whole:.0} requests a second"), None))
+    };
+    let unended = || {
+        let ten = lossy(0.1)?;
+        let named = ["no answer in time", "wrong bytes in the response"];
+        let count = named.iter().filter_map(|&kind| ten.error_kinds.get(kind)).sum::<u64>();
+        Ok((count as f64, format!("{} right, {} with an error", ten.requests, ten.errors), None))
+    };
     [
-        Figure::new(
-            format!("{udp}, throughput kept with 1 % of datagrams lost"),
-            kept,
-            Sense::AtLeast,
-            0.7,
-            None,
-            rates,
-        ),
-        Figure::new(
-            format!("{udp}, requests without a right end with 10 % of datagrams lost"),
-            unended,
-            Sense::AtMost,
-            0.0,
-            None,
-            ends,
-        ),
+        planned(&[0.0, 0.01]).then(|| {
+            Figure::new(format!("{udp}, throughput kept with 1 % of datagrams lost"), Sense::AtLeast, 0.7, kept())
+        }),
+        planned(&[0.1]).then(|| {
+            let what = format!("{udp}, requests without a right end with 10 % of datagrams lost");
+            Figure::new(what, Sense::AtMost, 0.0, unended())
+        }),
     ]
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::plan;
     use crate::record::tests::run;
 
     fn four(floor: f64, again: f64, commodity: f64) -> Vec<Run> {
@@ -246,8 +292,12 @@ mod tests {
         runs
     }
 
+    fn of(points: &[Point], runs: &[Run]) -> Vec<Figure> {
+        figures(&Found { points, runs, idle: Some(&[]), crowd: None })
+    }
+
     fn large_tcp(runs: &[Run]) -> Figure {
-        figures(runs, &[], None).remove(0)
+        of(&plan::quick(&Arm::ALL), runs).remove(0)
     }
 
     #[test]
@@ -255,7 +305,32 @@ mod tests {
         let met = large_tcp(&four(100.0, 101.0, 114.0));
         assert_eq!((met.verdict(), met.value), ("met", Some(1.14)));
         assert_eq!(large_tcp(&four(100.0, 101.0, 116.0)).verdict(), "missed");
-        assert_eq!(large_tcp(&[]).verdict(), "not measured");
+        let none = large_tcp(&[]);
+        assert!(none.verdict() == "not measured" && none.detail.contains("the time was over"), "{none:?}");
+    }
+
+    #[test]
+    fn an_arm_that_answered_nothing_has_no_latency_to_be_praised_for() {
+        let mut runs = four(100.0, 101.0, 0.0);
+        runs[2].requests = 0;
+        assert_eq!(large_tcp(&runs).verdict(), "not measured");
+    }
+
+    #[test]
+    fn what_was_not_to_be_measured_is_no_figure() {
+        let all = of(&plan::quick(&Arm::ALL), &[]);
+        assert_eq!(of(&plan::full(&Arm::ALL), &[]).len(), all.len());
+        let tcp = of(&plan::quick(&[Arm::FloorTcp, Arm::FloorTcpAgain, Arm::CommodityTcp]), &[]);
+        assert!(tcp.len() > 5 && tcp.iter().all(|figure| figure.what.starts_with("commodity-tcp")), "{tcp:?}");
+        assert!(tcp.iter().all(|figure| !figure.what.contains("bundled-tcp")));
+        let mut light = plan::quick(&Arm::ALL);
+        light.retain(|point| point.section == Section::Light);
+        let light = of(&light, &[]);
+        let names: Vec<&str> = light.iter().map(|figure| figure.what.as_str()).collect();
+        assert!(names.len() == 3 && names[0].contains(" 64 B") && names[2].contains("idle"), "{names:?}");
+        let found = Found { points: &[], runs: &[], idle: None, crowd: Some(&Err("too few descriptors".into())) };
+        let crowd = figures(&found);
+        assert_eq!((crowd.len(), crowd[0].verdict(), &*crowd[0].detail), (1, "not measured", "too few descriptors"));
     }
 
     #[test]
@@ -273,7 +348,12 @@ mod tests {
     #[test]
     fn an_unanswered_request_under_loss_is_held_against_it() {
         let mut ten = Run { section: Section::Loss.name(), drop: 0.1, ..run(Arm::CommodityUdp, "l", 1.0) };
-        let ends = |run: &Run| loss(std::slice::from_ref(run))[1].verdict();
+        let points = plan::quick(&Arm::ALL);
+        let ends = |run: &Run| {
+            let runs = std::slice::from_ref(run);
+            let [_, unended] = loss(&Found { points: &points, runs, idle: None, crowd: None });
+            unended.unwrap().verdict()
+        };
         ten.error_kinds.insert("deadline exceeded".into(), 3);
         assert_eq!(ends(&ten), "met");
         ten.error_kinds.insert("no answer in time".into(), 1);

@@ -8,14 +8,14 @@ pub(crate) mod splitrpc;
 pub(crate) mod tcp_server;
 
 use std::fmt;
-use std::net::SocketAddr;
-use std::time::Duration;
+use std::net::{SocketAddr, TcpStream};
+use std::time::{Duration, Instant};
 
-use anyhow::Context;
+use anyhow::{Context, anyhow, ensure};
 use bytes::Bytes;
 use serde::Serialize;
 
-use crate::load::connection::Connection;
+use crate::load::connection::{Connection, Step};
 use crate::process;
 use crate::wait::Wait;
 
@@ -185,6 +185,31 @@ pub(crate) fn connect(arm: Arm, options: &ClientOptions) -> anyhow::Result<Box<d
         Arm::BundledTcp => Box::new(bundled::Client::connect(options)?),
         Arm::CommodityTcp | Arm::CommodityUdp => Box::new(splitrpc::Client::connect(arm.transport(), options)?),
     })
+}
+
+/// Asks an arm's server one small thing, and fails unless the right answer comes within two seconds.
+pub(crate) fn ask_once(arm: Arm, server: SocketAddr) -> anyhow::Result<()> {
+    let timeout = Duration::from_secs(2);
+    if arm.transport() == Transport::Tcp {
+        // Arms leave it to the kernel how long a connection may take to come about, which is minutes.
+        TcpStream::connect_timeout(&server, timeout)?;
+    }
+    let options = ClientOptions {
+        server,
+        request: request_payload(64).into(),
+        expected: null_response(RESPONSE_BYTES).into(),
+        datagram: DATAGRAM,
+        peers: 1,
+        timeout,
+    };
+    let mut connection = connect(arm, &options)?;
+    connection.begin()?;
+    let until = Instant::now() + timeout;
+    while connection.advance()? != Step::Done {
+        ensure!(Instant::now() < until, "no answer within {} s", timeout.as_secs());
+        std::thread::sleep(Duration::from_micros(100));
+    }
+    connection.check().map_err(|fault| anyhow!("{fault}"))
 }
 
 /// The answer of the null model.

@@ -36,6 +36,9 @@ pub(crate) fn print(report: &Report, out: &mut dyn Write) -> io::Result<()> {
     if let Some(crowd) = &report.crowd {
         writeln!(out, "{crowd}")?;
     }
+    if report.figures.is_empty() {
+        return writeln!(out, "\nNo verdict: each needs an arm and its floor under a load that was left out.");
+    }
     writeln!(out, "\n{:<12} {:>8} {:>9}  figure", "verdict", "value", "target")?;
     for figure in &report.figures {
         let value = figure.value.map_or("-".to_owned(), |value| format!("{value:.3}"));

@@ -1,0 +1,281 @@
+//! The comparison from its options to its files.
+
+use std::collections::BTreeSet;
+use std::fs::OpenOptions;
+use std::net::{IpAddr, SocketAddr};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use anyhow::Context;
+use indicatif::{ProgressBar, ProgressStyle};
+
+use crate::arms::{self, Arm, DATAGRAM};
+use crate::crowd::{self, Crowd};
+use crate::machine::{self, Crossed, Machine};
+use crate::plan::{self, Point};
+use crate::record::{Report, Run};
+use crate::runner::{Runner, Servers};
+use crate::verdict::{self, Found};
+use crate::wait::{self, Wait};
+use crate::{PORT_BASE, address, report};
+
+/// What to compare, and how.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Options {
+    /// At most one minute: only the sizes and settings at which figures are read.
+    #[arg(long)]
+    quick: bool,
+    /// Only these arms, separated by commas. A floor's second run comes with the floor.
+    #[arg(long, value_delimiter = ',', value_name = "ARM")]
+    arms: Vec<Arm>,
+    /// Only loads whose name, as the table's first column shows it, contains one of these, separated by commas.
+    #[arg(long, value_delimiter = ',', value_name = "TEXT")]
+    loads: Vec<String>,
+    /// Where to write the JSON.
+    #[arg(long, value_name = "FILE", default_value = "target/compare/compare.json")]
+    json: PathBuf,
+    /// Where to write the report.
+    #[arg(long, value_name = "FILE", default_value = "target/compare/compare.html")]
+    html: PathBuf,
+    /// Use servers that run elsewhere: each arm's `serve-arm` at the port base (7470) plus the arm's number in `list-arms`.
+    #[arg(long, value_name = "HOST[:PORT BASE]")]
+    server: Option<String>,
+    /// With --server: how those servers wait. Only loads of this wait mode are run.
+    #[arg(long, default_value = "adaptive", requires = "server")]
+    server_wait: Wait,
+    /// What the order of arms and the arrivals are drawn from.
+    #[arg(long, default_value_t = 1)]
+    seed: u64,
+    /// Time limit in seconds; 54 with --quick and 285 without it unless given.
+    #[arg(long, value_name = "SECONDS")]
+    limit: Option<u64>,
+}
+
+/// Runs the comparison.
+pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
+    let started = Instant::now();
+    if cfg!(debug_assertions) {
+        eprintln!("This is a debug build: its times say nothing. Use `cargo run --release`.");
+    }
+    let arms = with_second_floors(&options.arms);
+    let cores = machine::core_pair();
+    let points = points(options, &arms)?;
+    let (source, crossed) = match &options.server {
+        None => (Servers::Local(cores.map(|(_, server)| server)), Crossed::Loopback),
+        Some(server) => {
+            let address = address(server, PORT_BASE)?;
+            all_answer(address.ip(), address.port(), &points, options.server_wait)?;
+            (Servers::Remote(address.ip(), address.port()), machine::crossed(address))
+        }
+    };
+    // Better now than after all has been measured.
+    for file in [&options.json, &options.html] {
+        writable(file)?;
+    }
+    let limit = Duration::from_secs(options.limit.unwrap_or(if options.quick { 54 } else { 285 }));
+    let machine = Machine::this();
+    match cores {
+        Some((client, _)) => splitrpc_socket::pin_current_thread(client)?,
+        None => wait::share_core(),
+    }
+    // Wakes on time, not within the usual 50 us of it.
+    rustix::thread::set_current_timer_slack(std::num::NonZeroU64::new(1))?;
+
+    let local = options.server.is_none();
+    let clients = (local && options.loads.is_empty() && arms.contains(&Arm::CommodityTcp))
+        .then(|| crowd::within_limit(if options.quick { crowd::FEW_CLIENTS } else { crowd::CLIENTS }));
+    let progress = progress_bar(&points, limit);
+    let mut runner = Runner::new(source, crossed, options.seed, progress.clone());
+    let deadline = started + limit.saturating_sub(clients.map_or(Duration::ZERO, crowd::time));
+    let (runs, idle) = run_all(&mut runner, &points, deadline, options.quick)?;
+    drop(runner);
+    let crowd = clients.map(|clients| {
+        progress.set_message(format!("{clients} idle clients"));
+        crowd::measure(clients, cores.map(|(_, server)| server)).map_err(|error| format!("{error:#}"))
+    });
+    progress.finish_and_clear();
+
+    let idle_servers = local.then_some(&*idle);
+    let figures = verdict::figures(&Found { points: &points, runs: &runs, idle: idle_servers, crowd: crowd.as_ref() });
+    let report = Report {
+        format: 1,
+        machine,
+        crossed,
+        quick: options.quick,
+        seed: options.seed,
+        elapsed_s: started.elapsed().as_secs_f64(),
+        cores,
+        figures,
+        idle,
+        crowd: crowd.and_then(Result::<Crowd, _>::ok),
+        runs,
+    };
+    report::table::print(&report, &mut std::io::stdout().lock())?;
+    write(&options.json, serde_json::to_string_pretty(&report)?.as_bytes())?;
+    write(&options.html, report::html::page(&report)?.as_bytes())?;
+    println!("\nReport: {}\nJSON:   {}", options.html.display(), options.json.display());
+    Ok(())
+}
+
+/// A floor without its second run says nothing.
+fn with_second_floors(asked: &[Arm]) -> Vec<Arm> {
+    let wants = |arm: Arm| {
+        asked.is_empty()
+            || asked.contains(&arm)
+            || arm == Arm::FloorTcpAgain && asked.contains(&Arm::FloorTcp)
+            || arm == Arm::FloorUdpAgain && asked.contains(&Arm::FloorUdp)
+    };
+    Arm::ALL.into_iter().filter(|&arm| wants(arm)).collect()
+}
+
+/// The loads that are left of the plan.
+fn points(options: &Options, arms: &[Arm]) -> anyhow::Result<Vec<Point>> {
+    let mut points = if options.quick { plan::quick(arms) } else { plan::full(arms) };
+    if options.server.is_some() {
+        remote_only(&mut points, options.server_wait);
+    }
+    let names: BTreeSet<String> = points.iter().map(Point::id).collect();
+    anyhow::ensure!(!names.is_empty(), "--arms and --server-wait leave no load");
+    if let Some(part) = options.loads.iter().find(|part| !names.iter().any(|name| name.contains(part.as_str()))) {
+        let names: Vec<String> = names.into_iter().collect();
+        anyhow::bail!("no load has {part} in its name; there are\n  {}", names.join("\n  "));
+    }
+    if !options.loads.is_empty() {
+        points.retain(|point| options.loads.iter().any(|part| point.id().contains(part)));
+    }
+    Ok(points)
+}
+
+/// Keeps what servers elsewhere can take part in: they have one wait mode, ordinary datagrams, and lose nothing.
+fn remote_only(points: &mut Vec<Point>, wait: Wait) {
+    for point in &mut *points {
+        point.entrants.retain(|e| e.wait == wait && e.datagram == DATAGRAM && e.drop == 0.0);
+    }
+    points.retain(|point| !point.entrants.is_empty());
+}
+
+/// Asks every server elsewhere once, and names all that do not answer.
+fn all_answer(host: IpAddr, base: u16, points: &[Point], wait: Wait) -> anyhow::Result<()> {
+    let arms: BTreeSet<Arm> = points.iter().flat_map(|point| &point.entrants).map(|entrant| entrant.arm).collect();
+    let mut silent = String::new();
+    for &arm in &arms {
+        let port = base.checked_add(arm.port_offset()).context("the port base is too high")?;
+        let server = SocketAddr::new(host, port);
+        if let Err(error) = arms::ask_once(arm, server) {
+            let wait = wait.name();
+            silent += &format!("\n  {server}: {error:#}; wanted there: benches serve-arm {arm} --wait {wait}");
+            if base != PORT_BASE {
+                silent += &format!(" --bind ADDR:{port}");
+            }
+        }
+    }
+    anyhow::ensure!(silent.is_empty(), "not every server answers (--arms leaves some out):{silent}");
+    Ok(())
+}
+
+fn run_all(
+    runner: &mut Runner,
+    points: &[Point],
+    deadline: Instant,
+    quick: bool,
+) -> anyhow::Result<(Vec<Run>, Vec<crate::record::Idle>)> {
+    let idle_time = Duration::from_millis(if quick { 400 } else { 1_000 });
+    // For idle servers, the report, and a last window that takes longer than planned.
+    let end = deadline.checked_sub(5 * idle_time + Duration::from_secs(1)).unwrap_or(deadline);
+    let mut runs = Vec::new();
+    let mut left: Duration = points.iter().map(Point::cost).sum();
+    for point in points {
+        let time = end.saturating_duration_since(Instant::now());
+        let share = (point.cost().as_secs_f64() / left.as_secs_f64().max(1e-9)).min(1.0);
+        left = left.saturating_sub(point.cost());
+        if time.is_zero() || !runner.knows_saturation(point) {
+            continue;
+        }
+        let mut found = runner.run(point, time.mul_f64(share), end)?;
+        verdict::mark_void(&mut found);
+        runs.append(&mut found);
+    }
+    Ok((runs, runner.idle(idle_time)?))
+}
+
+fn progress_bar(points: &[Point], limit: Duration) -> ProgressBar {
+    let windows = points.iter().map(|point| u64::from(point.rounds) * point.entrants.len() as u64).sum();
+    let planned: Duration = points.iter().map(Point::cost).sum();
+    let most = limit.as_secs();
+    // Whoever sees no bar, since this is no terminal, is told what to expect, too.
+    eprintln!("{} loads, about {:.0} s, at most {most} s", points.len(), planned.min(limit).as_secs_f64());
+    let template = format!("{{elapsed:>4}} of at most {most} s [{{bar:32}}] {{percent:>3}} %  {{msg}}");
+    let bar = ProgressBar::new(windows);
+    match ProgressStyle::with_template(&template) {
+        Ok(style) => bar.with_style(style),
+        Err(_) => bar,
+    }
+}
+
+fn make_folder(path: &Path) -> anyhow::Result<()> {
+    let Some(folder) = path.parent() else { return Ok(()) };
+    std::fs::create_dir_all(folder).with_context(|| format!("making {}", folder.display()))
+}
+
+/// Fails where `path` cannot be written. What is in it stays.
+fn writable(path: &Path) -> anyhow::Result<()> {
+    make_folder(path)?;
+    let opened = OpenOptions::new().append(true).create(true).open(path);
+    opened.map(drop).with_context(|| format!("writing {}", path.display()))
+}
+
+fn write(path: &Path, bytes: &[u8]) -> anyhow::Result<()> {
+    std::fs::write(path, bytes).with_context(|| format!("writing {}", path.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+
+    #[derive(Parser)]
+    struct Line {
+        #[command(flatten)]
+        options: Options,
+    }
+
+    fn planned(line: &str) -> anyhow::Result<Vec<Point>> {
+        let options = Line::parse_from(line.split(' ')).options;
+        points(&options, &with_second_floors(&options.arms))
+    }
+
+    #[test]
+    fn a_floor_brings_its_second_run() {
+        assert_eq!(with_second_floors(&[Arm::FloorUdp]), [Arm::FloorUdp, Arm::FloorUdpAgain]);
+        assert_eq!(with_second_floors(&[Arm::BundledTcp]), [Arm::BundledTcp]);
+        assert_eq!(with_second_floors(&[]).len(), Arm::ALL.len());
+    }
+
+    #[test]
+    fn a_load_that_is_not_there_is_named_with_those_that_are() {
+        assert_eq!(planned("compare --quick --loads light,loss").unwrap().len(), 3);
+        let error = planned("compare --quick --loads light,nonsense").unwrap_err().to_string();
+        assert!(error.contains("nonsense") && error.contains("\n  one-at-a-time/64/spin"), "{error}");
+    }
+
+    #[test]
+    fn servers_elsewhere_take_part_in_loads_of_their_wait_mode() {
+        let points = planned("compare --server h --server-wait block").unwrap();
+        assert!(points.iter().flat_map(|point| &point.entrants).all(|e| e.wait == Wait::Block));
+        let error = planned("compare --server h --server-wait block --arms commodity-tcp").unwrap_err().to_string();
+        assert!(error.contains("leave no load"), "{error}");
+    }
+
+    #[test]
+    fn servers_that_are_not_there_are_named_all_at_once() {
+        // Nobody may listen at ports 1 to 7 without being asked to.
+        let points = planned("compare --quick --arms floor-tcp,commodity-tcp,floor-udp").unwrap();
+        let error = all_answer([127, 0, 0, 1].into(), 1, &points, Wait::Spin).unwrap_err().to_string();
+        for wanted in
+            ["127.0.0.1:1: ", "serve-arm floor-tcp --wait spin --bind ADDR:1", "127.0.0.1:6: ", "127.0.0.1:4: "]
+        {
+            assert!(error.contains(wanted), "{wanted} in {error}");
+        }
+    }
+}
