@@ -1,0 +1,172 @@
+//! Small comparisons from end to end: every kind of run carries its fields, and servers that somebody else started are
+//! used as well as own ones.
+
+use std::collections::BTreeSet;
+use std::io::{BufRead, BufReader};
+use std::net::{TcpListener, UdpSocket};
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+
+const ARMS: [&str; 7] =
+    ["floor-tcp", "floor-tcp-again", "floor-udp", "floor-udp-again", "bundled-tcp", "commodity-tcp", "commodity-udp"];
+/// No comparison here takes as long; one that hangs is ended.
+const PATIENCE: Duration = Duration::from_secs(120);
+
+fn benches() -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_benches"));
+    command.stdin(Stdio::null()).current_dir(env!("CARGO_TARGET_TMPDIR"));
+    command
+}
+
+/// A process that ends with its owner.
+struct Running(Child);
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// Runs a comparison, which must succeed, and gives its JSON and its page.
+fn compare(name: &str, options: &[&str]) -> (Value, String) {
+    let file = |ending: &str| PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join(format!("compare-{name}.{ending}"));
+    let (json, html) = (file("json"), file("html"));
+    let mut command = benches();
+    command.arg("compare").arg("--json").arg(&json).arg("--html").arg(&html).args(options).stdout(Stdio::null());
+    let mut child = Running(command.spawn().unwrap());
+    let until = Instant::now() + PATIENCE;
+    let status = loop {
+        match child.0.try_wait().unwrap() {
+            Some(status) => break status,
+            None if Instant::now() > until => panic!("the comparison does not end"),
+            None => std::thread::sleep(Duration::from_millis(20)),
+        }
+    };
+    assert!(status.success(), "{status}");
+    (serde_json::from_slice(&std::fs::read(json).unwrap()).unwrap(), std::fs::read_to_string(html).unwrap())
+}
+
+/// The runs, all of which have what readers rely on.
+fn checked(report: &Value) -> &[Value] {
+    assert!(report["machine"]["cpu"].is_string() && report["machine"]["cores"].is_u64());
+    let runs = report["runs"].as_array().unwrap();
+    for run in runs {
+        let at = format!("{} in {}", run["arm"], run["point"]);
+        let is = |name: &str, kind: fn(&Value) -> bool| assert!(kind(&run[name]), "{at}: {name} is {}", run[name]);
+        let number =
+            |value: &Value, name: &str| assert!(value[name].as_f64().is_some_and(|v| v >= 0.0), "{at}: {name}");
+        for name in ["request_bytes", "response_bytes", "concurrency", "requests", "errors"] {
+            is(name, Value::is_u64);
+        }
+        for name in ["model", "wait", "crossed", "point", "section"] {
+            is(name, Value::is_string);
+        }
+        is("emulated", Value::is_boolean);
+        is("throughput_rps", Value::is_f64);
+        for name in ["p50", "p90", "p99", "p999", "mean", "max", "p10_of_medians"] {
+            number(&run["latency_us"], name);
+        }
+        number(&run["cpu_us_per_request"], "client");
+        let cpu = run["cpu_us_per_request"].as_object().unwrap();
+        assert!(cpu["nic"].is_null() && cpu.contains_key("server"), "{at}");
+        let open = ["light load", "open loop", "fan-in"].iter().any(|&section| run["section"] == section);
+        assert_eq!(run["offered_rps"].is_f64(), open, "{at}");
+        let tells = !run["arm"].as_str().unwrap().starts_with("floor-");
+        for name in ["stages_us", "path"] {
+            assert!(run.as_object().unwrap().contains_key(name), "{at}: {name}");
+            assert_eq!(run[name].is_object(), tells, "{at}: {name}");
+        }
+        assert_eq!(run["crossed"], "loopback", "{at}");
+        assert!(run["requests"].as_u64() > Some(0), "{at}");
+        if run["drop"] == 0.0 {
+            assert_eq!(run["errors"], 0, "{at}: {}", run["error_kinds"]);
+        }
+    }
+    runs
+}
+
+fn distinct<'a>(runs: &'a [Value], name: &str) -> BTreeSet<&'a str> {
+    runs.iter().map(|run| run[name].as_str().unwrap()).collect()
+}
+
+/// Starts a server of every arm on a port of its own, and gives the first.
+fn servers() -> (Vec<Running>, u16) {
+    // Below the ports that the kernel hands out by itself.
+    for base in (20_000 + std::process::id() as u16 % 1_000 * 10..32_000).step_by(ARMS.len()) {
+        let ports = base..base + ARMS.len() as u16;
+        let free =
+            |port| TcpListener::bind(("127.0.0.1", port)).is_ok() && UdpSocket::bind(("127.0.0.1", port)).is_ok();
+        if !ports.clone().all(free) {
+            continue;
+        }
+        let started: Option<Vec<Running>> = ARMS.iter().zip(ports).map(|(arm, port)| serve(arm, port)).collect();
+        if let Some(started) = started {
+            return (started, base);
+        }
+        // Somebody else took one of the ports meanwhile.
+    }
+    panic!("no {} free ports beside each other", ARMS.len());
+}
+
+fn serve(arm: &str, port: u16) -> Option<Running> {
+    let mut command = benches();
+    command.args(["serve-arm", arm, "--wait", "adaptive", "--bind", &format!("127.0.0.1:{port}")]);
+    command.args(["--parent", &std::process::id().to_string()]);
+    let mut server = Running(command.stdout(Stdio::piped()).spawn().unwrap());
+    let mut line = String::new();
+    BufReader::new(server.0.stdout.take()?).read_line(&mut line).ok()?;
+    line.starts_with("ready ").then_some(server)
+}
+
+#[test]
+fn servers_started_by_others_are_compared_as_own_ones_are() {
+    let (servers, base) = servers();
+    let server = format!("127.0.0.1:{base}");
+    let options = ["--quick", "--server", &server, "--loads", "one-at-a-time/64/adaptive", "--limit", "8"];
+    let (report, page) = compare("elsewhere", &options);
+    let runs = checked(&report);
+    assert_eq!(distinct(runs, "arm"), BTreeSet::from(ARMS));
+    assert_eq!(runs.len(), ARMS.len());
+    assert!(runs.iter().all(|run| run["cpu_us_per_request"]["server"].is_null() && run["wait"] == "adaptive"));
+    assert!(report["idle"].as_array().unwrap().is_empty() && report["crowd"].is_null());
+    // No figure of the project is read off this load.
+    assert_eq!(report["figures"], Value::Array(Vec::new()));
+    assert!(page.contains("commodity-udp"));
+    drop(servers);
+
+    let mut gone = benches();
+    gone.args(["compare", "--quick", "--server", &server, "--arms", "floor-tcp,commodity-tcp"]);
+    let gone = gone.output().unwrap();
+    let said = String::from_utf8(gone.stderr).unwrap();
+    assert!(!gone.status.success() && said.contains("serve-arm commodity-tcp --wait adaptive"), "{said}");
+}
+
+#[test]
+fn light_load_and_losses_have_their_fields_and_their_figures() {
+    let arms = "floor-tcp,commodity-tcp,commodity-udp";
+    let options = ["--quick", "--arms", arms, "--loads", "light-load/64/,loss", "--limit", "20"];
+    let (report, _) = compare("light", &options);
+    let runs = checked(&report);
+    assert_eq!(distinct(runs, "section"), BTreeSet::from(["light load", "loss"]));
+    let server_cpu = |run: &Value| run["cpu_us_per_request"]["server"].is_f64();
+    assert!(runs.iter().all(server_cpu));
+    let figures = report["figures"].as_array().unwrap();
+    let names: Vec<&str> = figures.iter().map(|figure| figure["what"].as_str().unwrap()).collect();
+    // The one load, the server that it leaves idle, and two of losses.
+    assert_eq!(names.len(), 4, "{names:?}");
+    assert!(figures.iter().all(|figure| figure["value"].is_f64()), "{figures:?}");
+}
+
+#[test]
+fn concurrent_and_open_loops_have_their_fields() {
+    let loads = "concurrent/64/c4/adaptive,concurrent/4096/c4/adaptive,open-loop/64/c16/poisson-30,fan-in/4096/c64";
+    let (report, page) = compare("open", &["--loads", loads, "--limit", "14"]);
+    let runs = checked(&report);
+    assert_eq!(distinct(runs, "section"), BTreeSet::from(["concurrent", "open loop", "fan-in"]));
+    assert_eq!(distinct(runs, "arm"), BTreeSet::from(ARMS));
+    assert!(page.contains("<svg") && !page.contains("src=\"http") && !page.contains("href=\"http"));
+}
