@@ -1,5 +1,6 @@
 //! The report: one HTML page with its style and its plots inside, which loads nothing from anywhere.
 
+use std::collections::BTreeSet;
 use std::fmt::Write;
 
 use plotters::style::RGBColor;
@@ -34,7 +35,7 @@ const CPU: [(&str, RGBColor); 2] = [("client", RGBColor(140, 146, 156)), ("serve
 pub(crate) fn page(report: &Report) -> anyhow::Result<String> {
     let mut out = String::from("<!doctype html>\n<html lang=\"en\"><head><meta charset=\"utf-8\">");
     out += "<meta name=\"viewport\" content=\"width=device-width, initial-scale=1\">";
-    write!(out, "<title>splitrpc: comparison</title><style>{STYLE}</style></head><body><main>")?;
+    write!(out, "<title>splitrpc: comparison</title><style>{STYLE}</style></head><body><main><section>")?;
     head(report, &mut out)?;
     summary(report, &mut out)?;
     distributions(report, &mut out)?;
@@ -43,12 +44,17 @@ pub(crate) fn page(report: &Report) -> anyhow::Result<String> {
     stage_bars(report, &mut out)?;
     cpu_bars(report, &mut out)?;
     tables(report, &mut out)?;
-    out += "</main></body></html>\n";
+    out += "</section></main></body></html>\n";
     Ok(out)
 }
 
 fn escape(text: &str) -> String {
     text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;").replace('"', "&quot;")
+}
+
+/// Begins a part of the page.
+fn part(title: &str, out: &mut String) {
+    *out += &format!("</section><section><h2>{title}</h2>");
 }
 
 fn head(report: &Report, out: &mut String) -> anyhow::Result<()> {
@@ -79,7 +85,12 @@ fn head(report: &Report, out: &mut String) -> anyhow::Result<()> {
 }
 
 fn summary(report: &Report, out: &mut String) -> anyhow::Result<()> {
-    *out += "<h2>Verdict</h2><table class=\"verdict\"><thead><tr><th>verdict</th><th class=\"n\">value</th>\
+    part("Verdict", out);
+    if report.figures.is_empty() {
+        *out += "<p>None: each needs an arm and its floor under a load that was left out.</p>";
+        return Ok(());
+    }
+    *out += "<table class=\"verdict\"><thead><tr><th>verdict</th><th class=\"n\">value</th>\
              <th class=\"n\">target</th><th>figure</th></tr></thead><tbody>";
     for figure in &report.figures {
         let verdict = figure.verdict();
@@ -144,9 +155,15 @@ fn arms_of(runs: &[&Run]) -> Vec<Arm> {
 }
 
 fn distributions(report: &Report, out: &mut String) -> anyhow::Result<()> {
-    *out += "<h2>Latency distribution</h2><p>One request at a time. Lower is better; both axes are logarithmic, the lower \
-             one in the share of requests that took longer.</p>";
-    let groups = by_point(report, Section::Single);
+    part("Latency distribution", out);
+    *out += "<p>One request at a time. Lower is better; both axes are logarithmic, the lower one in the share of requests \
+             that took longer.</p>";
+    let mut groups = by_point(report, Section::Single);
+    groups.extend(by_point(report, Section::Light));
+    if groups.is_empty() {
+        *out += "<p>No such load was run.</p>";
+        return Ok(());
+    }
     legend(&arms_of(&groups.concat()), false, out)?;
     *out += "<div class=\"plots\">";
     for group in groups {
@@ -154,7 +171,11 @@ fn distributions(report: &Report, out: &mut String) -> anyhow::Result<()> {
         let datagram = first.datagram.map_or(String::new(), |bytes| format!(", {bytes}-byte datagrams"));
         let datagram = if group.iter().all(|run| run.datagram.is_some()) { datagram } else { String::new() };
         let void = if group.iter().any(|run| run.void) { " — void: floors disagree" } else { "" };
-        let caption = format!("{}, {}{datagram}{void}", size(first.request_bytes), first.wait.name());
+        let load = match first.offered_rps {
+            Some(rps) => format!("{rps:.0} requests a second; floors block, the others are adaptive"),
+            None => first.wait.name().to_owned(),
+        };
+        let caption = format!("{}, {load}{datagram}{void}", size(first.request_bytes));
         figure(&caption, &plots::distribution(&group)?, out)?;
     }
     *out += "</div>";
@@ -176,7 +197,6 @@ fn lines(runs: &[&Run], y: impl Fn(&Run) -> f64) -> Vec<Line> {
 }
 
 fn load_curves(report: &Report, out: &mut String) -> anyhow::Result<()> {
-    *out += "<h2>Throughput against latency</h2>";
     let mut drawn: Vec<(String, String)> = Vec::new();
     let mut shown: Vec<&Run> = Vec::new();
     let mut sizes: Vec<u32> = report.runs.iter().map(|run| run.request_bytes).collect();
@@ -192,7 +212,10 @@ fn load_curves(report: &Report, out: &mut String) -> anyhow::Result<()> {
             let runs: Vec<&Run> =
                 report.runs.iter().filter(|run| run.wait == wait).filter(of_size).filter(closed).collect();
             if runs.iter().any(|run| run.concurrency > 1) {
-                let caption = format!("{}, closed loops of 1 to 64 connections, {}", size(bytes), wait.name());
+                let connections: BTreeSet<usize> = runs.iter().map(|run| run.concurrency).collect();
+                let connections: Vec<String> = connections.iter().map(usize::to_string).collect();
+                let connections = connections.join(", ");
+                let caption = format!("{}, {}, closed loops; connections: {connections}", size(bytes), wait.name());
                 drawn
                     .push((caption, plots::load_curve(&lines(&runs, |run| run.latency_us.p50), "median latency, us")?));
                 shown.extend(runs);
@@ -212,6 +235,12 @@ fn load_curves(report: &Report, out: &mut String) -> anyhow::Result<()> {
             shown.extend(open);
         }
     }
+    if drawn.is_empty() {
+        return Ok(());
+    }
+    part("Throughput against latency", out);
+    *out += "<p>Lower and further to the right is better. Each dot is a load: from the bottom of a line to its top there are \
+             more connections, or more requests are offered.</p>";
     legend(&arms_of(&shown), false, out)?;
     *out += "<div class=\"plots\">";
     for (caption, svg) in drawn {
@@ -226,7 +255,8 @@ fn saturation(report: &Report, out: &mut String) -> anyhow::Result<()> {
     if runs.is_empty() {
         return Ok(());
     }
-    *out += "<h2>At 70 % of saturation, and goodput</h2><p>Goodput is the most answers a second, over all offered loads, \
+    part("At 70 % of saturation, and goodput", out);
+    *out += "<p>Goodput is the most answers a second, over all offered loads, \
              that came within the target: ten times the floor's median for one request at a time.</p>\
              <table><thead><tr><th>request</th><th>arm</th><th>arrivals</th><th class=\"n\">offered /s</th>\
              <th class=\"n\">p99 us</th><th class=\"n\">p99.9 us</th><th class=\"n\">best goodput /s</th>\
@@ -275,7 +305,8 @@ fn stage_bars(report: &Report, out: &mut String) -> anyhow::Result<()> {
         }
     }
     if !plotted.is_empty() {
-        *out += "<h2>Where the time goes</h2><p>One request at a time, as the server told it in each response; what is left \
+        part("Where the time goes", out);
+        *out += "<p>One request at a time, as the server told it in each response; what is left \
                  is the network and the client. Receiving overlaps with the client's sending.</p>";
         parts_legend(&STAGES, out)?;
         write!(out, "<div class=\"plots\">{plotted}</div>")?;
@@ -284,13 +315,18 @@ fn stage_bars(report: &Report, out: &mut String) -> anyhow::Result<()> {
 }
 
 fn cpu_bars(report: &Report, out: &mut String) -> anyhow::Result<()> {
-    *out += "<h2>What it costs in CPU time</h2><p>Client and server together. A thread that spins uses its core whatever \
+    let single = by_point(report, Section::Single).into_iter().filter(|group| group[0].wait == Wait::Adaptive);
+    let crowded = by_point(report, Section::Concurrent).into_iter().filter(|group| group[0].concurrency == 16);
+    let groups: Vec<Vec<&Run>> = single.chain(crowded).collect();
+    if groups.is_empty() {
+        return Ok(());
+    }
+    part("What it costs in CPU time", out);
+    *out += "<p>Client and server together. A thread that spins uses its core whatever \
              happens, so the adaptive and the crowded loads say more.</p>";
     parts_legend(&CPU, out)?;
     *out += "<div class=\"plots\">";
-    let single = by_point(report, Section::Single).into_iter().filter(|group| group[0].wait == Wait::Adaptive);
-    let crowded = by_point(report, Section::Concurrent).into_iter().filter(|group| group[0].concurrency == 16);
-    for group in single.chain(crowded) {
+    for group in groups {
         let run = group[0];
         let colours: Vec<RGBColor> = CPU.iter().map(|&(_, colour)| colour).collect();
         let large = run.request_bytes >= 65_536;
@@ -312,7 +348,8 @@ fn cpu_bars(report: &Report, out: &mut String) -> anyhow::Result<()> {
 }
 
 fn tables(report: &Report, out: &mut String) -> anyhow::Result<()> {
-    *out += "<h2>All runs</h2><div class=\"wide\"><table><thead><tr><th>load</th><th>arm</th><th class=\"n\">figure us</th>\
+    part("All runs", out);
+    *out += "<div class=\"wide\"><table><thead><tr><th>load</th><th>arm</th><th class=\"n\">figure us</th>\
              <th class=\"n\">× floor</th><th class=\"n\">p50</th><th class=\"n\">p90</th><th class=\"n\">p99</th>\
              <th class=\"n\">p99.9</th><th class=\"n\">req/s</th><th class=\"n\">MB/s</th><th class=\"n\">CPU us client</th>\
              <th class=\"n\">CPU us server</th><th class=\"n\">CPU s/GB</th><th class=\"n\">copies</th>\
@@ -361,3 +398,6 @@ fn tables(report: &Report, out: &mut String) -> anyhow::Result<()> {
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests;

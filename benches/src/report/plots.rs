@@ -48,7 +48,7 @@ pub(crate) fn distribution(runs: &[&Run]) -> anyhow::Result<String> {
         .map(|run| Line { arm: run.arm, points: run.curve.iter().map(|&(p, us)| (nines(p), us)).collect() })
         .collect();
     let most = lines.iter().flat_map(|line| &line.points).map(|point| point.0).fold(1.0, f64::max);
-    lines_svg(&lines, Nines { most }, "share of requests", "latency, us", &|&nines| {
+    lines_svg(&lines, Nines { most }, "share of requests that took no longer", "latency, us", &|&nines| {
         let percentile = 100.0 * (1.0 - 10f64.powf(-nines));
         format!("{} %", (percentile * 1e4).round() / 1e4)
     })

@@ -1,0 +1,40 @@
+use super::*;
+use crate::machine::Machine;
+use crate::record::tests::run;
+
+fn report(runs: Vec<Run>) -> Report {
+    Report {
+        format: 1,
+        machine: Machine::this(),
+        crossed: Crossed::Loopback,
+        quick: true,
+        seed: 1,
+        elapsed_s: 1.0,
+        cores: None,
+        figures: Vec::new(),
+        idle: Vec::new(),
+        crowd: None,
+        runs,
+    }
+}
+
+#[test]
+fn every_part_has_something_in_it_and_says_what_it_shows() {
+    let one = run(Arm::CommodityTcp, "one", 100.0);
+    let many = Run { section: Section::Concurrent.name(), concurrency: 16, ..run(Arm::CommodityTcp, "many", 1e3) };
+    let light = Run { section: Section::Light.name(), offered_rps: Some(250.0), ..one.clone() };
+    let page = page(&report(vec![one, many, Run { point: "light".into(), ..light }])).unwrap();
+    assert!(page.contains("602,112 B, spin, closed loops; connections: 1, 16<"));
+    assert!(page.contains("250 requests a second; floors block"));
+    assert!(page.contains("<p>None: each needs"));
+    assert_eq!(page.matches("<section>").count(), page.matches("</section>").count());
+    assert!(!page.contains("<div class=\"plots\"></div>"));
+}
+
+#[test]
+fn parts_that_would_be_empty_are_left_out() {
+    let loss = Run { section: Section::Loss.name(), ..run(Arm::CommodityUdp, "loss", 100.0) };
+    let page = page(&report(vec![loss])).unwrap();
+    assert!(!page.contains("<svg") && !page.contains("Throughput against latency"));
+    assert!(page.contains("No such load was run") && page.contains("All runs"));
+}
