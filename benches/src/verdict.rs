@@ -99,17 +99,26 @@ impl<'a> Picked<'a> {
         })
     }
 
-    /// The run of an arm in which something was answered.
-    fn run(&self, arm: Arm) -> Option<&'a Run> {
-        let run = self.found.runs.iter().find(|run| {
+    fn any_run(&self, arm: Arm) -> Option<&'a Run> {
+        self.found.runs.iter().find(|run| {
             run.arm == arm
                 && run.section == self.section.name()
                 && run.request_bytes == self.size
                 && run.concurrency == self.concurrency
                 && self.wait.is_none_or(|wait| run.wait == wait)
                 && self.datagram.is_none_or(|datagram| run.datagram == Some(datagram))
-        });
-        run.filter(|run| run.requests > 0)
+        })
+    }
+
+    /// The run of an arm in which something was answered.
+    fn run(&self, arm: Arm) -> Option<&'a Run> {
+        self.any_run(arm).filter(|run| run.requests > 0)
+    }
+
+    /// Why there is none.
+    fn unmeasured(&self, arm: Arm) -> String {
+        let errors = self.any_run(arm).and_then(|run| run.error_kinds.iter().max_by_key(|(_, count)| **count));
+        errors.map_or_else(|| unmeasured(arm), |(kind, count)| format!("{arm} answered nothing right: {count}x {kind}"))
     }
 
     /// The runs of two arms, or why one is missing; `None` where not both were to run.
@@ -117,8 +126,8 @@ impl<'a> Picked<'a> {
         let both = [one, other];
         both.iter().all(|&arm| self.planned(arm)).then(|| match both.map(|arm| self.run(arm)) {
             [Some(one), Some(other)] => Ok((one, other)),
-            [None, _] => Err(unmeasured(one)),
-            [_, None] => Err(unmeasured(other)),
+            [None, _] => Err(self.unmeasured(one)),
+            [_, None] => Err(self.unmeasured(other)),
         })
     }
 
@@ -146,7 +155,7 @@ impl<'a> Picked<'a> {
     }
 }
 
-/// Why a planned run is not there.
+/// Why a run that was planned is not there.
 fn unmeasured(arm: Arm) -> String {
     format!("the time was over before {arm} had answered a request under this load; --limit gives more")
 }
@@ -243,7 +252,7 @@ fn copies(picked: &Picked<'_>, arm: Arm) -> Option<Figure> {
     });
     // Frames out of order or lost on the way are put right by counted copies; none is expected here, and few allowed.
     let what = format!("{arm}, CPU copies of each request byte, the kernel's included");
-    let figure = Figure::new(what, Sense::AtMost, 1.001, measured.ok_or_else(|| unmeasured(arm)));
+    let figure = Figure::new(what, Sense::AtMost, 1.001, measured.ok_or_else(|| picked.unmeasured(arm)));
     picked.planned(arm).then_some(figure)
 }
 
@@ -313,7 +322,10 @@ mod tests {
     fn an_arm_that_answered_nothing_has_no_latency_to_be_praised_for() {
         let mut runs = four(100.0, 101.0, 0.0);
         runs[2].requests = 0;
-        assert_eq!(large_tcp(&runs).verdict(), "not measured");
+        runs[2].error_kinds.insert("no answer in time".into(), 3);
+        let figure = large_tcp(&runs);
+        assert_eq!(figure.verdict(), "not measured");
+        assert!(figure.detail.contains("3x no answer in time"), "{}", figure.detail);
     }
 
     #[test]
