@@ -8,8 +8,6 @@
 #![deny(unsafe_code)]
 
 mod address;
-#[allow(unsafe_code)]
-mod batch;
 mod buffers;
 mod control;
 #[allow(unsafe_code)]
@@ -24,7 +22,6 @@ mod thread;
 mod udp;
 mod wake;
 
-pub use batch::{Datagram, RecvBatch};
 pub use message::MAX_IOVECS;
 pub use poller::{Event, Events, Interest, Poller};
 pub use queue::unacknowledged;

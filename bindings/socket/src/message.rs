@@ -91,13 +91,13 @@ fn number(socket: BorrowedFd<'_>) -> libc::c_long {
 }
 
 /// An empty message header; some platforms pad it, so it cannot be written out.
-pub(crate) fn header() -> libc::msghdr {
+fn header() -> libc::msghdr {
     // SAFETY: all fields are integers and pointers, for which zero is a value.
     unsafe { MaybeUninit::zeroed().assume_init() }
 }
 
 /// Repeats a call while signals interrupt it.
-pub(crate) fn retry(mut call: impl FnMut() -> isize) -> io::Result<usize> {
+fn retry(mut call: impl FnMut() -> isize) -> io::Result<usize> {
     loop {
         if let Ok(done) = usize::try_from(call()) {
             return Ok(done);

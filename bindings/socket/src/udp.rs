@@ -10,7 +10,6 @@ use rustix::net::sockopt::{self, Ipv4PathMtuDiscovery, Ipv6PathMtuDiscovery};
 use socket2::{Domain, Protocol, Socket, Type};
 use splitrpc_arena::{IoVec, IoVecSend};
 
-use crate::batch::RecvBatch;
 use crate::buffers::set_buffers;
 use crate::message::{self, Arrival};
 
@@ -174,14 +173,6 @@ impl UdpSocket {
     pub fn recv(&self, list: &mut [IoVec<'_>]) -> io::Result<Received> {
         let Arrival { len, from, segment, truncated } = message::receive(self.as_fd(), list, 0, true)?;
         Ok(Received { len, from: known(from)?, segment, truncated })
-    }
-
-    /// Takes as many datagrams as are there and the batch has room for, with one system call.
-    ///
-    /// # Errors
-    /// [`io::ErrorKind::WouldBlock`] when there is none; others of the kernel.
-    pub fn recv_many(&self, batch: &mut RecvBatch) -> io::Result<usize> {
-        batch.receive(self.as_fd())
     }
 
     /// Sends what `list` names as one datagram, or as datagrams of `segment` bytes of which only the last may be

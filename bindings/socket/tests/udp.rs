@@ -7,8 +7,7 @@ use std::net::SocketAddr;
 
 use common::{loopback, loopback_v6, pattern, ready};
 use splitrpc_socket::{
-    Interest, IoVec, IoVecBuf, IoVecSend, IoVecSendBuf, MAX_GSO_SEGMENTS, MAX_UDP_PAYLOAD, RecvBatch, UdpOptions,
-    UdpSocket,
+    Interest, IoVec, IoVecBuf, IoVecSend, IoVecSendBuf, MAX_GSO_SEGMENTS, MAX_UDP_PAYLOAD, UdpOptions, UdpSocket,
 };
 
 const SEGMENT: usize = 1472;
@@ -156,9 +155,6 @@ fn an_empty_queue_would_block() {
     let receiver = UdpSocket::bind(loopback(), &options()).unwrap();
     assert_eq!(receiver.peek(&mut [0; 4]).unwrap_err().kind(), ErrorKind::WouldBlock);
     assert_eq!(receiver.recv(&mut [IoVec::from(&mut [0; 4][..])]).unwrap_err().kind(), ErrorKind::WouldBlock);
-    let mut batch = RecvBatch::new(4, 64);
-    assert_eq!(receiver.recv_many(&mut batch).unwrap_err().kind(), ErrorKind::WouldBlock);
-    assert!(batch.is_empty());
 }
 
 #[test]
@@ -169,49 +165,6 @@ fn an_empty_datagram_is_a_datagram() {
     assert_eq!(receiver.peek(&mut [0; 4]).unwrap().len, 0);
     let received = receiver.recv(&mut [IoVec::from(&mut [0; 4][..])]).unwrap();
     assert_eq!((received.len, received.from), (0, sender.local_addr()));
-}
-
-#[test]
-fn one_call_receives_many_datagrams() {
-    let (sender, receiver) = pair(loopback(), &options(), &UdpOptions { gro: false, ..options() });
-    for index in 0..10_u8 {
-        sender
-            .send(receiver.local_addr(), &[IoVecSend::from(&vec![index; 10 + usize::from(index)][..])], None)
-            .unwrap();
-    }
-    let mut batch = RecvBatch::new(8, 16);
-    assert_eq!(batch.capacity(), 8);
-    let mut next = 0;
-    while next < 10 {
-        ready(&receiver, Interest::READ);
-        assert_eq!(receiver.recv_many(&mut batch).unwrap(), batch.len());
-        for datagram in batch.iter() {
-            let len = 10 + usize::from(next);
-            assert_eq!(datagram.bytes, vec![next; len.min(16)]);
-            assert_eq!(datagram.truncated, len > 16);
-            assert_eq!(datagram.from, sender.local_addr());
-            next += 1;
-        }
-    }
-    assert!(batch.get(batch.len()).is_none());
-}
-
-#[test]
-fn a_batch_tells_segment_sizes() {
-    let (sender, receiver) = pair(loopback(), &options(), &options());
-    let bytes = pattern(5000, 1);
-    sender.send(receiver.local_addr(), &[IoVecSend::from(&bytes[..])], Some(1000)).unwrap();
-    let mut batch = RecvBatch::new(8, MAX_UDP_PAYLOAD);
-    let mut got = Vec::new();
-    while got.len() < bytes.len() {
-        ready(&receiver, Interest::READ);
-        receiver.recv_many(&mut batch).unwrap();
-        for datagram in batch.iter() {
-            assert_eq!(datagram.segment, (datagram.bytes.len() > 1000).then_some(1000));
-            got.extend_from_slice(datagram.bytes);
-        }
-    }
-    assert_eq!(got, bytes);
 }
 
 #[test]

@@ -1,4 +1,8 @@
 //! The UDP port: the kernel scatters tensor data into its slots, many datagrams with one system call.
+//!
+//! What puts many datagrams into one call is segmentation offload (GSO and GRO), which spares each of them the way through the
+//! kernel's network stack. `recvmmsg` and `sendmmsg` would only spare the entry into the kernel, and that only where many
+//! clients have a small request each: about 3 % and 5 % of such a request, for guesses about several requests ahead.
 
 mod fault;
 mod guess;
