@@ -292,7 +292,8 @@ impl<C: Congestion> Server<'_, C> {
     fn on_list(&mut self, session: u32, header: &Header) {
         let room = match self.is_stream(session) {
             true => CATALOG_SLICE,
-            false => u32::from(self.channels[self.channel_index(session)].channel.datagram) - HEADER_LEN as u32,
+            // No channel watches over these, so nothing would tell that the path takes no larger ones.
+            false => u32::from(MIN_DATAGRAM) - HEADER_LEN as u32,
         };
         let total = self.catalog.len() as u32;
         let offset = header.offset.min(total);

@@ -231,3 +231,15 @@ fn sessions_are_counted_once_when_they_open_and_once_when_they_end() {
         assert_eq!(counts(rig), (4, 3, 1));
     });
 }
+
+#[test]
+fn the_catalogue_comes_in_datagrams_that_every_path_takes() {
+    serve(&config(), |rig| {
+        let session = rig.open_datagram(addr(1), 5, 1 << 20);
+        let list = Header { session, ..Header::new(Kind::List) };
+        rig.control(Peer::Datagram(addr(1)), list, &[]);
+        let slice = rig.sent_one();
+        assert_eq!((slice.header.kind, slice.header.total), (Kind::ListAck, 5000));
+        assert_eq!(slice.len(), 1232);
+    });
+}
