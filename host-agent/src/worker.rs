@@ -10,6 +10,7 @@ use std::time::Instant;
 use crossbeam_queue::ArrayQueue;
 use splitrpc_arena::Arena;
 use splitrpc_engine::Time;
+use splitrpc_ring::Nap;
 
 use crate::runtime::{Batch, Factory, Launch, Runtime, RuntimeError};
 
@@ -157,7 +158,7 @@ struct Worker {
 struct Mailbox {
     results: ArrayQueue<Box<Job>>,
     /// The shard has a batch and found no idle worker.
-    waiting: AtomicBool,
+    waiting: Nap,
     waker: OnceLock<Waker>,
 }
 
@@ -180,8 +181,7 @@ impl Workers {
     pub fn start(model: &str, instances: Vec<Instance>, shards: usize) -> std::io::Result<Workers> {
         let count = instances.len().max(1);
         let worker = || Worker { busy: AtomicBool::new(false), inbox: ArrayQueue::new(1), thread: OnceLock::new() };
-        let mailbox =
-            || Mailbox { results: ArrayQueue::new(count), waiting: AtomicBool::new(false), waker: OnceLock::new() };
+        let mailbox = || Mailbox { results: ArrayQueue::new(count), waiting: Nap::new(), waker: OnceLock::new() };
         let shared = Arc::new(Shared {
             workers: instances.iter().map(|_| worker()).collect(),
             shards: (0..shards).map(|_| mailbox()).collect(),
@@ -214,18 +214,21 @@ impl Workers {
     /// An idle worker. Where there is none, the shard is roused when there is.
     pub(crate) fn claim(&self, shard: usize) -> Option<Claim> {
         self.try_claim().or_else(|| {
-            self.shared.shards[shard].waiting.store(true, Ordering::SeqCst);
-            // A worker may have become idle before it could see the flag.
+            let waiting = &self.shared.shards[shard].waiting;
+            waiting.announce();
+            // A worker may have become idle before it could see that.
             let claim = self.try_claim();
             if claim.is_some() {
-                self.shared.shards[shard].waiting.store(false, Ordering::SeqCst);
+                waiting.over();
             }
             claim
         })
     }
 
     fn try_claim(&self) -> Option<Claim> {
-        self.shared.workers.iter().position(|w| !w.busy.swap(true, Ordering::SeqCst)).map(Claim)
+        // A look first, which takes no cache line from those that are busy.
+        let claims = |w: &Worker| !w.busy.load(Ordering::Relaxed) && !w.busy.swap(true, Ordering::SeqCst);
+        self.shared.workers.iter().position(claims).map(Claim)
     }
 
     /// Gives up a claim that was not used.
@@ -285,7 +288,7 @@ impl Shared {
     fn idle(&self, index: usize) {
         self.workers[index].busy.store(false, Ordering::SeqCst);
         for (shard, mailbox) in self.shards.iter().enumerate() {
-            if mailbox.waiting.swap(false, Ordering::SeqCst) {
+            if mailbox.waiting.ends() {
                 self.wake(shard);
             }
         }

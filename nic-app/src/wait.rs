@@ -3,9 +3,9 @@
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use splitrpc_ring::Nap;
 use splitrpc_socket::WakeFd;
 
 /// What a data thread does when there is nothing to do.
@@ -40,7 +40,7 @@ impl WaitMode {
 #[derive(Clone, Debug)]
 pub struct Waker {
     fd: WakeFd,
-    asleep: Arc<AtomicBool>,
+    nap: Arc<Nap>,
 }
 
 impl Waker {
@@ -49,28 +49,24 @@ impl Waker {
     /// # Errors
     /// Those of the kernel.
     pub fn new() -> io::Result<Waker> {
-        Ok(Waker { fd: WakeFd::new()?, asleep: Arc::new(AtomicBool::new(false)) })
+        Ok(Waker { fd: WakeFd::new()?, nap: Arc::default() })
     }
 
     /// To be called after what the thread is to see has been written.
     pub fn wake(&self) {
-        // The thread announces its sleep and then looks once more; we write and then look whether it sleeps. One of the
-        // two sees the other.
-        std::sync::atomic::fence(Ordering::SeqCst);
-        if self.asleep.swap(false, Ordering::SeqCst) {
+        if self.nap.ends() {
             self.fd.wake();
         }
     }
 
     /// The thread is about to look a last time before it sleeps.
     pub(crate) fn announce_sleep(&self) {
-        self.asleep.store(true, Ordering::SeqCst);
-        std::sync::atomic::fence(Ordering::SeqCst);
+        self.nap.announce();
     }
 
     /// The thread is awake.
     pub(crate) fn awake(&self) {
-        self.asleep.store(false, Ordering::Relaxed);
+        self.nap.over();
     }
 
     pub(crate) fn drain(&self) {

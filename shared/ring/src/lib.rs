@@ -1,7 +1,7 @@
 //! Descriptor rings between the engine and the orchestrator, over memory that the other side may corrupt.
 //!
-//! May live here: what crosses a link, the rings that carry it, the links that are nothing but such rings. May not:
-//! payload, sockets, devices, decisions about requests.
+//! May live here: what crosses a link, the rings that carry it, the links that are nothing but such rings, and how one end
+//! knows that the other has to be roused. May not: payload, sockets, devices, decisions about requests.
 #![cfg_attr(not(any(test, loom)), no_std)]
 
 #[cfg(feature = "alloc")]
@@ -13,6 +13,7 @@ mod entry;
 #[cfg(feature = "alloc")]
 mod in_process;
 mod link;
+mod nap;
 mod sync;
 
 pub use cursor::{BadSize, CONTROL_LINES, Consumer, Faults, MAX_CAPACITY, Producer};
@@ -21,3 +22,4 @@ pub use entry::{LINE_WORDS, Line, NoEntry, open, seal};
 #[cfg(feature = "alloc")]
 pub use in_process::{InProcessHost, InProcessNic, in_process};
 pub use link::{Full, HostLink, NicLink};
+pub use nap::Nap;

@@ -1,7 +1,7 @@
-//! The atomics that the rings use, exchanged for loom's where it explores their interleavings.
+//! The atomics of this crate, exchanged for loom's where it explores their interleavings.
 
-#[cfg(not(loom))]
-pub(crate) use core::sync::atomic::AtomicU64;
 pub(crate) use core::sync::atomic::Ordering;
+#[cfg(not(loom))]
+pub(crate) use core::sync::atomic::{AtomicBool, AtomicU64, fence};
 #[cfg(loom)]
-pub(crate) use loom::sync::atomic::AtomicU64;
+pub(crate) use loom::sync::atomic::{AtomicBool, AtomicU64, fence};

@@ -1,13 +1,15 @@
-//! Every interleaving, as far as the memory model tells them apart, of the two ends of a small ring:
+//! Every interleaving, as far as the memory model tells them apart, of the two ends of a small ring, and of an owner that
+//! falls asleep while others fill its rings:
 //! `RUSTFLAGS="--cfg loom" cargo test -p splitrpc-ring --release --test loom`.
 #![cfg(loom)]
 
 use std::sync::Arc;
 
 use loom::cell::UnsafeCell;
-use loom::sync::atomic::Ordering;
+use loom::sync::atomic::{AtomicBool, Ordering};
+use loom::sync::mpsc::channel;
 use loom::thread;
-use splitrpc_ring::{CONTROL_LINES, Consumer, DESCRIPTOR_WORDS, Line, Producer};
+use splitrpc_ring::{CONTROL_LINES, Consumer, DESCRIPTOR_WORDS, Line, Nap, Producer};
 
 fn memory(entries: usize) -> Arc<[Line]> {
     (0..CONTROL_LINES + entries).map(|_| Line::new()).collect()
@@ -99,4 +101,74 @@ fn a_scribbler_hides_entries_but_makes_none() {
             });
         }
     }
+}
+
+/// An owner takes `each` entries from each of `fillers`, and sleeps whenever it finds none: on a channel, which keeps what
+/// came while nobody slept, as the kernel's event counter does. Loom reports a sleep that nothing ends as a deadlock.
+fn sleep_between_entries(fillers: usize, each: usize) {
+    let nap = Arc::new(Nap::new());
+    let (rouse, bell) = channel();
+    let (mut rings, mut filling) = (Vec::new(), Vec::new());
+    for _ in 0..fillers {
+        let memory = memory(each);
+        let mut producer = Producer::new(Arc::clone(&memory)).unwrap();
+        rings.push(Consumer::new(memory).unwrap());
+        let (nap, rouse) = (Arc::clone(&nap), rouse.clone());
+        filling.push(thread::spawn(move || {
+            for n in 0..each {
+                producer.push(&entry(n as u64)).unwrap();
+                if nap.ends() {
+                    rouse.send(()).unwrap();
+                }
+            }
+        }));
+    }
+    let mut take = || rings.iter_mut().filter_map(Consumer::pop).count();
+    let mut left = fillers * each;
+    while left > 0 {
+        let taken = take();
+        left -= taken;
+        if taken > 0 {
+            continue;
+        }
+        nap.announce();
+        let taken = take();
+        left -= taken;
+        if taken == 0 {
+            bell.recv().unwrap();
+        }
+        nap.over();
+    }
+    filling.into_iter().for_each(|filling| filling.join().unwrap());
+}
+
+#[test]
+fn nobody_sleeps_beside_an_entry() {
+    explore(3, || sleep_between_entries(1, 2));
+    explore(2, || sleep_between_entries(2, 1));
+}
+
+/// As a shard and a model's worker do: who finds it busy is roused once it is given back.
+#[test]
+fn who_waits_for_a_worker_is_roused_when_it_is_given_back() {
+    explore(3, || {
+        let (busy, nap) = (Arc::new(AtomicBool::new(true)), Arc::new(Nap::new()));
+        let (rouse, bell) = channel();
+        let (worker, waiting) = (Arc::clone(&busy), Arc::clone(&nap));
+        let giving_back = thread::spawn(move || {
+            worker.store(false, Ordering::SeqCst);
+            if waiting.ends() {
+                rouse.send(()).unwrap();
+            }
+        });
+        let claim = || !busy.load(Ordering::Relaxed) && !busy.swap(true, Ordering::SeqCst);
+        while !claim() {
+            nap.announce();
+            if claim() {
+                break;
+            }
+            bell.recv().unwrap();
+        }
+        giving_back.join().unwrap();
+    });
 }
