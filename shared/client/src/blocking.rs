@@ -156,7 +156,7 @@ impl Client {
                 None if Instant::now() >= until => {
                     // Its answer, should it still come, must not be taken for a later ping's.
                     self.reconnect()?;
-                    return Err(Error::TimedOut { waiting_for: "answer to a ping", after: timeout });
+                    return Err(Error::TimedOut { waiting_for: "answer to a ping", after: timeout, hint: "" });
                 }
                 None if self.options.transport == Transport::Udp && Instant::now() >= again => {
                     again = Instant::now() + PING_AGAIN;

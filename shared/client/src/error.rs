@@ -43,6 +43,8 @@ pub enum Error {
         waiting_for: &'static str,
         /// How long.
         after: Duration,
+        /// What may be the cause; empty where there is nothing to say.
+        hint: &'static str,
     },
     /// The server sent what the protocol does not allow. The connection is unusable.
     Protocol {
@@ -94,7 +96,7 @@ pub struct Failure {
     pub status: Status,
     /// When to try again, where the server said so.
     pub retry_after: Option<Duration>,
-    /// The server's words; may be empty.
+    /// The server's words, or what the client knows of the cause; may be empty.
     pub text: String,
 }
 
@@ -142,7 +144,8 @@ impl fmt::Display for Error {
                 "connection to {peer} lost ({reason}); the request may have been executed: mark it repeatable if \
                  executing it twice does no harm"
             ),
-            Error::TimedOut { waiting_for, after } => write!(f, "no {waiting_for} within {after:?}"),
+            Error::TimedOut { waiting_for, after, hint: "" } => write!(f, "no {waiting_for} within {after:?}"),
+            Error::TimedOut { waiting_for, after, hint } => write!(f, "no {waiting_for} within {after:?}; {hint}"),
             Error::Protocol { error: WireError::BadMagic, .. } => {
                 f.write_str("the peer does not speak splitrpc; is this another service's port?")
             }

@@ -512,4 +512,5 @@ fn nobody_there_is_told_soon() {
     let options = ConnectOptions { timeout: Duration::from_millis(50), ..ConnectOptions::default() };
     let late = UdpConnection::connect(silent.local_addr().unwrap(), options).unwrap_err();
     assert!(matches!(late, Error::TimedOut { .. }), "{late:?}");
+    assert!(late.to_string().contains("MTU"), "{late}");
 }

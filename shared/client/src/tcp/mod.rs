@@ -311,7 +311,7 @@ impl TcpConnection {
         if self.session.state != State::Ready && now >= self.setup_until {
             let waiting_for =
                 if self.session.state == State::Hello { "answer to the hello" } else { "model catalogue" };
-            return Err(Error::TimedOut { waiting_for, after: self.session.options.timeout });
+            return Err(Error::TimedOut { waiting_for, after: self.session.options.timeout, hint: "" });
         }
         while let Some(id) = self.flights.expired(now) {
             self.cancel(RequestId(id));

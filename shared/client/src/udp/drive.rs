@@ -15,6 +15,12 @@ use super::calls::id_of;
 use super::inbox::{Arrived, Foreseen};
 use crate::{Catalogue, Error, Event, Failure, Response};
 
+/// Why nothing may come back for a hello, which is as long as the smallest datagram that a path must take.
+const NO_ANSWER: &str = "no server may listen there for UDP, or the path may lose it or take no datagrams of 1,232 bytes \
+                         (its MTU must be at least 1,280)";
+/// Why a reply may not have come, though it was sent again and again.
+const NO_REPLY: &str = "no part of it has come; the path from the server may take no datagrams of 1,232 bytes (its MTU must \
+                        be at least 1,280)";
 /// Reads that one poll makes before it lets its caller do something else.
 const POLL_BUDGET: usize = 64;
 
@@ -204,10 +210,14 @@ impl UdpConnection {
                     }
                 }
                 ClientEvent::Failed(key, status) => {
-                    if let Some(partial) = self.calls.end(key) {
+                    let partial = self.calls.end(key);
+                    let mut failure = self.failure(Some(key), status);
+                    if status == Status::ReplyGone && partial.is_none() && failure.text.is_empty() {
+                        failure.text = NO_REPLY.into();
+                    }
+                    if let Some(partial) = partial {
                         self.recycle(partial);
                     }
-                    let failure = self.failure(Some(key), status);
                     self.events.push_back(Event::Failed(failure));
                 }
                 ClientEvent::Pong(token) => {
@@ -253,8 +263,11 @@ impl UdpConnection {
         match self.network_error.take() {
             Some(e) => Error::Unreachable { peer: self.peer, kind: e.kind(), reason: e.to_string() },
             None => {
-                let waiting_for = if self.limits().is_some() { "model catalogue" } else { "answer to the hello" };
-                Error::TimedOut { waiting_for, after: self.options.timeout }
+                let (waiting_for, hint) = match self.limits() {
+                    Some(_) => ("model catalogue", ""),
+                    None => ("answer to the hello", NO_ANSWER),
+                };
+                Error::TimedOut { waiting_for, after: self.options.timeout, hint }
             }
         }
     }
