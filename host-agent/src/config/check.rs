@@ -136,12 +136,18 @@ impl Config {
             let why = "is 0, so listen.udp could serve nobody; turn one of them off or up";
             wrong("limits.datagram_sessions", why.into());
         }
+        let threads = u64::from(data.threads.max(1));
         let files = self.open_files();
         if self.listen.tcp.is_some() && files > machine.open_files {
-            let have = machine.open_files;
+            let (sessions, have) = (limits.sessions, machine.open_files);
+            let fit = have.saturating_sub(OTHER_FILES) / threads;
             wrong(
                 "limits.sessions",
-                format!("needs {files} open files, this process may have {have}: lower it, or raise `ulimit -Hn`"),
+                format!(
+                    "{sessions} for each of {threads} data threads need {files} open files, and this process may have \
+                     {have}: set it to at most {fit}, or raise the hard limit (`ulimit -Hn {files}`, or systemd's \
+                     LimitNOFILE)"
+                ),
             );
         }
         if self.models.builtins.is_empty() && self.models.repository.is_none() {

@@ -112,6 +112,20 @@ fn what_the_machine_lacks_is_named_by_key() {
 }
 
 #[test]
+fn too_many_sessions_for_the_open_files_are_told_how_many_fit() {
+    let mut config = Config::default();
+    (config.data.threads, config.limits.sessions) = (2, 60_000);
+    let found = config.check(&machine());
+    let [Problem { key, why }] = &found[..] else { panic!("{found:?}") };
+    assert_eq!(key, "limits.sessions");
+    for part in ["60000", "2 data threads", "120064 open files", "100000", "at most 49968", "ulimit -Hn 120064"] {
+        assert!(why.contains(part), "{part} is not in: {why}");
+    }
+    config.limits.sessions = 49_968;
+    assert_eq!(config.check(&machine()), []);
+}
+
+#[test]
 fn requirements_that_are_not_met_refuse_to_start() {
     assert_eq!(problems(|c| c.require.mover = Some("kernel-to-slot".into())), [""; 0]);
     assert_eq!(problems(|c| c.require.mover = Some("nic".into())), ["require.mover", "require.mover"]);
