@@ -23,8 +23,10 @@ use crate::wait::{WaitMode, Waker};
 const WAKER: u64 = u64::MAX - 1;
 /// Events taken from the poller at once.
 const EVENTS: usize = 256;
-/// Tries in vain of sockets that were active lately, after which the poller is asked about all.
+/// Tries of sockets that were active lately, after which the poller is asked about all.
 const POLLER_EVERY: u32 = 64;
+/// How long it is not asked at most while those are tried: one of them may keep every round busy for long.
+const POLLER_WITHIN: u64 = MS / 5;
 /// Rounds between engine and host in one step; what is left then waits for the next.
 const ROUNDS: usize = 4;
 /// Rounds without news in which a spinning thread tries nothing but its sockets, for one in which it looks everywhere: what
@@ -50,8 +52,10 @@ pub struct DataThread<L, H> {
     events: Events,
     /// `events` holds what a sleep brought.
     roused: bool,
-    /// Sockets tried in vain since the poller was last asked.
+    /// Tries of sockets since the poller was last asked.
     tries: u32,
+    /// When it was last asked.
+    asked: Time,
     /// Short rounds since the last whole one.
     short_rounds: u32,
     waker: Waker,
@@ -97,6 +101,7 @@ impl<L: NicLink, H: Host> DataThread<L, H> {
             events: Events::with_capacity(EVENTS),
             roused: false,
             tries: 0,
+            asked: Time::default(),
             short_rounds: 0,
             waker,
             stop: Arc::new(AtomicBool::new(false)),
@@ -255,8 +260,8 @@ impl<L: NicLink, H: Host> DataThread<L, H> {
         let mut moved = false;
         if roused {
             moved = self.take_events(now);
-        } else if direct == 0 || self.tries > POLLER_EVERY {
-            self.tries = 0;
+        } else if direct == 0 || self.tries > POLLER_EVERY || now.since(self.asked) >= POLLER_WITHIN {
+            (self.tries, self.asked) = (0, now);
             // An error here would come back from the next wait, which says so.
             moved = self.poller.wait(&mut self.events, Some(Duration::ZERO)).is_ok() && self.take_events(now);
         }
