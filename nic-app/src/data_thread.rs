@@ -356,8 +356,11 @@ impl<L: NicLink, H: Host> DataThread<L, H> {
         if self.stop.load(Ordering::SeqCst) != drained_by.is_some() || self.exchange(now) {
             self.waker.awake();
             self.send(now);
+            self.unpublished = true;
             return;
         }
+        // What led here may have taken long, and what is due is not to wait for as long again.
+        let now = self.now();
         let mut until = self.engine.next_timeout();
         until = until.min(self.host.next_deadline(now).unwrap_or(Time::NEVER));
         until = until.min(self.tcp.as_ref().map_or(Time::NEVER, TcpPort::next_sweep));

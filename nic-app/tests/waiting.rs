@@ -1,13 +1,14 @@
-//! Whom a data thread looks at.
+//! Whom a data thread looks at, and what it has done before it falls asleep.
 
 mod support;
 
 use std::net::SocketAddr;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use nic_app::{UdpPortConfig, WaitMode};
+use splitrpc_telemetry::Event;
 use support::client::{Client, check, noise};
-use support::{ECHO, NULL, Thread, config, thread};
+use support::{ECHO, NULL, Server, Thread, config, thread};
 
 /// Polls in vain after which no connection is tried for its own sake any more.
 const COLD: usize = 1000;
@@ -43,4 +44,38 @@ fn who_comes_back_is_seen_soon_beside_a_busy_client_whose_every_round_takes_long
     let (answered, answer) = seldom.answer();
     assert_eq!(answered, id);
     check(ECHO, &[&noise(2, 100)], answer);
+}
+
+#[test]
+fn what_the_last_look_before_a_sleep_brings_is_published() {
+    let server = Server::start(&config(), WaitMode::Block);
+    let mut client = Client::connect(server.tcp);
+    client.ask(ECHO, &[&noise(1, 5000)]);
+    // By now all of that has been published, and what comes next will be at once.
+    std::thread::sleep(Duration::from_millis(300));
+    let before = server.telemetry.event(Event::BytesSent);
+    server.hold.close_for_polls(1);
+    // The answer lies in the request's own slots, so nothing is to be done for it afterwards.
+    client.ask(ECHO, &[&noise(2, 5000)]);
+    let until = Instant::now() + Duration::from_secs(10);
+    while server.telemetry.event(Event::BytesSent) < before + 5000 {
+        assert!(Instant::now() < until, "the answer was never counted");
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    server.stop();
+}
+
+#[test]
+fn a_sleep_is_planned_by_the_time_it_begins() {
+    let server = Server::start(&config(), WaitMode::Block);
+    let mut client = Client::connect(server.tcp);
+    let takes = Duration::from_millis(20);
+    server.hold.take_long(takes);
+    client.ask(NULL, &[&noise(1, 100)]);
+    // Before it sees the second one it falls asleep.
+    client.ask(NULL, &[&noise(2, 100)]);
+    let thread = server.stop();
+    let (round, planned) = thread.host().planned.get();
+    let late = planned.since(round);
+    assert!(late >= takes.as_nanos() as u64, "planned for {late} ns after the round began, which took longer");
 }

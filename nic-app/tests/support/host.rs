@@ -1,8 +1,10 @@
 //! The smallest host that answers: null and echo, optionally holding requests back.
 
+use std::cell::Cell;
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
 
 use nic_app::{Host, Waker};
 use splitrpc_arena::{Arena, META_BYTES, PoolLayout, SlotAllocator, SlotEntry, bytes_copied_by_this_thread};
@@ -20,16 +22,46 @@ pub struct Hold {
     held: Arc<AtomicBool>,
     waiting: Arc<AtomicU64>,
     copied: Arc<AtomicU64>,
+    /// Polls with something held after which it opens by itself.
+    polls: Arc<AtomicU64>,
+    /// Nanoseconds that each poll takes that does something.
+    takes: Arc<AtomicU64>,
     waker: Waker,
 }
 
 impl Hold {
     pub fn new(waker: Waker) -> Hold {
-        Hold { held: Arc::default(), waiting: Arc::default(), copied: Arc::default(), waker }
+        Hold {
+            held: Arc::default(),
+            waiting: Arc::default(),
+            copied: Arc::default(),
+            polls: Arc::default(),
+            takes: Arc::default(),
+            waker,
+        }
     }
 
     pub fn close(&self) {
+        self.close_for_polls(u64::MAX);
+    }
+
+    /// Closes it for so many polls that find something to hold; the next one opens it, and nobody is roused for that.
+    pub fn close_for_polls(&self, polls: u64) {
+        self.polls.store(polls, Ordering::SeqCst);
         self.held.store(true, Ordering::SeqCst);
+    }
+
+    /// From now on each poll takes so long in which the host does something.
+    pub fn take_long(&self, takes: Duration) {
+        self.takes.store(takes.as_nanos() as u64, Ordering::SeqCst);
+    }
+
+    fn poll(&self) {
+        if self.held.load(Ordering::SeqCst) {
+            let left = self.polls.load(Ordering::SeqCst);
+            self.held.store(left > 0, Ordering::SeqCst);
+            self.polls.store(left.saturating_sub(1), Ordering::SeqCst);
+        }
     }
 
     pub fn open(&self) {
@@ -60,6 +92,10 @@ pub struct TestHost {
     /// Requests answered.
     pub answered: u64,
     pub cancelled: u64,
+    /// The time that the last poll was told that did something.
+    worked_at: Time,
+    /// That time, and the one that was told when the host was next asked for its deadline.
+    pub planned: Cell<(Time, Time)>,
 }
 
 impl TestHost {
@@ -76,6 +112,8 @@ impl TestHost {
             pattern: (0..NULL_BYTES).map(|i| i as u8).collect(),
             answered: 0,
             cancelled: 0,
+            worked_at: Time::default(),
+            planned: Cell::default(),
         }
     }
 
@@ -112,7 +150,7 @@ impl TestHost {
 }
 
 impl Host for TestHost {
-    fn poll(&mut self, _now: Time) -> bool {
+    fn poll(&mut self, now: Time) -> bool {
         let mut worked = false;
         self.hold.copied.store(bytes_copied_by_this_thread(), Ordering::SeqCst);
         while let Some(submission) = self.link.submission() {
@@ -124,6 +162,9 @@ impl Host for TestHost {
                 Submission::Cancel { .. } => self.cancelled += 1,
             }
         }
+        if !self.waiting.is_empty() {
+            self.hold.poll();
+        }
         if !self.hold.held.load(Ordering::SeqCst) {
             while let Some((request, input, model)) = self.waiting.pop_front() {
                 worked = true;
@@ -131,10 +172,17 @@ impl Host for TestHost {
             }
         }
         self.hold.waiting.store(self.waiting.len() as u64, Ordering::SeqCst);
+        if worked {
+            self.worked_at = now;
+            std::thread::sleep(Duration::from_nanos(self.hold.takes.load(Ordering::SeqCst)));
+        }
         worked
     }
 
-    fn next_deadline(&self, _now: Time) -> Option<Time> {
+    fn next_deadline(&self, now: Time) -> Option<Time> {
+        if self.planned.get().0 != self.worked_at {
+            self.planned.set((self.worked_at, now));
+        }
         None
     }
 
