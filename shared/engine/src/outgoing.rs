@@ -204,7 +204,11 @@ impl Outgoing {
         self.first_lost = false;
         self.first_acked = true;
         self.lost.clear();
+        self.acked.clear();
         self.acked_bytes = self.sizes.total();
+        // There is room for as many stretches as a message has tensors.
+        let everything = Chunk::First { length: self.acked_bytes as u32, whole: true };
+        self.each_range(&everything, |set, start, end| _ = set.acked.insert(start, end));
         self.tensor = self.sizes.len();
         self.offset = 0;
     }
@@ -333,6 +337,24 @@ mod tests {
             prop_assert!(described && peer.0.iter().flatten().all(|have| *have));
             prop_assert_eq!(out.fresh_bytes(), sizes.total());
             prop_assert_eq!(out.unconfirmed(), 0);
+        }
+    }
+
+    #[test]
+    fn one_that_asks_after_an_answer_can_ask_again() {
+        let mut out = Outgoing::default();
+        out.start(&sizes(&[1000]), 20);
+        let whole = Chunk::First { length: 1000, whole: true };
+        assert_eq!(out.next_chunk(1020, 1000), Some(whole));
+        out.all_arrived();
+        for _ in 0..2 {
+            out.ask();
+            assert_eq!(out.next_chunk(1020, 0), Some(whole));
+            assert!(out.on_lost(whole), "nobody answered");
+            assert_eq!(out.next_chunk(1020, 0), Some(whole));
+            out.on_acked(whole);
+            assert_eq!(out.next_chunk(1020, 0), None);
+            assert!(out.all_acked());
         }
     }
 
