@@ -37,7 +37,7 @@ impl Client {
             nonce: 77,
             token: 0,
             key_id: 0,
-            max_data: 1 << 20,
+            window: 1 << 20,
         };
         client.send_frame(Header::new(Kind::Hello), &hello.to_bytes());
         let (header, payload) = client.receive();

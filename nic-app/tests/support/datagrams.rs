@@ -32,7 +32,7 @@ impl Datagrams {
             nonce: 5,
             token: 0,
             key_id: 0,
-            max_data: 1 << 20,
+            window: 1 << 20,
         };
         client.hello(&hello);
         let (header, payload) = client.receive().remove(0);
@@ -118,7 +118,7 @@ impl Datagrams {
                 }
                 let ranges = [AckRange::new(header.packet, header.packet)];
                 let mut body = [0; MAX_ACK_LEN];
-                let length = Ack { max_data: 1 << 30, delay_us: 0, ranges: &ranges }.write(&mut body);
+                let length = Ack { window: 1 << 30, delay_us: 0, ranges: &ranges }.write(&mut body);
                 let ack = Header { session: self.session, length: length as u32, ..Header::new(Kind::Ack) };
                 self.send(&[[&ack.to_bytes()[..], &body[..length]].concat()]);
             }

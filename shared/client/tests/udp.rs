@@ -301,7 +301,7 @@ impl Server {
         ranges.extend(run.map(|(first, last)| AckRange::new(first, last)));
         ranges.truncate(MAX_ACK_RANGES);
         let mut payload = [0; 512];
-        let len = Ack { max_data: u64::MAX, delay_us: 0, ranges: &ranges }.write(&mut payload);
+        let len = Ack { window: u64::MAX, delay_us: 0, ranges: &ranges }.write(&mut payload);
         self.send(&Header { session: SESSION, ..Header::new(Kind::Ack) }, &payload[..len]);
     }
 

@@ -67,16 +67,10 @@ pub(crate) struct Channel<C> {
     window_limited: bool,
     paced_until: Time,
     lost_from: u64,
-    /// Data bytes, over the session, that the peer lets us send.
-    pub(crate) peer_limit: u64,
-    /// Data bytes sent, counted once, less those of messages that failed.
-    pub(crate) sent_data: u64,
-    /// Data bytes placed, counted once, less those of messages that failed.
-    pub(crate) received_data: u64,
-    /// Data bytes that we are ready to have in flight towards us.
+    /// Bytes that the peer lets us have under way to it.
+    peer_window: u64,
+    /// Bytes that we let the peer have under way to us.
     receive_window: u64,
-    /// What the peer was last told.
-    advertised: u64,
     pub(crate) lost_frames: u64,
 }
 
@@ -99,21 +93,18 @@ impl<C: Congestion> Channel<C> {
             window_limited: false,
             paced_until: Time::NEVER,
             lost_from: 0,
-            peer_limit: 0,
-            sent_data: 0,
-            received_data: 0,
+            peer_window: 0,
             receive_window,
-            advertised: receive_window,
             lost_frames: 0,
         }
     }
 
     /// Starts over for a new session.
-    pub(crate) fn reset(&mut self, datagram: u16, peer_limit: u64) {
+    pub(crate) fn reset(&mut self, datagram: u16, peer_window: u64) {
         let mut flight = Flight::new(0, 1);
         core::mem::swap(&mut flight, &mut self.flight);
         flight.reset();
-        *self = Channel { peer_limit, ..Channel::new(flight, datagram, self.receive_window) };
+        *self = Channel { peer_window, ..Channel::new(flight, datagram, self.receive_window) };
     }
 
     /// Whether a frame of `bytes` may leave now.
@@ -123,11 +114,12 @@ impl<C: Congestion> Channel<C> {
         }
         let bytes = u64::from(bytes);
         let window = self.congestion.window();
-        if self.flight.is_full() || (self.flight.bytes() + bytes > window && !self.flight.is_empty()) {
-            self.window_limited = true;
+        let under_way = self.flight.bytes() + bytes;
+        self.window_limited = self.flight.is_full() || under_way > window / 2;
+        // One frame may always be under way, so that nothing stops for good.
+        if self.flight.is_full() || (under_way > window.min(self.peer_window) && !self.flight.is_empty()) {
             return Err(Blocked::Window);
         }
-        self.window_limited = self.flight.bytes() + bytes > window / 2;
         match self.pacer.ready_at(now, bytes, window, self.rtt.smoothed()) {
             None => {
                 self.paced_until = Time::NEVER;
@@ -147,8 +139,8 @@ impl<C: Congestion> Channel<C> {
         self.flight.send(ring, now, cargo, bytes) as u32
     }
 
-    /// Takes the next chunk of a message, as far as the peer's credit goes, with what makes a train of up to `most` frames
-    /// with it, and records these frames as sent. To be asked when [`Channel::may_send`] a full frame.
+    /// Takes the next chunk of a message, with what makes a train of up to `most` frames with it, and records these frames
+    /// as sent. To be asked when [`Channel::may_send`] a full frame.
     pub(crate) fn send_next(
         &mut self,
         ring: &mut [SentFrame],
@@ -157,21 +149,18 @@ impl<C: Congestion> Channel<C> {
         message: &mut Outgoing,
         most: u32,
     ) -> Option<Sent> {
-        let fresh = message.fresh_bytes();
         let room = u32::from(self.datagram) - HEADER_LEN as u32;
-        let chunk = message.next_chunk(room, self.credit())?;
+        let chunk = message.next_chunk(room)?;
         let (cargo, bytes) = (Cargo::of(key, chunk), HEADER_LEN as u32 + message.payload(&chunk));
         let packet = self.send(ring, now, cargo, bytes);
-        let credit = self.credit().saturating_sub(message.fresh_bytes() - fresh);
-        let following = message.take_following(chunk, room, credit, self.room_for(bytes, most - 1));
+        let following = message.take_following(chunk, room, self.room_for(bytes, most - 1));
         self.send_following(ring, now, cargo, bytes, following);
-        self.sent_data += message.fresh_bytes() - fresh;
         Some(Sent { chunk: chunk.with_following(following), packet, frames: following + 1 })
     }
 
     /// How many of `most` further frames of `bytes` each may leave along with one that has just been sent.
     fn room_for(&self, bytes: u32, most: u32) -> u32 {
-        let window = self.congestion.window().saturating_sub(self.flight.bytes());
+        let window = self.congestion.window().min(self.peer_window).saturating_sub(self.flight.bytes());
         let frames = window.min(self.pacer.tokens()) / u64::from(bytes.max(1));
         frames.min(self.flight.room()).min(u64::from(most)) as u32
     }
@@ -191,22 +180,6 @@ impl<C: Congestion> Channel<C> {
         self.progressed_at
     }
 
-    /// Data bytes that may still be sent for the first time.
-    pub(crate) fn credit(&self) -> u64 {
-        self.peer_limit.saturating_sub(self.sent_data)
-    }
-
-    /// The limit to tell the peer now.
-    pub(crate) fn grant(&mut self) -> u64 {
-        self.advertised = self.advertised.max(self.received_data + self.receive_window);
-        self.advertised
-    }
-
-    /// Whether the peer should hear of new credit although nothing needs acknowledging.
-    pub(crate) fn grant_is_stale(&self) -> bool {
-        self.received_data + self.receive_window > self.advertised + self.receive_window / 4
-    }
-
     /// Takes in an acknowledgement. `settled` hears of each frame: true for acknowledged, false for lost.
     pub(crate) fn on_ack(
         &mut self,
@@ -215,7 +188,7 @@ impl<C: Congestion> Channel<C> {
         ack: &Ack<'_>,
         mut settled: impl FnMut(Settled, bool),
     ) {
-        self.peer_limit = self.peer_limit.max(ack.max_data);
+        self.peer_window = ack.window;
         let mut bytes = 0;
         let mut newest: Option<Settled> = None;
         for range in ack.ranges {
@@ -251,10 +224,15 @@ impl<C: Congestion> Channel<C> {
         }
     }
 
-    fn progress(&mut self, now: Time, bytes: u64, rtt_ns: Option<u64>) {
+    /// Silence so far says nothing of what is sent from now on.
+    pub(crate) fn stop_probing(&mut self) {
         self.probes = 0;
         self.probing = false;
         self.ask = false;
+    }
+
+    fn progress(&mut self, now: Time, bytes: u64, rtt_ns: Option<u64>) {
+        self.stop_probing();
         self.progressed_at = now;
         let sample = AckSample {
             now,
@@ -294,15 +272,16 @@ impl<C: Congestion> Channel<C> {
         at
     }
 
-    /// Deals with what is due: late frames count as lost, and silence is probed.
-    pub(crate) fn on_timer(&mut self, ring: &mut [SentFrame], now: Time, mut lost: impl FnMut(Settled)) {
+    /// Deals with what is due: late frames count as lost, and silence is probed. `lost` hears of each frame that is taken for
+    /// lost, and says whether something of it must go again.
+    pub(crate) fn on_timer(&mut self, ring: &mut [SentFrame], now: Time, mut lost: impl FnMut(Settled) -> bool) {
         if self.paced_until <= now {
             self.paced_until = Time::NEVER;
         }
         if self.flight.is_empty() {
             return;
         }
-        self.detect_losses(ring, now, &mut lost);
+        self.detect_losses(ring, now, |s| _ = lost(s));
         if self.flight.is_empty() || now < self.probe_at() {
             return;
         }
@@ -316,21 +295,26 @@ impl<C: Congestion> Channel<C> {
         if self.probes >= PROBES_BEFORE_SILENCE {
             self.congestion.on_silence();
         }
-        let mut frames = 0;
+        let (mut frames, mut again) = (0, false);
         let mut lost = |s| {
             frames += 1;
-            lost(s);
+            again |= lost(s);
+            again
         };
         if self.datagram > MIN_DATAGRAM && now.since(self.silent_since) >= SILENCE_BEFORE_SHRINKING {
             self.datagram = MIN_DATAGRAM;
-            self.flight.take_where(ring, |_| true, &mut lost);
+            self.flight.take_where(ring, |_| true, |s| _ = lost(s));
         } else if self.probes >= PROBES_BEFORE_FIRSTS {
-            self.flight.take_where(ring, |cargo| matches!(cargo, Cargo::First { .. }), &mut lost);
+            self.flight.take_where(ring, |cargo| matches!(cargo, Cargo::First { .. }), |s| _ = lost(s));
         }
-        if let Some(s) = self.flight.take_oldest(ring) {
-            lost(s);
-        }
+        // What nobody needs any more makes no probe.
+        while let Some(s) = self.flight.take_oldest(ring)
+            && !lost(s)
+        {}
         self.lost_frames += frames;
+        if !again {
+            self.stop_probing();
+        }
     }
 
     /// The datagram size that the session began with.
@@ -344,9 +328,13 @@ impl<C: Congestion> Channel<C> {
     }
 
     /// The acknowledgement to send now.
-    pub(crate) fn take_ack(&mut self, now: Time, ranges: &mut heapless::Vec<AckRange, MAX_ACK_RANGES>) -> (u32, u64) {
+    pub(crate) fn take_ack<'r>(
+        &mut self,
+        now: Time,
+        ranges: &'r mut heapless::Vec<AckRange, MAX_ACK_RANGES>,
+    ) -> Ack<'r> {
         let delay_us = self.received.take_ack(now, ranges);
-        (delay_us, self.grant())
+        Ack { window: self.receive_window, delay_us, ranges }
     }
 
     fn probe_at(&self) -> Time {

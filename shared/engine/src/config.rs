@@ -37,7 +37,7 @@ pub struct ServerConfig {
     pub max_request: u32,
     /// Largest datagram (UDP payload) in bytes.
     pub datagram: u16,
-    /// Data bytes that one datagram client may have in flight towards the server.
+    /// Bytes of frames that one datagram client may have under way to the server.
     pub receive_window: u64,
     /// A session that is silent for longer is forgotten, in nanoseconds.
     pub idle_timeout: u64,

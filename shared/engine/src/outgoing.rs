@@ -14,15 +14,11 @@ pub(crate) struct Outgoing {
     first_sent: bool,
     first_lost: bool,
     first_acked: bool,
-    /// The first chunk may go without data where there is no credit.
-    asking: bool,
     tensor: u16,
     offset: u32,
     lost: RangeSet<GAPS>,
     acked: RangeSet<GAPS>,
     acked_bytes: u64,
-    /// Data bytes sent for the first time: what credit is counted in.
-    fresh_bytes: u64,
 }
 
 impl Outgoing {
@@ -32,13 +28,11 @@ impl Outgoing {
         self.first_sent = false;
         self.first_lost = false;
         self.first_acked = false;
-        self.asking = false;
         self.tensor = 0;
         self.offset = 0;
         self.lost.clear();
         self.acked.clear();
         self.acked_bytes = 0;
-        self.fresh_bytes = 0;
         self.skip_finished();
     }
 
@@ -57,15 +51,6 @@ impl Outgoing {
         head + chunk.length()
     }
 
-    pub(crate) fn fresh_bytes(&self) -> u64 {
-        self.fresh_bytes
-    }
-
-    /// Data bytes that were sent and that the peer has not confirmed.
-    pub(crate) fn unconfirmed(&self) -> u64 {
-        self.fresh_bytes.saturating_sub(self.acked_bytes)
-    }
-
     /// Whether everything was sent once and nothing waits to be sent again.
     pub(crate) fn all_sent(&self) -> bool {
         self.first_sent && !self.first_lost && self.lost.is_empty() && self.tensor_done()
@@ -81,10 +66,10 @@ impl Outgoing {
         self.first_lost || (self.first_sent && !self.lost.is_empty())
     }
 
-    /// The next chunk that fits `room` payload bytes, with no more than `credit` bytes of new data.
-    pub(crate) fn next_chunk(&mut self, room: u32, credit: u64) -> Option<Chunk> {
+    /// The next chunk that fits `room` payload bytes.
+    pub(crate) fn next_chunk(&mut self, room: u32) -> Option<Chunk> {
         if !self.first_sent || self.first_lost {
-            return self.next_first(room, credit);
+            return self.next_first(room);
         }
         if let Some((start, end)) = self.lost.pop_first(u64::from(room)) {
             return Some(Chunk::Part {
@@ -98,43 +83,31 @@ impl Outgoing {
         }
         let left = self.sizes.get(self.tensor)? - self.offset;
         let length = left.min(room);
-        let fresh = (self.position() + u64::from(length)).saturating_sub(self.fresh_bytes);
-        if fresh > credit {
-            return None;
-        }
         let chunk = Chunk::Part { tensor: self.tensor, offset: self.offset, length };
         self.advance(length);
         Some(chunk)
     }
 
-    /// Takes what follows a chunk of `room` bytes in further ones of the same tensor and length, at most `most` of them
-    /// and with no more than `credit` bytes of new data. Returns how many they are.
-    pub(crate) fn take_following(&mut self, chunk: Chunk, room: u32, credit: u64, most: u32) -> u32 {
+    /// Takes what follows a chunk of `room` bytes in further ones of the same tensor and length, at most `most` of them.
+    /// Returns how many they are.
+    pub(crate) fn take_following(&mut self, chunk: Chunk, room: u32, most: u32) -> u32 {
         let Chunk::Part { tensor, offset, length } = chunk else { return 0 };
         if length != room || (tensor, offset + length) != (self.tensor, self.offset) || self.next_is_repeat() {
             return 0;
         }
-        let left = u64::from(self.sizes.get(tensor).unwrap_or(0).saturating_sub(self.offset));
-        let lent = (self.fresh_bytes + credit).saturating_sub(self.position());
-        let count = (left.min(lent) / u64::from(room)).min(u64::from(most)) as u32;
+        let left = self.sizes.get(tensor).unwrap_or(0).saturating_sub(self.offset);
+        let count = (left / room).min(most);
         self.advance(count * room);
         count
     }
 
-    fn next_first(&mut self, room: u32, credit: u64) -> Option<Chunk> {
+    fn next_first(&mut self, room: u32) -> Option<Chunk> {
         let room = room.checked_sub(u32::from(self.head_len))?;
         let total = self.sizes.total();
-        let mut whole = total <= u64::from(room);
-        let mut length = if whole { total as u32 } else { self.sizes.get(0).unwrap_or(0).min(room) };
+        let whole = total <= u64::from(room);
+        let length = if whole { total as u32 } else { self.sizes.get(0).unwrap_or(0).min(room) };
         if !self.first_sent {
-            if u64::from(length) > credit {
-                if !self.asking {
-                    return None;
-                }
-                (whole, length) = (false, 0);
-            }
             self.first_sent = true;
-            self.fresh_bytes += u64::from(length);
             if whole {
                 self.tensor = self.sizes.len();
                 self.offset = 0;
@@ -144,7 +117,6 @@ impl Outgoing {
             }
         }
         self.first_lost = false;
-        self.asking = false;
         self.each_range(&Chunk::First { length, whole }, |set, start, end| set.lost.remove(start, end));
         Some(Chunk::First { length, whole })
     }
@@ -191,9 +163,7 @@ impl Outgoing {
     }
 
     /// Nothing was heard of the message for long: sends its first chunk until it is acknowledged, which the peer answers.
-    /// Where that was never sent for want of credit, its data stays behind.
     pub(crate) fn ask(&mut self) {
-        self.asking = true;
         self.first_acked = false;
         self.first_lost = self.first_sent;
     }
@@ -229,15 +199,7 @@ impl Outgoing {
 
     fn advance(&mut self, length: u32) {
         self.offset += length;
-        self.fresh_bytes = self.fresh_bytes.max(self.position());
         self.skip_finished();
-    }
-
-    /// Data bytes before the cursor.
-    fn position(&self) -> u64 {
-        let sizes = self.sizes.as_slice();
-        let before = &sizes[..usize::from(self.tensor).min(sizes.len())];
-        before.iter().map(|b| u64::from(*b)).sum::<u64>() + u64::from(self.offset)
     }
 
     fn skip_finished(&mut self) {
@@ -300,25 +262,21 @@ mod tests {
             out.start(&sizes, 200);
             let mut peer = Peer(bytes.iter().map(|b| vec![false; *b as usize]).collect());
             let mut late = std::collections::VecDeque::new();
-            let (mut limit, mut described) = (0, false);
+            let mut described = false;
             for (step, fate) in fates.iter().cycle().enumerate() {
                 prop_assert!(step < 100_000, "it never ends: {:?}", out);
                 let fate = if step < 5_000 { *fate } else { 0 };
                 if out.all_acked() {
                     break;
                 }
-                let credit = limit - out.fresh_bytes();
-                let Some(chunk) = out.next_chunk(room, credit) else {
+                let Some(chunk) = out.next_chunk(room) else {
+                    prop_assert!(out.all_sent());
                     match late.pop_front() {
                         Some(chunk) => out.on_acked(chunk),
-                        None => {
-                            prop_assert!(!out.all_sent(), "all sent, all settled, and not all acknowledged");
-                            limit += 1400;
-                        }
+                        None => prop_assert!(false, "all sent, all settled, and not all acknowledged"),
                     }
                     continue;
                 };
-                prop_assert!(out.fresh_bytes() <= limit.min(sizes.total()), "credit overdrawn");
                 let first = matches!(chunk, Chunk::First { .. });
                 prop_assert!(chunk.length() > 0 || first);
                 prop_assert!(chunk.length() <= room);
@@ -335,46 +293,25 @@ mod tests {
                 }
             }
             prop_assert!(described && peer.0.iter().flatten().all(|have| *have));
-            prop_assert_eq!(out.fresh_bytes(), sizes.total());
-            prop_assert_eq!(out.unconfirmed(), 0);
         }
     }
 
     #[test]
-    fn one_that_asks_after_an_answer_can_ask_again() {
+    fn one_that_asks_sends_its_first_chunk_until_it_is_acknowledged() {
         let mut out = Outgoing::default();
         out.start(&sizes(&[1000]), 20);
         let whole = Chunk::First { length: 1000, whole: true };
-        assert_eq!(out.next_chunk(1020, 1000), Some(whole));
+        assert_eq!(out.next_chunk(1020), Some(whole));
         out.all_arrived();
+        assert!(out.all_sent() && out.all_acked());
         for _ in 0..2 {
             out.ask();
-            assert_eq!(out.next_chunk(1020, 0), Some(whole));
+            assert_eq!(out.next_chunk(1020), Some(whole));
             assert!(out.on_lost(whole), "nobody answered");
-            assert_eq!(out.next_chunk(1020, 0), Some(whole));
+            assert_eq!(out.next_chunk(1020), Some(whole));
             out.on_acked(whole);
-            assert_eq!(out.next_chunk(1020, 0), None);
+            assert_eq!(out.next_chunk(1020), None);
             assert!(out.all_acked());
         }
-    }
-
-    #[test]
-    fn one_that_asks_sends_its_first_chunk_without_credit() {
-        let mut out = Outgoing::default();
-        out.start(&sizes(&[5000]), 20);
-        assert_eq!(out.next_chunk(1000, 100), None);
-        out.ask();
-        assert_eq!(out.next_chunk(1000, 100), Some(Chunk::First { length: 0, whole: false }));
-        assert_eq!(out.next_chunk(1000, 100), None);
-        assert_eq!(out.next_chunk(1000, 1000), Some(Chunk::Part { tensor: 0, offset: 0, length: 1000 }));
-        out.on_acked(Chunk::First { length: 0, whole: false });
-        assert_eq!(out.next_chunk(1000, 0), None);
-        out.ask();
-        assert_eq!(
-            out.next_chunk(1000, 0),
-            Some(Chunk::First { length: 980, whole: false }),
-            "again, so it costs nothing"
-        );
-        assert_eq!(out.fresh_bytes(), 1000);
     }
 }

@@ -148,7 +148,7 @@ mod tests {
         let mut ranges = heapless::Vec::new();
         let delay_us = received.take_ack(Time::default(), &mut ranges);
         let mut bytes = [0; MAX_ACK_LEN];
-        let length = Ack { max_data: 0, delay_us, ranges: &ranges }.write(&mut bytes);
+        let length = Ack { window: 0, delay_us, ranges: &ranges }.write(&mut bytes);
         let ack = Ack::parse(&bytes[..length]).unwrap();
         ack.ranges.iter().map(|r| (r.first(), r.last())).collect()
     }

@@ -155,7 +155,7 @@ impl Play {
             keep_reply_ms: 1000,
             nonce: NONCE,
             epoch: 0,
-            max_data: script.number() << script.below(16),
+            window: script.number() << script.below(16),
         };
         let payload = ack.to_bytes();
         let header = Header { session: SESSION, length: payload.len() as u32, ..Header::new(Kind::HelloAck) };
@@ -262,7 +262,7 @@ impl Play {
 
     fn cancel(&mut self, script: &mut Script<'_>) {
         let Some(key) = script.pick(&self.keys).copied() else { return };
-        self.client.cancel(self.now, key);
+        self.client.cancel(key);
         self.open.remove(&name(key));
     }
 

@@ -15,7 +15,7 @@ const HEAD: usize = size_of::<Raw>();
 #[derive(Clone, Copy, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
 #[repr(C)]
 struct Raw {
-    max_data: U64,
+    window: U64,
     delay_us: U32,
     ranges: U16,
     reserved: U16,
@@ -58,8 +58,8 @@ impl AckRange {
 /// The payload of an acknowledgement, and without ranges that of a credit frame.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Ack<'a> {
-    /// Payload bytes, since the session began, that the sender of this frame is ready to have received.
-    pub max_data: u64,
+    /// Bytes of frames that may be under way to the sender of this frame.
+    pub window: u64,
     /// Microseconds between the arrival of the highest packet and this acknowledgement.
     pub delay_us: u32,
     /// Received packet numbers, highest range first, disjoint, modulo 2^32.
@@ -93,7 +93,7 @@ impl<'a> Ack<'a> {
                 below = Some(to_first);
             }
         }
-        Ok(Ack { max_data: raw.max_data.get(), delay_us: raw.delay_us.get(), ranges })
+        Ok(Ack { window: raw.window.get(), delay_us: raw.delay_us.get(), ranges })
     }
 
     /// Writes the payload to the head of `out` and returns its length, or 0 where it does not fit. At most
@@ -103,7 +103,7 @@ impl<'a> Ack<'a> {
         let body = ranges.as_bytes();
         let Some(out) = out.get_mut(..HEAD + body.len()) else { return 0 };
         let raw = Raw {
-            max_data: U64::new(self.max_data),
+            window: U64::new(self.window),
             delay_us: U32::new(self.delay_us),
             ranges: U16::new(ranges.len() as u16),
             reserved: U16::ZERO,

@@ -34,7 +34,7 @@ pub enum Kind {
     Response = 7,
     /// Selective acknowledgement (datagrams only).
     Ack = 8,
-    /// New receive credit without an acknowledgement.
+    /// Credit without an acknowledgement (datagrams only).
     Credit = 9,
     /// The client no longer wants a request's answer.
     Cancel = 10,

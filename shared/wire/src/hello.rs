@@ -44,8 +44,8 @@ pub struct Hello {
     pub token: u64,
     /// Names the key for tags and sealed payload, or 0.
     pub key_id: u64,
-    /// Payload bytes, over the session, that the client is ready to receive.
-    pub max_data: u64,
+    /// Bytes of frames that may be under way to the client.
+    pub window: u64,
 }
 
 /// The server's request to prove an address: nothing is kept until the token comes back.
@@ -80,8 +80,8 @@ pub struct HelloAck {
     pub nonce: u64,
     /// Changes whenever the server restarts.
     pub epoch: u64,
-    /// Payload bytes, over the session, that the server is ready to receive.
-    pub max_data: u64,
+    /// Bytes of frames that may be under way to the server.
+    pub window: u64,
 }
 
 macro_rules! payload {
@@ -124,7 +124,7 @@ payload!(Hello, HelloRaw {
     nonce: U64 = |v: &Hello| U64::new(v.nonce);
     token: U64 = |v: &Hello| U64::new(v.token);
     key_id: U64 = |v: &Hello| U64::new(v.key_id);
-    max_data: U64 = |v: &Hello| U64::new(v.max_data);
+    window: U64 = |v: &Hello| U64::new(v.window);
 });
 
 impl Hello {
@@ -138,7 +138,7 @@ impl Hello {
             nonce: raw.nonce.get(),
             token: raw.token.get(),
             key_id: raw.key_id.get(),
-            max_data: raw.max_data.get(),
+            window: raw.window.get(),
         }
     }
 
@@ -176,7 +176,7 @@ payload!(HelloAck, HelloAckRaw {
     reserved_too: U32 = |_: &HelloAck| U32::ZERO;
     nonce: U64 = |v: &HelloAck| U64::new(v.nonce);
     epoch: U64 = |v: &HelloAck| U64::new(v.epoch);
-    max_data: U64 = |v: &HelloAck| U64::new(v.max_data);
+    window: U64 = |v: &HelloAck| U64::new(v.window);
 });
 
 impl HelloAck {
@@ -192,7 +192,7 @@ impl HelloAck {
             keep_reply_ms: raw.keep_reply_ms.get(),
             nonce: raw.nonce.get(),
             epoch: raw.epoch.get(),
-            max_data: raw.max_data.get(),
+            window: raw.window.get(),
         }
     }
 

@@ -137,7 +137,7 @@ fn hello() {
         nonce: 0x0f1e_2d3c_4b5a_6978,
         token: 0x1234_5678_9abc_def0,
         key_id: 5,
-        max_data: 0x0010_0000,
+        window: 0x0010_0000,
     };
     check_frame("hello", Header::new(Kind::Hello), &hello.to_bytes());
     assert_eq!(Hello::parse(&hello.to_bytes()), Ok(hello));
@@ -163,7 +163,7 @@ fn hello_ack() {
         keep_reply_ms: 1_000,
         nonce: 0x0f1e_2d3c_4b5a_6978,
         epoch: 0xfedc_ba98_7654_3210,
-        max_data: 0x0020_0000,
+        window: 0x0020_0000,
     };
     check_frame("hello_ack", Header { session: SESSION, credit: 64, ..Header::new(Kind::HelloAck) }, &ack.to_bytes());
     assert_eq!(HelloAck::parse(&ack.to_bytes()), Ok(ack));
@@ -281,12 +281,12 @@ fn check_ack(name: &str, kind: Kind, ack: &Ack<'_>) {
 fn ack() {
     // Packet numbers wrap inside the second range.
     let ranges = [AckRange::new(7, 9), AckRange::new(0xffff_fffe, 2)];
-    check_ack("ack", Kind::Ack, &Ack { max_data: 0x0030_0000, delay_us: 250, ranges: &ranges });
+    check_ack("ack", Kind::Ack, &Ack { window: 0x0030_0000, delay_us: 250, ranges: &ranges });
 }
 
 #[test]
 fn credit() {
-    check_ack("credit", Kind::Credit, &Ack { max_data: 0x0040_0000, delay_us: 0, ranges: &[] });
+    check_ack("credit", Kind::Credit, &Ack { window: 0x0040_0000, delay_us: 0, ranges: &[] });
 }
 
 #[test]

@@ -70,7 +70,7 @@ fn session_set_up() {
         nonce: 0,
         token: 0,
         key_id: 0,
-        max_data: 0,
+        window: 0,
     };
     assert_eq!(Hello::parse(&hello.to_bytes()), Ok(hello));
     refused(Hello::parse(&hello.to_bytes()[..Hello::LEN - 1]), WireError::Truncated);
@@ -92,7 +92,7 @@ fn session_set_up() {
         keep_reply_ms: 0,
         nonce: 0,
         epoch: 0,
-        max_data: 0,
+        window: 0,
     };
     assert_eq!(HelloAck::parse(&ack.to_bytes()), Ok(ack));
     refused(HelloAck::parse(&ack.to_bytes()[..HelloAck::LEN - 1]), WireError::Truncated);
@@ -187,7 +187,7 @@ fn acknowledgements() {
     let parse = |ranges: &[(u32, u32)]| {
         let ranges: Vec<AckRange> = ranges.iter().map(|r| AckRange::new(r.0, r.1)).collect();
         let mut bytes = [0; 512];
-        let length = Ack { max_data: 0, delay_us: 0, ranges: &ranges }.write(&mut bytes);
+        let length = Ack { window: 0, delay_us: 0, ranges: &ranges }.write(&mut bytes);
         Ack::parse(&bytes[..length]).map(|_| ())
     };
     assert_eq!(parse(&[(8, 9), (5, 6), (1, 1)]), Ok(()));

@@ -76,7 +76,7 @@ impl Session {
             nonce: self.nonce,
             token: 0,
             key_id: 0,
-            max_data: u64::MAX,
+            window: u64::MAX,
         };
         let length = Hello::LEN as u32;
         outbox.push(&Header { length, ..Header::new(Kind::Hello) }.to_bytes());

@@ -199,7 +199,7 @@ impl UdpConnection {
     pub fn cancel(&mut self, id: RequestId) -> bool {
         let Some(key) = key_of(id).filter(|&key| self.calls.get(key).is_some()) else { return false };
         let now = self.now();
-        self.engine.cancel(now, key);
+        self.engine.cancel(key);
         if let Some(partial) = self.calls.end(key) {
             self.recycle(partial);
         }

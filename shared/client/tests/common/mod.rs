@@ -133,7 +133,7 @@ pub(crate) fn hello_ack(hello: &Hello, greeting: &Greeting, catalogue: usize) ->
         keep_reply_ms: 1000,
         nonce: hello.nonce,
         epoch: 1,
-        max_data: u64::MAX,
+        window: u64::MAX,
     }
 }
 

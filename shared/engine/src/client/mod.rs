@@ -44,11 +44,9 @@ const HELLO_LEN: usize = MIN_DATAGRAM as usize - HEADER_LEN;
 const HELLO_RETRY: u64 = 20 * MS;
 const LIST_RETRY: u64 = 20 * MS;
 /// Without news of a request that has been sent, the server is asked about it after this long, and then ever less often:
-/// its error, the news that it gave the reply up, or credit may have been lost.
+/// its error, or the news that it gave the reply up, may have been lost.
 const ASK_AFTER: u64 = 100 * MS;
 const ASK_AT_LEAST_EVERY: u64 = SEC;
-/// Requests given up that are remembered.
-const GIVEN_UP: usize = 64;
 
 /// The client's half of the protocol over datagrams.
 #[derive(Debug)]
@@ -74,8 +72,6 @@ pub struct Client<S, C = DelayControl> {
     /// The server's ping to answer.
     pong: Option<u64>,
     cancels: heapless::Deque<u64, 64>,
-    /// Numbers of the last requests that were given up; their responses may still come.
-    given_up: heapless::HistoryBuf<u64, GIVEN_UP>,
     goodbye: bool,
     sent_data: bool,
     events: heapless::Deque<ClientEvent, 8>,
@@ -119,7 +115,6 @@ impl<S: ClientStorage, C: Congestion> Client<S, C> {
             ping: None,
             pong: None,
             cancels: heapless::Deque::new(),
-            given_up: heapless::HistoryBuf::new(),
             goodbye: false,
             sent_data: false,
             events: heapless::Deque::new(),
@@ -141,6 +136,12 @@ impl<S: ClientStorage, C: Congestion> Client<S, C> {
     #[must_use]
     pub fn open_requests(&self) -> u32 {
         self.open
+    }
+
+    /// Bytes that were sent and are neither acknowledged nor lost: what the server's credit is used up by.
+    #[must_use]
+    pub fn bytes_under_way(&self) -> u64 {
+        self.channel.flight.bytes()
     }
 
     /// Counters.
@@ -200,10 +201,10 @@ impl<S: ClientStorage, C: Congestion> Client<S, C> {
     }
 
     /// Gives a request up; the server is told. No event follows.
-    pub fn cancel(&mut self, now: Time, request: RequestKey) {
+    pub fn cancel(&mut self, request: RequestKey) {
         if let Some(index) = self.live(request) {
             self.tell_cancelled(index);
-            self.give_up(now, index);
+            self.end(index);
         }
     }
 
@@ -274,7 +275,7 @@ impl<S: ClientStorage, C: Congestion> Client<S, C> {
     /// Does what is due by `now`.
     pub fn handle_timeout(&mut self, now: Time) {
         if self.phase != Phase::Closed && self.waits() && now.since(self.last_heard) >= self.config.silence_limit {
-            self.shut(now, Status::ConnectionLost);
+            self.shut(Status::ConnectionLost);
             return;
         }
         if self.deadline_timer <= now {
@@ -288,7 +289,9 @@ impl<S: ClientStorage, C: Congestion> Client<S, C> {
             let (stats, repeats) = (&mut self.stats, &mut self.repeats);
             self.channel.on_timer(flight, now, |settled| {
                 stats.frames_lost += 1;
-                *repeats |= transmit::settle(slots, &settled, false);
+                let again = transmit::settle(slots, &settled, false);
+                *repeats |= again;
+                again
             });
         }
     }
@@ -309,7 +312,7 @@ impl<S: ClientStorage, C: Congestion> Client<S, C> {
                 earliest = earliest.min(slot.deadline);
             } else if self.accepts_frames() {
                 self.tell_cancelled(index);
-                self.fail(now, index, Status::DeadlineExceeded);
+                self.fail(index, Status::DeadlineExceeded);
             } else {
                 earliest = now;
             }
@@ -320,11 +323,10 @@ impl<S: ClientStorage, C: Congestion> Client<S, C> {
     /// Asks about requests of which nothing was heard for too long.
     fn check_news(&mut self, now: Time) {
         let mut earliest = Time::NEVER;
-        let nothing_under_way = self.channel.flight.is_empty();
         for slot in self.storage.parts().0.iter_mut().filter(|s| s.state == State::Open) {
             if slot.ask_at <= now {
                 // Otherwise frames of it are under way or next, and the acknowledgements bring news.
-                if slot.outgoing.all_acked() || nothing_under_way {
+                if slot.outgoing.all_acked() {
                     slot.outgoing.ask();
                     self.repeats = true;
                 }
@@ -342,42 +344,32 @@ impl<S: ClientStorage, C: Congestion> Client<S, C> {
     }
 
     /// Ends every open request and the session.
-    fn shut(&mut self, now: Time, status: Status) {
+    fn shut(&mut self, status: Status) {
         self.phase = Phase::Closed;
+        self.deadline_timer = Time::NEVER;
+        self.channel.reset(self.config.datagram, 0);
         for index in 0..self.storage.slots().len() {
             if self.storage.slots()[index].state == State::Open {
-                self.end(now, index);
                 // Too many for the queue of events: `Closed` speaks for all of them.
-                self.storage.parts().0[index].state = State::Free;
+                self.end(index);
             }
         }
         self.events.clear();
         let _ = self.events.push_back(ClientEvent::Closed(status));
     }
 
-    fn fail(&mut self, now: Time, index: usize, status: Status) {
+    fn fail(&mut self, index: usize, status: Status) {
         let key = self.storage.slots()[index].key(index);
-        self.give_up(now, index);
+        self.end(index);
         let _ = self.events.push_back(ClientEvent::Failed(key, status));
     }
 
-    /// Ends a request without an answer.
-    fn give_up(&mut self, now: Time, index: usize) {
-        let slot = &self.storage.slots()[index];
-        self.given_up.write(slot.id);
-        // The server takes these out of its count too.
-        self.channel.sent_data = self.channel.sent_data.saturating_sub(slot.outgoing.fresh_bytes());
-        self.end(now, index);
-        self.storage.parts().0[index].state = State::Free;
-    }
-
-    /// Takes a request out of flight; its record is free after its event.
-    fn end(&mut self, now: Time, index: usize) {
-        let key = self.storage.slots()[index].key(index);
-        let (slots, flight) = self.storage.parts();
-        self.channel.on_answered(flight, now, key);
-        let slot = &mut slots[index];
-        slot.state = State::Ended;
+    /// Frees the record of a request. Frames of it that are under way stay so until they are acknowledged or lost.
+    fn end(&mut self, index: usize) {
+        // The next request need not wait as long for its probes as this one had come to.
+        self.channel.stop_probing();
+        let slot = &mut self.storage.parts().0[index];
+        slot.state = State::Free;
         slot.generation = slot.generation.wrapping_add(1);
         self.open -= 1;
     }

@@ -61,7 +61,7 @@ impl<S: ClientStorage, C: Congestion> Client<S, C> {
                 Ok(ack) if ack.nonce == self.nonce => {
                     self.session = header.session;
                     self.server = Some(ack);
-                    self.channel.reset(ack.datagram.min(self.config.datagram), ack.max_data);
+                    self.channel.reset(ack.datagram.min(self.config.datagram), ack.window);
                     self.phase = Phase::Ready;
                     self.last_heard = now;
                     let _ = self.events.push_back(ClientEvent::Connected(ack));
@@ -70,7 +70,7 @@ impl<S: ClientStorage, C: Congestion> Client<S, C> {
             },
             Kind::Error => match StatusPayload::parse(head) {
                 // Before there is a session only its refusal can come.
-                Ok(payload) if header.session == 0 => self.shut(now, payload.status),
+                Ok(payload) if header.session == 0 => self.shut(payload.status),
                 _ => self.stats.malformed += 1,
             },
             _ => self.stats.discarded += 1,
@@ -105,7 +105,7 @@ impl<S: ClientStorage, C: Congestion> Client<S, C> {
             Kind::Pong => {
                 let _ = self.events.push_back(ClientEvent::Pong(header.request));
             }
-            Kind::Goodbye => self.shut(now, Status::ConnectionLost),
+            Kind::Goodbye => self.shut(Status::ConnectionLost),
             Kind::HelloAck | Kind::Challenge => self.stats.discarded += 1,
             Kind::Ping => self.pong = Some(header.request),
             Kind::Hello | Kind::List | Kind::Request | Kind::Cancel => self.stats.malformed += 1,
@@ -119,11 +119,14 @@ impl<S: ClientStorage, C: Congestion> Client<S, C> {
             return;
         };
         if header.request == 0 {
-            self.shut(now, payload.status);
+            self.shut(payload.status);
             return;
         }
         match self.by_id(header.request) {
-            Some(index) if self.accepts_frames() => self.fail(now, index, payload.status),
+            Some(index) if self.accepts_frames() => {
+                self.note_answered(now, index);
+                self.fail(index, payload.status);
+            }
             _ => self.stats.discarded += 1,
         }
     }
@@ -134,20 +137,13 @@ impl<S: ClientStorage, C: Congestion> Client<S, C> {
         let Some(index) = self.by_id(header.request) else {
             // Answered or given up long ago: the server may forget it too.
             self.stats.discarded += 1;
-            if self.given_up.as_slice().contains(&header.request) {
-                // What is acknowledged counts for both sides, whether anybody wants it or not.
-                let each = u64::from(header.length).saturating_sub(head.len() as u64) / u64::from(packets);
-                let all = packet..packet + u64::from(packets);
-                let new = all.filter(|packet| !self.channel.received.is_duplicate(*packet)).count() as u64;
-                self.channel.received_data += new * each;
-            }
             self.channel.received.record_train(now, packet, packets, ack_now);
             return ClientVerdict::Discard;
         };
         if header.flags.has(Flags::MORE) {
             // One part of several, which this side never agreed to: it is not the answer.
             self.tell_cancelled(index);
-            self.fail(now, index, Status::Unsupported);
+            self.fail(index, Status::Unsupported);
             return ClientVerdict::Discard;
         }
         let manifest = match header.flags.has(Flags::MANIFEST) {
@@ -178,7 +174,7 @@ impl<S: ClientStorage, C: Congestion> Client<S, C> {
                 let total = manifest.as_bytes().len() as u64 + u64::from(manifest.data_len());
                 if header.total == TOTAL_UNKNOWN || u64::from(header.total) != total || header.total > max_response {
                     self.tell_cancelled(index);
-                    self.fail(now, index, Status::TooLarge);
+                    self.fail(index, Status::TooLarge);
                     return ClientVerdict::Discard;
                 }
                 slot.incoming.start(&Sizes::of(manifest));
@@ -207,7 +203,7 @@ impl<S: ClientStorage, C: Congestion> Client<S, C> {
         }
     }
 
-    /// A response shows that all of its request arrived.
+    /// A response shows that all of its request arrived, an error that no more of it is wanted.
     fn note_answered(&mut self, now: Time, index: usize) {
         let (slots, flight) = self.storage.parts();
         let key = slots[index].key(index);
@@ -220,13 +216,11 @@ impl<S: ClientStorage, C: Congestion> Client<S, C> {
     pub fn placed(&mut self, now: Time, placement: &ClientPlacement) {
         let Some(index) = self.live(placement.request) else { return };
         let slot = &mut self.storage.parts().0[index];
-        let new = slot.incoming.commit(&placement.chunk);
+        slot.incoming.commit(&placement.chunk);
         let complete = slot.incoming.is_complete();
-        self.channel.received_data += new;
         self.channel.received.record_train(now, placement.packet, placement.packets, placement.ack_now);
         if complete {
-            self.end(now, index);
-            self.storage.parts().0[index].state = State::Free;
+            self.end(index);
             // `accepts_frames` keeps room for it.
             let _ = self.events.push_back(ClientEvent::Response(placement.request));
         }

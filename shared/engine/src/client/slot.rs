@@ -13,8 +13,6 @@ pub(super) enum State {
     Free,
     /// Request on its way, response not complete.
     Open,
-    /// Ended; its event has not been taken yet.
-    Ended,
 }
 
 /// A request's record. Storage for these is lent to the engine.

@@ -1,7 +1,6 @@
 //! What a client sends next.
 
 use splitrpc_ring::{RequestKey, Run};
-use splitrpc_wire::ack::Ack;
 use splitrpc_wire::hello::{Abilities, Hello};
 use splitrpc_wire::{Flags, HEADER_LEN, Header, Kind, VERSION};
 
@@ -75,7 +74,7 @@ impl<S: ClientStorage, C: Congestion> Client<S, C> {
         let rides_along = core::mem::take(&mut self.sent_data);
         let due = self.channel.received.due() <= now;
         let with_data = rides_along && self.channel.received.may_ride();
-        if due || with_data || self.channel.grant_is_stale() {
+        if due || with_data {
             return Some(self.ack_frame(now, rides_along));
         }
         None
@@ -91,7 +90,7 @@ impl<S: ClientStorage, C: Congestion> Client<S, C> {
             nonce: self.nonce,
             token,
             key_id: 0,
-            max_data: self.config.receive_window,
+            window: self.config.receive_window,
         };
         self.scratch = [0; HELLO_LEN];
         self.scratch[..Hello::LEN].copy_from_slice(&hello.to_bytes());
@@ -115,17 +114,9 @@ impl<S: ClientStorage, C: Congestion> Client<S, C> {
     }
 
     fn ack_frame(&mut self, now: Time, rides_along: bool) -> ClientTransmit<'_> {
-        let pending = self.channel.received.pending();
-        let (kind, delay_us, max_data) = if pending {
-            let (delay_us, max_data) = self.channel.take_ack(now, &mut self.ranges);
-            (Kind::Ack, delay_us, max_data)
-        } else {
-            self.ranges.clear();
-            (Kind::Credit, 0, self.channel.grant())
-        };
-        let length = Ack { max_data, delay_us, ranges: &self.ranges }.write(&mut self.scratch);
+        let length = self.channel.take_ack(now, &mut self.ranges).write(&mut self.scratch);
         self.stats.frames_out += 1;
-        let header = Header { session: self.session, length: length as u32, ..Header::new(kind) };
+        let header = Header { session: self.session, length: length as u32, ..Header::new(Kind::Ack) };
         ClientTransmit { header, head: &self.scratch[..length], request: None, data: nothing(), rides_along, frames: 1 }
     }
 

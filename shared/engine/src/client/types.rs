@@ -17,7 +17,7 @@ pub struct ClientConfig {
     pub datagram: u16,
     /// Largest response in bytes, manifest included.
     pub max_response: u32,
-    /// Response data bytes that may be in flight.
+    /// Bytes of responses' frames that may be under way to the client.
     pub receive_window: u64,
     /// With something outstanding and nothing heard for this long, in nanoseconds, the server counts as gone.
     pub silence_limit: u64,

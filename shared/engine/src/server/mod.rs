@@ -366,6 +366,12 @@ impl<'a, C: Congestion> Server<'a, C> {
         self.sessions.iter().filter(|s| s.open).count()
     }
 
+    /// Bytes that were sent to datagram clients and are neither acknowledged nor lost: what their credit is used up by.
+    #[must_use]
+    pub fn bytes_under_way(&self) -> u64 {
+        self.channels.iter().map(|slot| slot.channel.flight.bytes()).sum()
+    }
+
     /// Free slots of an input pool.
     #[must_use]
     pub fn free_slots(&self, pool: u16) -> u32 {

@@ -252,7 +252,6 @@ impl<C: Congestion> Server<'_, C> {
         if !self.is_stream(session) {
             let at = self.channel_index(session);
             let channel = &mut self.channels[at].channel;
-            channel.received_data += new;
             channel.received.record_train(now, placement.packet, placement.packets, placement.ack_now);
             self.activate(session);
         }
@@ -306,7 +305,6 @@ impl<C: Congestion> Server<'_, C> {
         slot.head_len = payload.write(&mut slot.head) as u16;
         let id = slot.id;
         self.count_end(self.requests[index as usize].model, status);
-        self.forget_data(session, index);
         if !self.is_stream(session) {
             // Kept like a reply; late frames of the request must not start it again once it is forgotten.
             self.requests[index as usize].kept = true;
@@ -326,16 +324,6 @@ impl<C: Congestion> Server<'_, C> {
         let header = Header { session: owner.id, request: slot.id, ..Header::new(Kind::Error) };
         let control = Control { peer: owner.peer, header, body: Body::Failure(slot.key(index)) };
         self.requests[index as usize].told = self.push_control(control);
-    }
-
-    /// Takes a failed request's bytes out of the session's credit, as its client does too.
-    pub(super) fn forget_data(&mut self, session: u32, index: u32) {
-        if !self.is_stream(session) {
-            let received = self.requests[index as usize].incoming.received();
-            let at = self.channel_index(session);
-            let channel = &mut self.channels[at].channel;
-            channel.received_data = channel.received_data.saturating_sub(received);
-        }
     }
 
     /// Answers a frame of a request that gets no record. Only the frame with the manifest is answered, so that a request of

@@ -209,7 +209,7 @@ impl<C: Congestion> Server<'_, C> {
         self.free_session = self.sessions[index as usize].next_free;
         let datagram = hello.datagram.min(self.config.datagram);
         let at = self.channel_index(index);
-        self.channels[at].channel.reset(datagram, hello.max_data);
+        self.channels[at].channel.reset(datagram, hello.window);
         self.channels[at].executed = Executed::default();
         self.timers[at] = Time::NEVER;
         self.greet(now, index, peer, hello);
@@ -279,7 +279,7 @@ impl<C: Congestion> Server<'_, C> {
             keep_reply_ms: (self.config.keep_reply / MS) as u32,
             nonce: session.nonce,
             epoch: self.epoch,
-            max_data: self.config.receive_window,
+            window: self.config.receive_window,
         };
         let header = Header { session: session.id, ..Header::new(Kind::HelloAck) };
         self.answer(index, header, Body::HelloAck(answer));
@@ -307,6 +307,7 @@ impl<C: Congestion> Server<'_, C> {
         let mut finished: heapless::Vec<u32, 64> = heapless::Vec::new();
         let settled = |s: Settled, acked: bool| {
             if let Some(index) = settle_frame(requests, &s, acked)
+                && acked
                 && !finished.contains(&index)
             {
                 // A request that does not fit is finished by the next acknowledgement, or by its time.
@@ -339,7 +340,6 @@ impl<C: Congestion> Server<'_, C> {
             }
             if !matches!(self.requests[index as usize].state, State::Failed(_)) {
                 self.count_end(self.requests[index as usize].model, Status::Cancelled);
-                self.forget_data(session, index);
             }
             self.abandon(index);
         }
@@ -378,7 +378,7 @@ impl<C: Congestion> Server<'_, C> {
                 self.free_input(index);
                 self.retire(index);
             }
-            State::Responding => self.give_up_reply(index),
+            State::Responding => self.finish_reply(index),
             State::Failed(_) => self.retire(index),
             State::Free | State::Orphaned => {}
         }
@@ -416,7 +416,8 @@ impl<C: Congestion> Server<'_, C> {
     }
 }
 
-/// Tells a request that one of its frames was acknowledged or lost. Returns its index once the client has all of it.
+/// Tells a request that one of its frames was acknowledged or lost. Returns its index if the client has all of it now, or
+/// if something of it must go again.
 pub(super) fn settle_frame(requests: &mut [super::RequestSlot], settled: &Settled, acked: bool) -> Option<u32> {
     let key = settled.cargo.key()?;
     let slot = requests.get_mut(key.index as usize)?;
@@ -424,11 +425,11 @@ pub(super) fn settle_frame(requests: &mut [super::RequestSlot], settled: &Settle
         return None;
     }
     let chunk = settled.cargo.chunk()?;
-    if acked {
+    let news = if acked {
         slot.outgoing.on_acked(chunk);
-        slot.outgoing.all_acked().then_some(key.index)
+        slot.outgoing.all_acked()
     } else {
-        slot.outgoing.on_lost(chunk);
-        None
-    }
+        slot.outgoing.on_lost(chunk)
+    };
+    news.then_some(key.index)
 }

@@ -64,8 +64,8 @@ impl<C: Congestion> Server<'_, C> {
             let channel = &mut self.channels[at].channel;
             let whole = channel.has_shrunk();
             channel.on_timer(self.flight, now, |settled| {
-                settle_frame(requests, &settled, false);
                 stats.frames_lost += 1;
+                settle_frame(requests, &settled, false).is_some()
             });
             stats.datagram_shrunk += u64::from(channel.has_shrunk() && !whole);
             // Polling the session sets its timer anew.
@@ -170,23 +170,10 @@ impl<C: Congestion> Server<'_, C> {
         self.session_timer = if open { now + SESSION_SWEEP } else { Time::NEVER };
     }
 
-    /// The client has all of a response.
+    /// The client has all of a response, or it is given up.
     pub(super) fn finish_reply(&mut self, index: u32) {
         self.release_output(index);
         self.retire(index);
-    }
-
-    /// Takes back a response that its client has not confirmed.
-    pub(super) fn give_up_reply(&mut self, index: u32) {
-        let slot = &self.requests[index as usize];
-        if !self.is_stream(slot.session) {
-            // What the client confirmed of it counts on both sides, the rest on neither.
-            let unconfirmed = slot.outgoing.unconfirmed();
-            let at = self.channel_index(slot.session);
-            let channel = &mut self.channels[at].channel;
-            channel.sent_data = channel.sent_data.saturating_sub(unconfirmed);
-        }
-        self.finish_reply(index);
     }
 
     /// Gives a kept answer up that the client has not confirmed.
@@ -197,7 +184,7 @@ impl<C: Congestion> Server<'_, C> {
         self.channels[at].channel.flight.forget(self.flight, key, |_| {});
         self.stats.replies_evicted += 1;
         match slot.state {
-            State::Responding => self.give_up_reply(index),
+            State::Responding => self.finish_reply(index),
             _ => self.retire(index),
         }
         self.activate(session);

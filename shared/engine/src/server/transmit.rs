@@ -1,7 +1,6 @@
 //! What to send next.
 
 use splitrpc_ring::RequestKey;
-use splitrpc_wire::ack::Ack;
 use splitrpc_wire::hello::{Challenge, HelloAck};
 use splitrpc_wire::{Flags, Header, Kind, MANIFEST_TENSOR, Path, Stage, Status, StatusPayload};
 
@@ -83,7 +82,7 @@ pub(super) fn retry_after_us(status: Status) -> u32 {
 /// A decision of what to send, before anything is borrowed for it.
 #[derive(Clone, Copy)]
 enum Next {
-    Ack { length: usize, kind: Kind, rides_along: bool },
+    Ack { length: usize, rides_along: bool },
     Data { index: u32, sent: Sent },
 }
 
@@ -223,19 +222,11 @@ impl<C: Congestion> Server<'_, C> {
         let channel = &mut self.channels[at].channel;
         let with_data = self.in_a_row > 0 && channel.received.may_ride();
         let due = channel.received.due() <= now;
-        if !due && !with_data && !channel.grant_is_stale() {
+        if !due && !with_data {
             return None;
         }
-        let kind = if channel.received.pending() { Kind::Ack } else { Kind::Credit };
-        let (delay_us, max_data) = match kind {
-            Kind::Ack => channel.take_ack(now, &mut self.ranges),
-            _ => {
-                self.ranges.clear();
-                (0, channel.grant())
-            }
-        };
-        let length = Ack { max_data, delay_us, ranges: &self.ranges }.write(&mut self.scratch);
-        Some(Next::Ack { length, kind, rides_along: self.in_a_row > 0 })
+        let length = channel.take_ack(now, &mut self.ranges).write(&mut self.scratch);
+        Some(Next::Ack { length, rides_along: self.in_a_row > 0 })
     }
 
     fn next_data(&mut self, now: Time, session: u32, at: usize, most: u32) -> Option<Next> {
@@ -252,7 +243,6 @@ impl<C: Congestion> Server<'_, C> {
             let repeat = slot.outgoing.next_is_repeat();
             let key = slot.key(index);
             let Some(sent) = channel.send_next(self.flight, now, key, &mut slot.outgoing, most) else {
-                // Out of credit: the client's next acknowledgement brings more.
                 index = slot.next_out;
                 continue;
             };
@@ -283,9 +273,9 @@ impl<C: Congestion> Server<'_, C> {
     fn datagram_frame(&mut self, now: Time, session: u32, next: Next) -> Transmit<'_> {
         let credit = self.config.requests_per_client.saturating_sub(self.sessions[session as usize].held());
         match next {
-            Next::Ack { length, kind, rides_along } => {
+            Next::Ack { length, rides_along } => {
                 let owner = &self.sessions[session as usize];
-                let header = Header { session: owner.id, credit, length: length as u32, ..Header::new(kind) };
+                let header = Header { session: owner.id, credit, length: length as u32, ..Header::new(Kind::Ack) };
                 Transmit {
                     peer: owner.peer,
                     header,

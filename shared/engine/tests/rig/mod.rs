@@ -185,14 +185,14 @@ impl Rig<'_> {
         ack.header.session
     }
 
-    /// Opens a datagram session whose client takes `max_data` bytes.
-    pub fn open_datagram(&mut self, addr: SocketAddr, nonce: u64, max_data: u64) -> u64 {
+    /// Opens a datagram session whose client takes `window` bytes.
+    pub fn open_datagram(&mut self, addr: SocketAddr, nonce: u64, window: u64) -> u64 {
         let from = Peer::Datagram(addr);
         self.sent();
-        self.say_hello(from, &hello(nonce, 0, max_data));
+        self.say_hello(from, &hello(nonce, 0, window));
         let challenge = self.sent_one();
         let token = Challenge::parse(&challenge.head).unwrap().token;
-        self.say_hello(from, &hello(nonce, token, max_data));
+        self.say_hello(from, &hello(nonce, token, window));
         let ack = self.sent_one();
         assert_eq!(HelloAck::parse(&ack.head).unwrap().nonce, nonce);
         ack.header.session
@@ -242,7 +242,7 @@ pub fn addr(port: u16) -> SocketAddr {
     SocketAddr::from(([10, 0, 0, 2], port))
 }
 
-pub fn hello(nonce: u64, token: u64, max_data: u64) -> Hello {
+pub fn hello(nonce: u64, token: u64, window: u64) -> Hello {
     Hello {
         version_min: u16::from(VERSION),
         version_max: u16::from(VERSION),
@@ -252,7 +252,7 @@ pub fn hello(nonce: u64, token: u64, max_data: u64) -> Hello {
         nonce,
         token,
         key_id: 0,
-        max_data,
+        window,
     }
 }
 

@@ -70,7 +70,7 @@ impl<'b> Script<'b> {
             ranges.push(AckRange::new(first, last));
             last = first.wrapping_sub(2 + self.below(4) as u32);
         }
-        let ack = Ack { max_data: self.number() << self.below(16), delay_us: self.number() as u32, ranges: &ranges };
+        let ack = Ack { window: self.number() << self.below(16), delay_us: self.number() as u32, ranges: &ranges };
         let mut payload = [0; MAX_ACK_LEN];
         let length = ack.write(&mut payload);
         payload[..length].to_vec()

@@ -59,7 +59,7 @@ fn when_the_reply_was_confirmed() {
         let packet = of(&sent, Kind::Response)[0].header.packet;
         let ranges = [splitrpc_wire::ack::AckRange::new(packet, packet)];
         let mut payload = [0; 64];
-        let length = Ack { max_data: 1 << 20, delay_us: 0, ranges: &ranges }.write(&mut payload);
+        let length = Ack { window: 1 << 20, delay_us: 0, ranges: &ranges }.write(&mut payload);
         rig.control(from, Header { session, ..Header::new(Kind::Ack) }, &payload[..length]);
         assert_eq!(rig.submissions(), [Submission::Release { output }]);
         rig.assert_empty();

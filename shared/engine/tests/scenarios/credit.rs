@@ -1,10 +1,15 @@
 //! Credit that a request or response used comes back, however the request ends.
 
-use splitrpc_engine::{MS, SEC};
+use std::collections::HashMap;
+
+use splitrpc_engine::{ClientConfig, MS, SEC, ServerConfig};
 use splitrpc_wire::{Kind, Status};
 
 use crate::rig::pair::{Pair, Way, Wire, client_config, pair};
 use crate::rig::{Ask, config};
+
+/// What each side takes at once.
+const WINDOW: u64 = 64 << 10;
 
 /// Something that looks random and is not.
 fn dice(state: &mut u64) -> u64 {
@@ -31,14 +36,38 @@ fn pace(pair: &mut Pair<'_, '_>) -> u64 {
     pair.now().since(start)
 }
 
+/// Bytes of a request, or of a response, that are on their way at most while nothing is heard of the other side.
+fn most_under_way(pair: &mut Pair<'_, '_>, up: bool) -> usize {
+    let kind = if up { Kind::Request } else { Kind::Response };
+    let bytes = |up| if up { 1 << 20 } else { 16 };
+    pair.model = Box::new(move |_| (0, Ok(bytes(!up))));
+    // The congestion window is larger than this, so only credit is in the way.
+    pair.wire = Box::new(move |way| if up { true } else { way.up && way.header.kind != Kind::Request });
+    pair.log.clear();
+    pair.ask(&Ask::bytes(bytes(up)));
+    pair.run(MS);
+    // What is sent again meanwhile goes where it went before.
+    let frames: HashMap<u32, usize> =
+        pair.log.iter().filter(|w| w.header.kind == kind).map(|w| (w.header.offset, w.len)).collect();
+    pair.wire = Box::new(|_| false);
+    let until = pair.now() + 3 * SEC;
+    pair.run_while(until, |p| p.client.open_requests() > 0);
+    assert_eq!(pair.client.open_requests(), 0);
+    pair.run(SEC);
+    frames.values().sum()
+}
+
 fn wears_out(
     model: impl FnMut(u64) -> (u64, Result<u32, Status>) + 'static,
     cancels: bool,
     deadline_us: u32,
     wire: Wire,
 ) {
-    pair(&config(), &client_config(), |pair| {
+    let server = ServerConfig { receive_window: WINDOW, ..config() };
+    let client = ClientConfig { receive_window: WINDOW, ..client_config() };
+    pair(&server, &client, |pair| {
         let fresh = pace(pair);
+        let credit = [true, false].map(|up| most_under_way(pair, up));
         let mut state = 42;
         pair.model = Box::new(model);
         pair.wire = wire;
@@ -53,8 +82,7 @@ fn wears_out(
             if cancels && dice(&mut state).is_multiple_of(2) {
                 // One of the last, which may still be open.
                 let key = keys[keys.len() - 1 - dice(&mut state) as usize % keys.len().min(4)];
-                let now = pair.now();
-                pair.client.cancel(now, key);
+                pair.client.cancel(key);
             }
         }
         pair.wire = Box::new(|_| false);
@@ -68,6 +96,7 @@ fn wears_out(
         assert!((!cancels && deadline_us == 0) || dropped > 100, "only {dropped} frames came for what was given up");
         let worn = pace(pair);
         assert!(worn < 3 * fresh, "20 requests took {fresh} ns at first and {worn} ns now");
+        assert_eq!([true, false].map(|up| most_under_way(pair, up)), credit, "bytes under way in each direction");
     });
 }
 

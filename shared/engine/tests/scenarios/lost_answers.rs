@@ -1,4 +1,4 @@
-//! Answers, errors and credit may be lost; requests without a deadline end all the same.
+//! Answers, errors and acknowledgements may be lost; requests without a deadline end all the same.
 
 use splitrpc_engine::{MS, SEC, ServerConfig};
 use splitrpc_wire::{Kind, Status};
@@ -70,14 +70,12 @@ fn a_reply_is_given_up_while_the_client_cannot_be_reached() {
 }
 
 #[test]
-fn every_grant_of_credit_is_lost_for_a_while() {
+fn every_acknowledgement_is_lost_for_a_while() {
     for up in [true, false] {
         pair(&config(), &client_config(), |pair| {
             pair.model = Box::new(|_| (0, Ok(60_000)));
             let heals = pair.now() + 2 * SEC;
-            pair.wire = Box::new(move |way| {
-                way.up == up && matches!(way.header.kind, Kind::Ack | Kind::Credit) && way.at < heals
-            });
+            pair.wire = Box::new(move |way| way.up == up && way.header.kind == Kind::Ack && way.at < heals);
             let mut asked = 0;
             while asked < 40 {
                 while pair.client.open_requests() < 4 && asked < 40 {
@@ -110,7 +108,7 @@ fn the_first_frame_is_lost_as_often_as_not() {
 
 #[test]
 fn what_was_lost_goes_before_what_is_new() {
-    // Credit for all of it, so that the large one never waits.
+    // A window for all of it, so that the large one never waits.
     pair(&ServerConfig { receive_window: 4 << 20, ..config() }, &client_config(), |pair| {
         let mut lost = false;
         pair.wire =

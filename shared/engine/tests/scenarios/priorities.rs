@@ -52,7 +52,7 @@ fn do_not_let_one_client_keep_the_others_waiting() {
                     sent.iter().filter(|s| s.header.session == *session).map(|s| s.header.packet).collect();
                 let ranges = [AckRange::new(1, packets.into_iter().max().unwrap_or(1))];
                 let mut payload = [0; 64];
-                let length = Ack { max_data: 1 << 30, delay_us: 0, ranges: &ranges }.write(&mut payload);
+                let length = Ack { window: 1 << 30, delay_us: 0, ranges: &ranges }.write(&mut payload);
                 let header = Header { session: *session, ..Header::new(Kind::Ack) };
                 rig.pass(1000);
                 rig.control(Peer::Datagram(addr(port)), header, &payload[..length]);

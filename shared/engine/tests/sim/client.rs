@@ -169,7 +169,7 @@ impl SimClient {
         }
         if !self.open.is_empty() && rng.chance(2) {
             let key = *self.open.keys().min_by_key(|k| k.index).unwrap();
-            self.engine.cancel(now, key);
+            self.engine.cancel(key);
             self.open.remove(&key);
             self.tally.cancelled += 1;
         }

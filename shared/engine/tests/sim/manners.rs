@@ -70,7 +70,7 @@ pub fn offend(rng: &mut Rng, client: &mut SimStream) -> Vec<Up> {
         4 => vec![done(Header { request: u64::MAX, ..of_session(Kind::Cancel) })],
         5 => {
             let mut ack = [0; 64];
-            let length = Ack { max_data: u64::MAX, delay_us: 0, ranges: &[] }.write(&mut ack);
+            let length = Ack { window: u64::MAX, delay_us: 0, ranges: &[] }.write(&mut ack);
             vec![Up { verdict: Some(Verdict::Done), ..Up::control(of_session(Kind::Ack), ack[..length].to_vec()) }]
         }
         6 => {

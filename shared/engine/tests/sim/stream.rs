@@ -164,7 +164,7 @@ impl SimStream {
             nonce: self.next_id,
             token: 0,
             key_id: 0,
-            max_data: 0,
+            window: 0,
         };
         self.up.push_back(Up::control(Header::new(Kind::Hello), hello.to_bytes().to_vec()));
         self.life = Life::Greeting;
