@@ -24,6 +24,8 @@ pub struct SessionSlot {
     pub(crate) id: u64,
     pub(crate) nonce: u64,
     pub(crate) last_heard: Time,
+    /// When it opened, its last request frame came, or its last answer was confirmed.
+    pub(crate) used_at: Time,
     /// First of its requests.
     pub(crate) first: u32,
     /// The record that its last request frame belonged to; the next one is likely to as well.
@@ -50,6 +52,7 @@ impl Default for SessionSlot {
             id: 0,
             nonce: 0,
             last_heard: Time::default(),
+            used_at: Time::default(),
             first: NO_INDEX,
             recent: NO_INDEX,
             first_out: NO_INDEX,

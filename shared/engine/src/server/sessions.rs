@@ -18,8 +18,8 @@ use crate::time::{MS, SEC, US};
 /// Answers to frames of unknown sessions in each [`UNKNOWN_PERIOD`].
 const UNKNOWN_ANSWERS: u32 = 256;
 const UNKNOWN_PERIOD: u64 = 100 * MS;
-/// A datagram session that was heard more recently does not make room for another client's.
-const LEAST_SILENCE: u64 = SEC;
+/// A datagram session that was used more recently does not make room for another client's.
+const LEAST_DISUSE: u64 = SEC;
 /// Longest slice of the catalogue in one frame on a stream.
 const CATALOG_SLICE: u32 = 1 << 20;
 
@@ -85,7 +85,10 @@ impl<C: Congestion> Server<'_, C> {
         };
         self.sessions[session as usize].last_heard = now;
         match header.kind {
-            Kind::Request => return self.on_request(now, session, header, head, packets),
+            Kind::Request => {
+                self.sessions[session as usize].used_at = now;
+                return self.on_request(now, session, header, head, packets);
+            }
             Kind::List => self.on_list(session, header),
             Kind::Ack | Kind::Credit => match Ack::parse(head) {
                 Ok(ack) if !self.is_stream(session) => self.on_ack(now, session, &ack),
@@ -216,23 +219,24 @@ impl<C: Congestion> Server<'_, C> {
     }
 
     /// Closes the datagram session that is missed least: one that never asked anything before one that did, and of those
-    /// the one that is silent for longest. Those with a request under way, and those heard a moment ago, stay. If these are
-    /// all, returns how long it takes at least until one of them has been silent for long enough.
+    /// the one whose last use is longest ago. Those of which a request or an answer is still here, and those used a moment
+    /// ago, stay; what else they say, such as pings, does not keep them. If these are all, returns how long it takes at least
+    /// until the last use of one of them is long enough ago.
     fn make_room(&mut self, now: Time) -> Result<(), u64> {
-        let mut wait = LEAST_SILENCE;
+        let mut wait = LEAST_DISUSE;
         let mut least: Option<(bool, Time, u32)> = None;
         for index in self.config.stream_sessions..self.sessions.len() as u32 {
             let session = &self.sessions[index as usize];
-            if !session.open || session.held() > 0 {
+            if !session.open || session.first != NO_INDEX {
                 continue;
             }
-            let silence = now.since(session.last_heard);
-            if silence < LEAST_SILENCE {
-                wait = wait.min(LEAST_SILENCE - silence);
+            let disuse = now.since(session.used_at);
+            if disuse < LEAST_DISUSE {
+                wait = wait.min(LEAST_DISUSE - disuse);
                 continue;
             }
             let asked = session.recent != NO_INDEX;
-            let this = (asked, session.last_heard, index);
+            let this = (asked, session.used_at, index);
             least = Some(least.map_or(this, |least| least.min(this)));
         }
         let (_, _, index) = least.ok_or(wait)?;
@@ -251,6 +255,7 @@ impl<C: Congestion> Server<'_, C> {
             id: random | u64::from(index),
             nonce: hello.nonce,
             last_heard: now,
+            used_at: now,
             max_response: hello.max_response,
             // Its place in the queue of the active outlives a session.
             queued: self.sessions[index as usize].queued,
@@ -317,6 +322,7 @@ impl<C: Congestion> Server<'_, C> {
         };
         self.channels[at].channel.on_ack(self.flight, now, ack, settled);
         for index in finished {
+            self.sessions[session as usize].used_at = now;
             self.finish_reply(index);
         }
         self.activate(session);

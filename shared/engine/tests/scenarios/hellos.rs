@@ -1,9 +1,11 @@
 //! An address is proved before anything is kept for it; hellos may be lost, duplicated and repeated.
 
-use splitrpc_engine::{Peer, SEC, Verdict};
+use splitrpc_engine::{MS, Peer, SEC, Verdict};
+use splitrpc_wire::ack::{Ack, AckRange, MAX_ACK_LEN};
 use splitrpc_wire::hello::{Challenge, HelloAck};
 use splitrpc_wire::{Header, Kind, Status};
 
+use crate::rig::pair::{client_config, lose, pair};
 use crate::rig::{Ask, Rig, Sent, addr, config, hello, serve};
 
 fn token(sent: &Sent) -> u64 {
@@ -164,20 +166,45 @@ fn a_full_table_makes_room_for_who_comes_by_forgetting_who_is_missed_least() {
                 rig.sent();
             }
         }
-        rig.now = rig.now + 2 * SEC;
+        // Its client does not confirm it, and so it is kept for a while.
+        rig.pass(2 * SEC);
+        rig.sent();
+        // That it was heard does not keep it.
         assert!(knows(rig, 4, sessions[3]));
-        let fifth = rig.open_datagram(addr(5), 1, 0);
-        assert_eq!(
-            rig.control(Peer::Datagram(addr(3)), Header { session: sessions[2], ..Header::new(Kind::Ping) }, &[]),
-            Verdict::Close
-        );
-        let sixth = rig.open_datagram(addr(6), 1, 0);
-        assert_eq!(
-            rig.control(Peer::Datagram(addr(1)), Header { session: sessions[0], ..Header::new(Kind::Ping) }, &[]),
-            Verdict::Close
-        );
-        assert!([(2, sessions[1]), (4, sessions[3]), (5, fifth), (6, sixth)].iter().all(|(n, s)| knows(rig, *n, *s)));
+        for (n, missed_least) in [(5, 3), (6, 4), (7, 1)] {
+            assert!(knows(rig, missed_least, sessions[usize::from(missed_least) - 1]));
+            let new = rig.open_datagram(addr(n), 1, 0);
+            assert!(!knows(rig, missed_least, sessions[usize::from(missed_least) - 1]), "{n} came");
+            assert!(knows(rig, 2, sessions[1]) && knows(rig, n, new));
+        }
         assert_eq!((rig.server.stats().sessions_refused, rig.server.open_sessions()), (0, 4));
+    });
+}
+
+#[test]
+fn one_that_pings_from_many_ports_does_not_lock_the_others_out() {
+    serve(&config(), |rig| {
+        let sessions = [1, 2, 3, 4].map(|n| (n, rig.open_datagram(addr(n), 1, 1 << 20)));
+        let ask = Ask::rows(1);
+        // 1 works, slowly: its model takes a while, and then so does its client.
+        let (request, _) = rig.submit(Peer::Datagram(addr(1)), sessions[0].1, 1, &ask);
+        for second in 0..5 {
+            rig.pass(SEC);
+            assert!(sessions.iter().all(|(n, session)| knows(rig, *n, *session)), "in second {second}");
+        }
+        rig.answer(request, 10);
+        rig.sent();
+        let ranges = [AckRange::new(1, 1)];
+        let mut payload = [0; MAX_ACK_LEN];
+        let length = Ack { window: 1 << 20, delay_us: 0, ranges: &ranges }.write(&mut payload);
+        let header = Header { session: sessions[0].1, ..Header::new(Kind::Ack) };
+        rig.control(Peer::Datagram(addr(1)), header, &payload[..length]);
+        assert_eq!(rig.server.live_requests(), 0);
+        for n in 5..8 {
+            assert!(sessions.iter().skip(n - 4).all(|(n, session)| knows(rig, *n, *session)));
+            rig.open_datagram(addr(n as u16), 1, 0);
+        }
+        assert!(knows(rig, 1, sessions[0].1), "it had its answer just now");
     });
 }
 
@@ -202,6 +229,27 @@ fn one_that_opens_sessions_from_many_ports_and_leaves_does_not_lock_the_others_o
         }
         rig.now = rig.now + SEC;
         rig.open_datagram(addr(2), 1, 0);
+    });
+}
+
+#[test]
+fn a_client_that_is_forgotten_while_all_of_its_requests_are_lost_hears_of_it() {
+    pair(&config(), &client_config(), |pair| {
+        let heals = pair.now() + 2 * SEC;
+        pair.wire = lose(true, Kind::Request, move |way| way.at < heals);
+        for ask in [Ask::rows(1), Ask::bytes(0), Ask::bytes(100_000)] {
+            pair.ask(&ask);
+        }
+        pair.run(1500 * MS);
+        // The pair's client has port 1; who comes last takes its place, as the others were opened since.
+        for n in 2..=5 {
+            pair.rig.open_datagram(addr(n), 1, 0);
+        }
+        assert_eq!(pair.rig.server.stats().sessions_expired, 1);
+        let until = heals + 2 * SEC;
+        pair.run_while(until, |p| p.ended().1.is_empty());
+        assert_eq!(pair.ended(), (0, vec![Status::UnknownSession]));
+        assert_eq!(pair.client.open_requests(), 0);
     });
 }
 
