@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 
 use splitrpc_engine::{Client, ClientConfig, ClientEvent, ClientVerdict, MS, RequestSpec, SEC, Time};
 use splitrpc_ring::RequestKey;
-use splitrpc_wire::{DType, HEADER_LEN, Header, Manifest, ManifestWriter, Shape, TensorDesc};
+use splitrpc_wire::{DType, HEADER_LEN, Header, Manifest, ManifestWriter, Shape, Status, TensorDesc};
 
 use super::common::ClientMemory;
 use super::frames::{encode_all, split};
@@ -48,6 +48,10 @@ pub struct SimClient {
     width: usize,
     vanished: bool,
     vanish_at: Time,
+    /// There was no place for it, and it tries again in a while.
+    refused: bool,
+    /// When it opens another session.
+    again_at: Time,
     /// Started over on the same address; a late frame of its former self may then cost it the session.
     pub rebooted: bool,
     pub tally: Tally,
@@ -65,6 +69,8 @@ impl SimClient {
             width: rng.range(1, 6) as usize,
             vanished: false,
             rebooted: false,
+            refused: false,
+            again_at: Time::NEVER,
             vanish_at: if rng.chance(150) { now + rng.below(200 * MS) } else { Time::NEVER },
             tally: Tally::default(),
             batched_model: rng.chance(500),
@@ -76,7 +82,7 @@ impl SimClient {
     }
 
     pub fn next_at(&self) -> Time {
-        if self.vanished { Time::NEVER } else { self.engine.next_timeout().min(self.vanish_at) }
+        if self.vanished { Time::NEVER } else { self.engine.next_timeout().min(self.vanish_at).min(self.again_at) }
     }
 
     /// Takes a datagram in, or several that make a train.
@@ -133,6 +139,7 @@ impl SimClient {
                     self.tally.failed += 1;
                 }
                 ClientEvent::Closed(status) => {
+                    self.refused = status == Status::TooManySessions;
                     *self.tally.by_status.entry(status.name()).or_default() += self.open.len() as u64;
                     self.tally.failed += self.open.len() as u64;
                     self.open.clear();
@@ -147,8 +154,7 @@ impl SimClient {
             self.vanish_at = Time::NEVER;
             if rng.chance(500) {
                 // Its process starts over on the same address, and remembers nothing.
-                self.engine = engine(rng, now);
-                self.rebooted = true;
+                self.start_over(rng, now);
                 self.tally.failed += self.open.len() as u64;
                 self.open.clear();
             } else {
@@ -190,10 +196,27 @@ impl SimClient {
         }
         if self.engine.next_timeout() == Time::NEVER && self.left > 0 && self.open.is_empty() {
             // The session is over: a client library opens another.
-            self.engine = engine(rng, now);
-            self.tally.reconnects += 1;
+            if self.again_at == Time::NEVER {
+                self.again_at = if self.refused { now + rng.range(MS, 300 * MS) } else { now };
+            }
+            if self.again_at <= now {
+                self.start_over(rng, now);
+                self.tally.reconnects += 1;
+            }
         }
         datagrams
+    }
+
+    fn start_over(&mut self, rng: &mut Rng, now: Time) {
+        self.engine = engine(rng, now);
+        self.rebooted = true;
+        self.refused = false;
+        self.again_at = Time::NEVER;
+    }
+
+    /// Nothing uses up the server's credit.
+    pub fn is_at_rest(&self) -> bool {
+        self.vanished || self.engine.bytes_under_way() == 0
     }
 
     pub fn server(&self) -> SocketAddr {

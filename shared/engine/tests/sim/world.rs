@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use splitrpc_arena::PoolLayout;
 use splitrpc_engine::{CompletionHead, MS, ModelPlan, Peer, SEC, Server, ServerConfig, Time, Verdict};
 use splitrpc_ring::Submission;
-use splitrpc_wire::{DType, Flags, HEADER_LEN, StatusPayload};
+use splitrpc_wire::{DType, Flags, HEADER_LEN, Header, Kind, StatusPayload};
 
 use super::client::{SimClient, Tally, head_of};
 use super::common::{ServerMemory, input};
@@ -18,11 +18,15 @@ use super::stream::SimStream;
 const SERVER: &str = "10.0.0.1:7100";
 const REQUESTS_EACH: u64 = 12;
 const STREAMS: u32 = 4;
+/// After so long with nothing to do nothing is under way any more: the longest that an answer is kept, with room to spare,
+/// and less than it takes for a silent session to be forgotten.
+const REST: u64 = 2_500 * MS;
 
 fn config(rng: &mut Rng) -> ServerConfig {
     ServerConfig {
         stream_sessions: STREAMS,
-        datagram_sessions: 8,
+        // Enough for all clients, or so few that some must wait for others to end.
+        datagram_sessions: *rng.pick(&[8, 8, 3, 1]),
         requests: 24,
         requests_per_client: 8,
         flight: 256,
@@ -46,6 +50,8 @@ pub struct World {
     streams: Vec<SimStream>,
     restart_at: Time,
     weather_at: Time,
+    /// Sessions were forgotten although their clients live.
+    pub evicted: u64,
 }
 
 impl World {
@@ -67,6 +73,7 @@ impl World {
             streams,
             restart_at,
             weather_at: Time::from_nanos(50 * MS),
+            evicted: 0,
             now: Time::from_nanos(1),
             rng,
         }
@@ -80,7 +87,7 @@ impl World {
             assert!(client.is_done(), "a request never ended: {:?}", client.tally);
             let lost = ["ConnectionLost", "UnknownSession"].iter().any(|s| client.tally.by_status.contains_key(s));
             assert!(
-                restarts || client.rebooted || !lost,
+                restarts || client.rebooted || self.evicted > 0 || !lost,
                 "a session was lost although both ends lived: {:?}",
                 client.tally
             );
@@ -120,6 +127,7 @@ impl World {
             Server::new(&config, &models, b"catalogue", &pools, slots, storage, secret, epoch).unwrap();
         let mut host = Host::new(&pools);
         let mut steps = 0u64;
+        let mut rest_at = Time::NEVER;
         loop {
             steps += 1;
             assert!(steps < 3_000_000, "livelock: {:?}", server.stats());
@@ -133,7 +141,15 @@ impl World {
             if done && server.open_sessions() == 0 && host.jobs.is_empty() {
                 break;
             }
-            let next = self.next_at(&server, &host);
+            if done && rest_at == Time::NEVER {
+                rest_at = self.now + REST;
+            }
+            if self.now >= rest_at {
+                assert_eq!(server.bytes_under_way(), 0, "credit towards a client was lost: {:?}", server.stats());
+                assert!(self.clients.iter().all(SimClient::is_at_rest), "credit towards the server was lost");
+            }
+            let rest_at = if self.now < rest_at { rest_at } else { Time::NEVER };
+            let next = self.next_at(&server, &host).min(rest_at);
             assert!(next != Time::NEVER, "stuck with nothing to wait for: {:?}", server.stats());
             self.now = self.now.max(next);
         }
@@ -186,14 +202,7 @@ impl World {
             };
             server.handle_completion(now, &job.completion, &head);
         }
-        while let Some(submission) = server.next_submission().copied() {
-            let sizes = match submission {
-                Submission::Submit { request, .. } => server.sizes(request).as_slice().to_vec(),
-                _ => Vec::new(),
-            };
-            host.submit(&mut self.rng, now, &submission, &sizes, true);
-            server.submission_taken();
-        }
+        self.submit(server, host);
         while let Some(transmit) = server.poll_train(now, self.rng.range(1, 70) as u32) {
             let to = match transmit.peer {
                 Peer::Datagram(to) => to,
@@ -217,6 +226,30 @@ impl World {
         }
     }
 
+    fn submit(&mut self, server: &mut Server<'_>, host: &mut Host) {
+        while let Some(submission) = server.next_submission().copied() {
+            let sizes = match submission {
+                Submission::Submit { request, .. } => server.sizes(request).as_slice().to_vec(),
+                _ => Vec::new(),
+            };
+            host.submit(&mut self.rng, self.now, &submission, &sizes, true);
+            server.submission_taken();
+        }
+    }
+
+    /// A hello, for which the server may forget the session of a client that it serves nothing.
+    fn greet(&mut self, server: &mut Server<'_>, host: &mut Host, from: Peer, header: &Header, payload: &[u8]) {
+        self.submit(server, host);
+        let before = (server.stats().sessions_expired, server.live_requests(), host.cancels);
+        server.handle_frame(self.now, from, header, payload);
+        self.submit(server, host);
+        let after = (server.stats().sessions_expired, server.live_requests(), host.cancels);
+        if after.0 > before.0 {
+            assert_eq!((before.1, before.2), (after.1, after.2), "a client that is served was forgotten");
+            self.evicted += after.0 - before.0;
+        }
+    }
+
     /// A datagram, or several that make a train.
     fn serve(&mut self, server: &mut Server<'_>, host: &mut Host, from: SocketAddr, datagrams: &[Vec<u8>]) {
         let (bytes, others) = datagrams.split_first().unwrap();
@@ -230,6 +263,10 @@ impl World {
             };
             let Some(head) = head_of(&header, payload) else { return };
             let peer = Peer::Datagram(from);
+            if header.kind == Kind::Hello {
+                self.greet(server, host, peer, &header, payload);
+                continue;
+            }
             let verdict = match others.len() {
                 0 => server.handle_frame(self.now, peer, &header, &payload[..head]),
                 more => server.handle_train(self.now, peer, &header, more as u32 + 1),
