@@ -184,6 +184,7 @@ impl UdpPort {
     pub(crate) fn poll(&mut self, now: Time, engine: &mut Engine, arena: &Arena) -> bool {
         let mut moved = false;
         for _ in 0..RECEIVES {
+            // One receive may bring more than there is room for; that costs its sender answers, which it asks for again.
             if !engine.accepts_frames() {
                 break;
             }

@@ -1,10 +1,11 @@
 //! Either side may ask the other for a sign of life.
 
 use splitrpc_engine::{ClientEvent, MS, Peer, Verdict};
-use splitrpc_wire::{Header, Kind};
+use splitrpc_ring::Run;
+use splitrpc_wire::{Header, Kind, Status};
 
 use crate::rig::pair::{client_config, pair};
-use crate::rig::{config, serve};
+use crate::rig::{Ask, addr, config, serve};
 
 #[test]
 fn a_client_asks() {
@@ -32,5 +33,35 @@ fn a_server_asks() {
         let pong = pair.client.poll_transmit(now).unwrap().header;
         assert_eq!((pong.kind, pong.session, pong.request), (Kind::Pong, session, 42));
         assert!(pair.client.poll_transmit(now).is_none());
+    });
+}
+
+#[test]
+fn more_questions_at_once_than_there_is_room_for_cost_who_asks_and_nobody_else() {
+    serve(&config(), |rig| {
+        let (loud, quiet) = (Peer::Datagram(addr(1)), Peer::Stream(0));
+        let sessions = [rig.open_datagram(addr(1), 1, 1 << 20), rig.open_stream(0)];
+        let request = rig.submit(quiet, sessions[1], 1, &Ask::rows(1)).0;
+        let ask = Ask { model: 99, ..Ask::rows(1) };
+        for n in 1..=2000 {
+            // As one receive brings them: nothing is sent in between.
+            rig.control(loud, Header { session: sessions[0], request: n, ..Header::new(Kind::Ping) }, &[]);
+            rig.control(loud, Header { session: sessions[0], ..Header::new(Kind::List) }, &[0; 8]);
+            assert_eq!(rig.request(loud, sessions[0], n, &ask), Verdict::Discard);
+            let cancel =
+                Header { session: sessions[0], request: n, packet: 5000 + n as u32, ..Header::new(Kind::Cancel) };
+            rig.control(loud, cancel, &[]);
+        }
+        rig.complete(request, Status::ModelFailed, Run::NONE, &[]);
+        assert!(!rig.server.accepts_frames() && rig.server.stats().control_dropped > 0);
+        assert!(rig.sent().iter().all(|s| s.peer == loud));
+        rig.pass(2 * MS);
+        let told = rig.sent();
+        assert!(
+            told.iter().any(|s| s.peer == quiet && s.header.request == 1 && s.status().status == Status::ModelFailed)
+        );
+        rig.assert_empty();
+        rig.control(loud, Header { session: sessions[0], request: 7, ..Header::new(Kind::Ping) }, &[]);
+        assert!(rig.sent().iter().any(|s| (s.header.kind, s.header.request) == (Kind::Pong, 7)), "it is heard again");
     });
 }
