@@ -56,7 +56,34 @@ fn a_response_makes_it_superfluous_but_only_for_its_own_request() {
         let (two, _) = rig.submit(from, session, 2, &Ask::rows(1));
         rig.submit(from, session, 3, &Ask::rows(1));
         rig.answer(two, 10);
-        assert_eq!(acked_now(rig), [1, 2, 3], "3 is not answered");
+        assert_eq!(acked_now(rig), [], "so few packets wait for their time");
+        assert_eq!(acked(rig), [1, 2, 3], "3 is not answered");
+    });
+}
+
+#[test]
+fn with_an_answer_it_leaves_once_there_is_enough_to_tell() {
+    serve(&config(), |rig| {
+        let (from, session) = (Peer::Datagram(addr(1)), rig.open_datagram(addr(1), 1, 1 << 20));
+        let (one, _) = rig.submit(from, session, 1, &Ask::rows(1));
+        let (two, _) = rig.submit(from, session, 2, &Ask::rows(1));
+        // Nine packets in all, and requests that are not answered.
+        let ask = Ask::bytes(3000);
+        for n in 0..7u32 {
+            if n == 5 {
+                rig.answer(one, 10);
+                assert_eq!(acked_now(rig), [], "seven wait");
+            }
+            let part = Header { packet: 3 + n, ..ask.part(session, 3, 0, 100 * n, 100) };
+            let verdict = match n {
+                0 => rig.frame(from, Header { packet: 3, ..ask.first(session, 3, 100) }, &ask.manifest),
+                _ => rig.frame(from, part, &[]),
+            };
+            let Verdict::Place(placement) = verdict else { panic!() };
+            rig.place(&placement);
+        }
+        rig.answer(two, 10);
+        assert_eq!(acked_now(rig), [1, 2, 3, 4, 5, 6, 7, 8, 9]);
     });
 }
 
