@@ -3,6 +3,7 @@
 use std::fs;
 use std::net::{IpAddr, SocketAddr, UdpSocket};
 
+use rustix::thread::CpuSet;
 use serde::Serialize;
 
 /// The machine, without its name.
@@ -52,6 +53,13 @@ pub(crate) fn core_pair() -> Option<(usize, usize)> {
     let own = siblings(client);
     let server = others.iter().find(|&&core| siblings(core) != own).or(others.first())?;
     Some((client, *server))
+}
+
+/// Lets this thread, and those that it starts from now on, run on every core that the process may have.
+pub(crate) fn unpin() -> anyhow::Result<()> {
+    let mut all = CpuSet::new();
+    (0..CpuSet::MAX_CPU).for_each(|core| all.set(core));
+    Ok(rustix::thread::sched_setaffinity(None, &all)?)
 }
 
 /// What lies between client and server.

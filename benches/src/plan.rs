@@ -242,11 +242,12 @@ pub(crate) fn quick(arms: &[Arm]) -> Vec<Point> {
             planner.closed(size, 1, wait, FRESH_CONNECTIONS, 10);
         }
     }
-    planner.jumbo(10);
-    planner.closed(IMAGE, 16, Wait::Spin, 14, 50);
+    // Light loads cannot be shortened: what they take longer than planned is to be shared by those behind them.
     for size in [64, IMAGE] {
         planner.light(size, 16);
     }
+    planner.jumbo(10);
+    planner.closed(IMAGE, 16, Wait::Spin, 14, 50);
     planner.loss(6, 100);
     planner.points
 }
@@ -259,11 +260,11 @@ pub(crate) fn full(arms: &[Arm]) -> Vec<Point> {
             planner.closed(size, 1, wait, FRESH_CONNECTIONS, 16);
         }
     }
-    planner.jumbo(16);
-    planner.closed(IMAGE, 16, Wait::Spin, 24, 70);
     for size in [64, IMAGE] {
         planner.light(size, 24);
     }
+    planner.jumbo(16);
+    planner.closed(IMAGE, 16, Wait::Spin, 24, 70);
     planner.loss(12, 160);
     for size in SIZES.into_iter().filter(|size| ![64, IMAGE].contains(size)) {
         planner.closed(size, 1, Wait::Spin, FRESH_CONNECTIONS, 10);

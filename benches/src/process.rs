@@ -7,7 +7,6 @@ use std::time::Duration;
 
 use anyhow::Context;
 use rustix::process::{Pid, Signal};
-use rustix::thread::CpuSet;
 
 use crate::arms::{Arm, ServerOptions};
 
@@ -34,13 +33,6 @@ impl CpuClock {
             CpuClock::Elsewhere => None,
         }
     }
-}
-
-/// Lets this thread, and those that it starts from now on, run on every core that the process may have.
-pub(crate) fn unpin() -> anyhow::Result<()> {
-    let mut all = CpuSet::new();
-    (0..CpuSet::MAX_CPU).for_each(|core| all.set(core));
-    Ok(rustix::thread::sched_setaffinity(None, &all)?)
 }
 
 /// Has the kernel end this process when the one that started it ends, however that comes about.

@@ -11,7 +11,6 @@ use crate::load::arrivals::Arrivals;
 use crate::load::window::PathSums;
 use crate::machine::{Crossed, Machine};
 use crate::stats::LatencyUs;
-use crate::verdict::Figure;
 use crate::wait::Wait;
 
 /// The whole file.
@@ -39,6 +38,35 @@ pub(crate) struct Report {
     pub(crate) crowd: Option<Crowd>,
     /// The runs.
     pub(crate) runs: Vec<Run>,
+}
+
+/// Which way a figure must lie from its target.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum Sense {
+    /// No more than the target.
+    AtMost,
+    /// No less.
+    AtLeast,
+}
+
+/// A figure against its target.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub(crate) struct Figure {
+    /// What is promised.
+    pub(crate) what: String,
+    /// The value measured; null where it could not be.
+    pub(crate) value: Option<f64>,
+    /// Which way it must lie.
+    pub(crate) sense: Sense,
+    /// The target.
+    pub(crate) target: f64,
+    /// Whether it is met; null where not measured or void.
+    pub(crate) met: Option<bool>,
+    /// Why it says nothing: the floors disagree.
+    pub(crate) void: Option<String>,
+    /// The numbers behind it, or why there are none.
+    pub(crate) detail: String,
 }
 
 /// An idle server.

@@ -1,42 +1,11 @@
 //! The figures: what the project promises, read off the runs of one comparison.
 
-use serde::Serialize;
-
 use crate::arms::{Arm, DATAGRAM, JUMBO_DATAGRAM, Transport};
 use crate::crowd::{self, Crowd};
 use crate::plan::{Entrant, IMAGE, Point, Section};
-use crate::record::{Idle, Run};
+use crate::record::{Figure, Idle, Run, Sense};
 use crate::stats::void_reason;
 use crate::wait::Wait;
-
-/// Which way a figure must lie from its target.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "kebab-case")]
-pub(crate) enum Sense {
-    /// No more than the target.
-    AtMost,
-    /// No less.
-    AtLeast,
-}
-
-/// A figure against its target.
-#[derive(Clone, Debug, PartialEq, Serialize)]
-pub(crate) struct Figure {
-    /// What is promised.
-    pub(crate) what: String,
-    /// The value measured; null where it could not be.
-    pub(crate) value: Option<f64>,
-    /// Which way it must lie.
-    pub(crate) sense: Sense,
-    /// The target.
-    pub(crate) target: f64,
-    /// Whether it is met; null where not measured or void.
-    pub(crate) met: Option<bool>,
-    /// Why it says nothing: the floors disagree.
-    pub(crate) void: Option<String>,
-    /// The numbers behind it, or why there are none.
-    pub(crate) detail: String,
-}
 
 /// Marks the runs whose floors disagree, among runs of one point.
 pub(crate) fn mark_void(runs: &mut [Run]) {

@@ -16,7 +16,7 @@ use bytes::Bytes;
 use serde::Serialize;
 
 use crate::load::connection::{Connection, Step};
-use crate::process;
+use crate::machine;
 use crate::wait::Wait;
 
 /// Bytes that the null model answers with, unless told otherwise.
@@ -164,7 +164,7 @@ pub(crate) struct ClientOptions {
 /// Runs an arm's server until the process ends. Calls `ready` with the address once it listens.
 pub(crate) fn serve(arm: Arm, options: &ServerOptions, ready: impl FnOnce(SocketAddr)) -> anyhow::Result<()> {
     // Whoever started this process may have been bound to a core of its own.
-    process::unpin()?;
+    machine::unpin()?;
     let own_loop = !matches!(arm, Arm::CommodityTcp | Arm::CommodityUdp);
     if let Some(core) = options.core.filter(|_| own_loop) {
         splitrpc_socket::pin_current_thread(core).with_context(|| format!("core {core} cannot be had"))?;

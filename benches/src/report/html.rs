@@ -11,8 +11,8 @@ use super::{micros, size};
 use crate::arms::Arm;
 use crate::machine::Crossed;
 use crate::plan::Section;
+use crate::record::Sense;
 use crate::record::{Report, Run};
-use crate::verdict::Sense;
 use crate::wait::Wait;
 
 const STYLE: &str = include_str!("style.css");

@@ -43,8 +43,8 @@ pub(crate) fn print(report: &Report, out: &mut dyn Write) -> io::Result<()> {
     for figure in &report.figures {
         let value = figure.value.map_or("-".to_owned(), |value| format!("{value:.3}"));
         let sense = match figure.sense {
-            crate::verdict::Sense::AtMost => "<=",
-            crate::verdict::Sense::AtLeast => ">=",
+            crate::record::Sense::AtMost => "<=",
+            crate::record::Sense::AtLeast => ">=",
         };
         writeln!(
             out,
