@@ -42,6 +42,8 @@ pub(crate) struct Sent {
     /// The first one's number for the wire.
     pub(crate) packet: u32,
     pub(crate) frames: u32,
+    /// An acknowledgement is asked for with it.
+    pub(crate) ask: bool,
 }
 
 /// One datagram session's transport state. Sized once; `C` decides how fast it sends.
@@ -63,7 +65,9 @@ pub(crate) struct Channel<C> {
     /// When an acknowledgement last told of something new.
     progressed_at: Time,
     /// Ask for an acknowledgement with the next frame.
-    pub(crate) ask: bool,
+    ask: bool,
+    /// Bytes and packets sent since the peer acknowledged something or was asked to.
+    unheard: (u64, u64),
     window_limited: bool,
     paced_until: Time,
     lost_from: u64,
@@ -90,6 +94,7 @@ impl<C: Congestion> Channel<C> {
             probing: false,
             progressed_at: Time::default(),
             ask: false,
+            unheard: (0, 0),
             window_limited: false,
             paced_until: Time::NEVER,
             lost_from: 0,
@@ -136,11 +141,15 @@ impl<C: Congestion> Channel<C> {
     pub(crate) fn send(&mut self, ring: &mut [SentFrame], now: Time, cargo: Cargo, bytes: u32) -> u32 {
         self.probing = false;
         self.pacer.spend(u64::from(bytes));
+        self.unheard = (self.unheard.0 + u64::from(bytes), self.unheard.1 + 1);
         self.flight.send(ring, now, cargo, bytes) as u32
     }
 
     /// Takes the next chunk of a message, with what makes a train of up to `most` frames with it, and records these frames
     /// as sent. To be asked when [`Channel::may_send`] a full frame.
+    ///
+    /// The peer lets many packets come together before it acknowledges them. Who would be held back by that asks in time:
+    /// whenever half of what may be under way was sent since the last word of the peer.
     pub(crate) fn send_next(
         &mut self,
         ring: &mut [SentFrame],
@@ -153,15 +162,27 @@ impl<C: Congestion> Channel<C> {
         let chunk = message.next_chunk(room)?;
         let (cargo, bytes) = (Cargo::of(key, chunk), HEADER_LEN as u32 + message.payload(&chunk));
         let packet = self.send(ring, now, cargo, bytes);
-        let following = message.take_following(chunk, room, self.room_for(bytes, most - 1));
+        let ask = self.ask || 2 * self.unheard.0 > self.window() || 2 * self.unheard.1 > self.flight.capacity();
+        let most = if ask { 0 } else { self.room_for(bytes, most - 1) };
+        let following = message.take_following(chunk, room, most);
         self.send_following(ring, now, cargo, bytes, following);
-        Some(Sent { chunk: chunk.with_following(following), packet, frames: following + 1 })
+        if ask {
+            self.unheard = (0, 0);
+        }
+        Some(Sent { chunk: chunk.with_following(following), packet, frames: following + 1, ask })
     }
 
-    /// How many of `most` further frames of `bytes` each may leave along with one that has just been sent.
+    /// Bytes that may be under way.
+    fn window(&self) -> u64 {
+        self.congestion.window().min(self.peer_window)
+    }
+
+    /// How many of `most` further frames of `bytes` each may leave along with one that has just been sent, before an
+    /// acknowledgement is to be asked for.
     fn room_for(&self, bytes: u32, most: u32) -> u32 {
-        let window = self.congestion.window().min(self.peer_window).saturating_sub(self.flight.bytes());
-        let frames = window.min(self.pacer.tokens()) / u64::from(bytes.max(1));
+        let window = self.window();
+        let left = window.saturating_sub(self.flight.bytes()).min((window / 2).saturating_sub(self.unheard.0));
+        let frames = left.min(self.pacer.tokens()) / u64::from(bytes.max(1));
         frames.min(self.flight.room()).min(u64::from(most)) as u32
     }
 
@@ -233,6 +254,7 @@ impl<C: Congestion> Channel<C> {
 
     fn progress(&mut self, now: Time, bytes: u64, rtt_ns: Option<u64>) {
         self.stop_probing();
+        self.unheard = (0, 0);
         self.progressed_at = now;
         let sample = AckSample {
             now,

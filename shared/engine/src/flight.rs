@@ -99,6 +99,11 @@ impl Flight {
         self.next - self.oldest > self.mask
     }
 
+    /// How many frames it takes.
+    pub(crate) fn capacity(&self) -> u64 {
+        self.mask + 1
+    }
+
     /// How many more frames it takes.
     pub(crate) fn room(&self) -> u64 {
         self.mask + 1 - (self.next - self.oldest)

@@ -6,8 +6,9 @@ use crate::Time;
 use crate::ranges::RangeSet;
 use crate::rtt::MAX_ACK_DELAY;
 
-/// Unacknowledged packets after which an acknowledgement no longer waits.
-const PACKETS_PER_ACK: u32 = 64;
+/// Unacknowledged packets after which an acknowledgement no longer waits. Many, since taking one in costs a sender as much
+/// as sending a dozen frames, and who needs to hear earlier asks.
+const PACKETS_PER_ACK: u32 = 256;
 /// Unacknowledged packets after which an acknowledgement leaves along with data. With fewer it waits for more, or for its
 /// time: on its way it costs both sides as much as a small message.
 const PACKETS_PER_RIDE: u32 = 8;

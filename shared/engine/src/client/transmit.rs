@@ -160,9 +160,8 @@ impl<S: ClientStorage, C: Congestion> Client<S, C> {
     }
 
     fn data_frame(&mut self, now: Time, index: usize, sent: Sent) -> ClientTransmit<'_> {
-        let Sent { chunk, packet, frames } = sent;
+        let Sent { chunk, packet, frames, ask } = sent;
         self.stats.frames_out += u64::from(frames);
-        let ask = self.channel.ask;
         let slot = &self.storage.slots()[index];
         let head: &[u8] = match chunk {
             Chunk::First { .. } => &slot.head[..usize::from(slot.head_len)],

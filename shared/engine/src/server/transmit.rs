@@ -286,11 +286,10 @@ impl<C: Congestion> Server<'_, C> {
                     frames: 1,
                 }
             }
-            Next::Data { index, sent: Sent { chunk, packet, frames } } => {
+            Next::Data { index, sent: Sent { chunk, packet, frames, ask } } => {
                 if matches!(chunk, Chunk::First { .. }) {
                     self.build_header_stage(now, index);
                 }
-                let ask = self.channels[self.channel_index(session)].channel.ask;
                 let owner = &self.sessions[session as usize];
                 let slot = &self.requests[index as usize];
                 let head: &[u8] = match chunk {

@@ -101,3 +101,20 @@ fn a_new_session_starts_with_a_clean_sheet() {
         }
     });
 }
+
+#[test]
+fn who_would_be_held_back_asks_in_time() {
+    // What the client lets be under way, and so many bytes in how many packets ask for an acknowledgement.
+    for (window, asked) in [(20_000, 1), (40_000, 1), (60_000, 1), (1 << 20, 0)] {
+        serve(&config(), |rig| {
+            let (from, session) = (Peer::Datagram(addr(1)), rig.open_datagram(addr(1), 1, window));
+            let (request, _) = rig.submit(from, session, 1, &Ask::rows(1));
+            rig.answer(request, 30_000);
+            let sent = rig.sent();
+            let under_way: u64 = sent.iter().map(|s| u64::from(s.header.length) + 64).sum();
+            assert!(under_way <= window);
+            let asking = sent.iter().filter(|s| s.header.flags.has(Flags::ACK_NOW)).count();
+            assert_eq!(asking, asked, "{window}: {under_way} bytes under way");
+        });
+    }
+}
