@@ -116,7 +116,10 @@ impl Client {
             }
             let request =
                 Request { deadline, priority: options.priority, repeatable: options.repeatable, model, tensors };
-            match self.once(&request) {
+            let result = self.once(&request);
+            // Nobody polls until the next call.
+            self.connection.acknowledge();
+            match result {
                 Err(Error::Failed(failure)) => {
                     let wait = failure.retry_after.unwrap_or(pause);
                     let again = matches!(failure.status, Status::Busy | Status::Quota)

@@ -116,6 +116,14 @@ impl Connection {
         each!(self, c => c.ping())
     }
 
+    /// See [`UdpConnection::acknowledge`]. TCP does so itself.
+    pub fn acknowledge(&mut self) {
+        match self {
+            Connection::Tcp(_) => {}
+            Connection::Udp(c) => c.acknowledge(),
+        }
+    }
+
     /// See [`TcpConnection::refresh_catalogue`].
     ///
     /// # Errors

@@ -119,6 +119,8 @@ impl Server {
         let run = move || {
             let mut buffer = vec![0; 1 << 16];
             loop {
+                // Read before the socket: what was sent before the end is taken in.
+                let ends = end.load(Ordering::Relaxed);
                 match server.socket.recv_from(&mut buffer) {
                     Ok((len, from)) => {
                         server.client = Some(from);
@@ -130,7 +132,7 @@ impl Server {
                     Err(_) => {
                         server.resend();
                         // The client's goodbye may have been lost.
-                        if end.load(Ordering::Relaxed) {
+                        if ends {
                             return server;
                         }
                     }
@@ -448,6 +450,21 @@ fn the_blocking_client_works_over_datagrams() {
     assert!(client.ping().unwrap() > Duration::ZERO);
     drop(client);
     server.join().unwrap();
+}
+
+#[test]
+fn a_blocking_call_leaves_nothing_to_be_acknowledged() {
+    for len in [64, 70_000] {
+        let (addr, server) = Server::start(Faults::default());
+        let options = ClientOptions { transport: Transport::Udp, ..ClientOptions::default() };
+        let mut client = Client::connect(&addr.to_string(), options).unwrap();
+        let data = pattern(len, 4);
+        client.infer("echo", &[Input::new("INPUT", DType::Uint8, &[len as u32], &data)]).unwrap();
+        // The client is still there, but nobody polls it.
+        let server = server.join().unwrap();
+        assert!(server.unacknowledged.is_empty(), "{len} bytes: {:?}", server.unacknowledged.keys());
+        drop(client);
+    }
 }
 
 #[test]

@@ -104,6 +104,13 @@ impl Received {
         }
     }
 
+    /// What awaits acknowledgement waits no longer.
+    pub(crate) fn hurry(&mut self, now: Time) {
+        if self.pending() {
+            self.due = self.due.min(now);
+        }
+    }
+
     /// When the pending acknowledgement must leave; [`Time::NEVER`] for none.
     pub(crate) fn due(&self) -> Time {
         self.due

@@ -224,6 +224,16 @@ impl UdpConnection {
         Ok(())
     }
 
+    /// Acknowledges at once what has come. Who will not poll by [`UdpConnection::next_timeout`] calls it before: else the
+    /// server sends answers again, and takes the pause for the path's.
+    pub fn acknowledge(&mut self) {
+        if self.dead.is_none() {
+            let now = self.now();
+            self.engine.acknowledge(now);
+            self.transmit(now);
+        }
+    }
+
     /// Fetches the model catalogue again; [`Event::Catalogue`] tells when it is there.
     ///
     /// # Errors

@@ -218,6 +218,12 @@ impl<S: ClientStorage, C: Congestion> Client<S, C> {
         self.ping = Some(token);
     }
 
+    /// Acknowledges what has arrived with the next [`Client::poll_transmit`], as who does not ask by
+    /// [`Client::next_timeout`] must.
+    pub fn acknowledge(&mut self, now: Time) {
+        self.channel.received.hurry(now);
+    }
+
     /// Says goodbye with the next [`Client::poll_transmit`] and is closed.
     pub fn close(&mut self) {
         self.goodbye = self.phase == Phase::Ready;
