@@ -137,6 +137,21 @@ fn a_size_known_only_after_computing() {
 }
 
 #[test]
+fn sums_of_64_bits_are_refused_rather_than_computed_with_32() {
+    let sum = |kind| {
+        Graph::default()
+            .input("x", kind, &[D::S("N"), D::N(3)])
+            .node("ReduceSum", &["x"], &["total"], vec![Attr::Int("keepdims", 1)])
+            .output("total", kind, &[D::N(1), D::N(1)])
+    };
+    let repository = tempfile::tempdir().unwrap();
+    let refused = load_model(&put(repository.path(), "m", &sum(INT64).file(), None));
+    let error = refused.err().expect("it must not be served").to_string();
+    assert!(error.contains("64-bit integers"), "{error}");
+    load(&sum(FLOAT), None);
+}
+
+#[test]
 fn every_element_type_passes_through() {
     let kinds = [
         (FLOAT, DType::Fp32),

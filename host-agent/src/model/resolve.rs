@@ -153,6 +153,7 @@ impl Resolver<'_> {
         let outlets: Vec<_> = self.outputs.iter().map(|o| graph.outputs[o.at]).collect();
         graph.select_output_outlets(&outlets).map_err(|e| Fault::File(format!("is not understood: {e:#}")))?;
         let program = Program::new(graph, program_inputs, batched);
+        program.check().map_err(|e| Fault::File(format!("cannot be computed: {e}")))?;
         let (found, exact) = self.found_outputs(&program, max_batch, asked)?;
         let outputs = self.outputs.iter().zip(found).map(|(output, found)| {
             let meant = asked == Asked::Plainly || self.bears_batch_name(output);

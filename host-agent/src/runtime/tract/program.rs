@@ -5,9 +5,11 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use splitrpc_wire::DType;
 use tract_onnx::prelude::{
-    DatumType, InferenceFact, InferenceModel, InferenceModelExt, IntoRunnable, Symbol, TDim, TValue, TVec,
-    TypedRunnableModel,
+    DatumType, InferenceFact, InferenceModel, InferenceModelExt, IntoRunnable, OutletId, Symbol, TDim, TValue, TVec,
+    TypedModel, TypedRunnableModel,
 };
+use tract_onnx::tract_core::ops::nn::{Reduce, Reducer};
+use tract_onnx::tract_core::ops::scan::Scan;
 use tract_onnx::tract_hir::infer::Factoid;
 
 use crate::model::onnx::{Dim, brief, panic_text};
@@ -173,17 +175,50 @@ impl Program {
         self.inputs.iter().enumerate().map(fact).collect()
     }
 
+    /// Whether what the graph computes is what its file says, as far as its operators are known without the inputs' shapes.
+    ///
+    /// # Errors
+    /// Names the node that is not.
+    pub(crate) fn check(&self) -> Result<(), RuntimeError> {
+        // A graph that cannot be typed for any shape may be for those that come; then this is looked at again.
+        let wrong = guarded(|| Ok(self.typed(self.symbolic_facts()).ok().and_then(|typed| miscount(&typed))));
+        wrong.ok().flatten().map_or(Ok(()), |text| Err(RuntimeError(text)))
+    }
+
+    fn typed(&self, facts: Vec<InferenceFact>) -> Result<TypedModel, String> {
+        let mut graph = self.graph.clone();
+        for (index, fact) in facts.into_iter().enumerate() {
+            graph.set_input_fact(index, fact).map_err(|e| format!("{e:#}"))?;
+        }
+        graph.into_typed().map_err(|e| format!("{e:#}"))
+    }
+
     fn compile(&self, facts: Vec<InferenceFact>) -> Result<Plan, RuntimeError> {
         let compiled = guarded(|| {
-            let mut graph = self.graph.clone();
-            for (index, fact) in facts.into_iter().enumerate() {
-                graph.set_input_fact(index, fact).map_err(|e| format!("{e:#}"))?;
+            let typed = self.typed(facts)?;
+            if let Some(text) = miscount(&typed) {
+                return Err(text);
             }
-            let plan = graph.into_optimized().and_then(IntoRunnable::into_runnable);
+            let plan = typed.into_optimized().and_then(IntoRunnable::into_runnable);
             plan.map_err(|e| format!("{e:#}"))
         });
         compiled.map_err(|e| RuntimeError(brief(&format!("the model cannot be computed with these shapes: {e}"))))
     }
+}
+
+/// Says which node adds up 64-bit integers: tract does so with 32 bits, and no answer is better than a wrong one.
+fn miscount(graph: &TypedModel) -> Option<String> {
+    graph.nodes().iter().find_map(|node| {
+        if let Some(scan) = node.op_as::<Scan>() {
+            return miscount(&scan.body);
+        }
+        let wide = |input: &OutletId| {
+            let fact = graph.outlet_fact(*input);
+            fact.is_ok_and(|fact| matches!(fact.datum_type, DatumType::I64 | DatumType::U64))
+        };
+        let wrong = node.op_as::<Reduce>().is_some_and(|op| op.reducer == Reducer::Sum) && node.inputs.iter().any(wide);
+        wrong.then(|| format!("node {} adds up 64-bit integers, which are computed with 32 bits here", node.name))
+    })
 }
 
 /// A plan from the list, which is then the most recently used.
