@@ -222,6 +222,8 @@ impl<L: NicLink, H: Host> DataThread<L, H> {
         self.short_rounds = if moved { SHORT_ROUNDS } else { 0 };
         if self.engine.next_timeout() <= now {
             self.engine.handle_timeout(now);
+            // What time ends may leave nothing to send.
+            self.unpublished = true;
         }
         if let Some(tcp) = &mut self.tcp
             && tcp.next_sweep() <= now

@@ -6,12 +6,20 @@ use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use nic_app::{UdpPortConfig, WaitMode};
-use splitrpc_telemetry::Event;
+use splitrpc_engine::{MS, ServerConfig};
+use splitrpc_telemetry::{Event, Writer, render};
 use support::client::{Client, check, noise};
+use support::datagrams::Datagrams;
 use support::{ECHO, NULL, Server, Thread, config, thread};
 
 /// Polls in vain after which no connection is tried for its own sake any more.
 const COLD: usize = 1000;
+
+fn metrics(server: &Server) -> String {
+    let mut out = Writer::new();
+    render(&mut out, &[], &[&server.telemetry]);
+    out.finish()
+}
 
 fn connect(thread: &mut Thread, address: SocketAddr) -> Client {
     let client = std::thread::spawn(move || Client::connect(address));
@@ -61,6 +69,24 @@ fn what_the_last_look_before_a_sleep_brings_is_published() {
     while server.telemetry.event(Event::BytesSent) < before + 5000 {
         assert!(Instant::now() < until, "the answer was never counted");
         std::thread::sleep(Duration::from_millis(1));
+    }
+    server.stop();
+}
+
+#[test]
+fn what_time_alone_ends_is_published() {
+    let server = Server::start(&ServerConfig { keep_reply: 300 * MS, ..config() }, WaitMode::Block);
+    let mut client = Datagrams::connect(server.udp, 1472);
+    let request = client.request(ECHO, &noise(1, 5000));
+    // The rest never comes: the request fails, and what is kept of it is forgotten later, of which nobody is told.
+    client.send(&request[..1]);
+    let until = Instant::now() + Duration::from_secs(10);
+    for (failed, in_flight) in [(0, 1), (1, 0)] {
+        let told = format!("\nsplitrpc_requests_in_flight {in_flight}\n");
+        while server.telemetry.event(Event::RequestsRefused) < failed || !metrics(&server).contains(&told) {
+            assert!(Instant::now() < until, "it is never told that {in_flight} are in flight");
+            std::thread::sleep(Duration::from_millis(1));
+        }
     }
     server.stop();
 }
