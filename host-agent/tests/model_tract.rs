@@ -146,7 +146,7 @@ fn sums_of_64_bits_are_refused_rather_than_computed_with_32() {
     };
     let repository = tempfile::tempdir().unwrap();
     let refused = load_model(&put(repository.path(), "m", &sum(INT64).file(), None));
-    let error = refused.err().expect("it must not be served").to_string();
+    let error = refused.expect_err("it must not be served").to_string();
     assert!(error.contains("64-bit integers"), "{error}");
     load(&sum(FLOAT), None);
 }
