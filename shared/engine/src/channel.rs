@@ -183,7 +183,8 @@ impl<C: Congestion> Channel<C> {
         let window = self.window();
         let left = window.saturating_sub(self.flight.bytes()).min((window / 2).saturating_sub(self.unheard.0));
         let frames = left.min(self.pacer.tokens()) / u64::from(bytes.max(1));
-        frames.min(self.flight.room()).min(u64::from(most)) as u32
+        let tracked = self.flight.room().min((self.flight.capacity() / 2).saturating_sub(self.unheard.1));
+        frames.min(tracked).min(u64::from(most)) as u32
     }
 
     /// Records the frames that make a train with the one sent just before: parts of one tensor, `count` of them.

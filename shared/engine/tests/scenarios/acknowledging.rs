@@ -1,6 +1,6 @@
 //! What is acknowledged is in place; what is answered need not be acknowledged.
 
-use splitrpc_engine::{MS, Peer, Verdict};
+use splitrpc_engine::{MS, Peer, ServerConfig, Verdict};
 use splitrpc_wire::ack::Ack;
 use splitrpc_wire::{Flags, Header, Kind};
 
@@ -117,4 +117,19 @@ fn who_would_be_held_back_asks_in_time() {
             assert_eq!(asking, asked, "{window}: {under_way} bytes under way");
         });
     }
+}
+
+#[test]
+fn so_does_who_can_keep_track_of_few_packets() {
+    serve(&ServerConfig { flight: 16, ..config() }, |rig| {
+        let (from, session) = (Peer::Datagram(addr(1)), rig.open_datagram(addr(1), 1, 1 << 20));
+        let (request, _) = rig.submit(from, session, 1, &Ask::rows(1));
+        rig.answer(request, 30_000);
+        let (mut frames, mut asked) = (0, false);
+        while let Some(train) = rig.server.poll_train(rig.now, 64) {
+            frames += train.frames;
+            asked |= train.header.flags.has(Flags::ACK_NOW);
+        }
+        assert_eq!((frames, asked), (16, true));
+    });
 }
