@@ -34,8 +34,23 @@ const ROUNDS: usize = 4;
 const SHORT_ROUNDS: u32 = 3;
 /// How often the counters are published while something happens.
 const PUBLISH: u64 = 100 * MS;
-/// How often a draining thread looks whether it is done.
-const DRAIN_LOOK: u64 = 5 * MS;
+/// How often a thread that is to end looks how far it has come.
+const END_LOOK: u64 = 5 * MS;
+/// How long it listens to those whom it has told that it ends, so that they hear of it.
+const FAREWELL: u64 = 200 * MS;
+
+/// How far a thread has come that is to end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Ending {
+    /// Nobody has asked it to.
+    No,
+    /// It finishes what is under way, until then at most.
+    Draining { until: Time },
+    /// It tells everyone, until then.
+    Parting { until: Time },
+    /// Nothing is left to do.
+    Over,
+}
 
 /// Everything that one data thread owns. Nothing of it is shared with the others.
 #[derive(Debug)]
@@ -173,7 +188,7 @@ impl<L: NicLink, H: Host> DataThread<L, H> {
         }
         let spin = self.config.wait.spin_ns();
         let mut active = Time::default();
-        let mut drained_by = None;
+        let mut ending = Ending::No;
         loop {
             let now = self.now();
             if self.step(now) {
@@ -183,15 +198,18 @@ impl<L: NicLink, H: Host> DataThread<L, H> {
             if self.unpublished && self.next_publish <= now {
                 self.publish(now);
             }
-            if self.stop.load(Ordering::Relaxed) && self.is_drained(now, &mut drained_by) {
-                return self.publish(now);
+            if self.stop.load(Ordering::Relaxed) {
+                ending = self.end(now, ending);
+                if ending == Ending::Over {
+                    return self.publish(now);
+                }
             }
             if now.since(active) < spin {
                 if self.config.crowded && active != now {
                     std::thread::yield_now();
                 }
             } else if self.engine.next_submission().is_none() && !self.tcp.as_ref().is_some_and(TcpPort::has_unread) {
-                self.sleep(now, drained_by);
+                self.sleep(now, ending);
             }
         }
     }
@@ -352,10 +370,10 @@ impl<L: NicLink, H: Host> DataThread<L, H> {
     }
 
     /// Sleeps until something comes or is due.
-    fn sleep(&mut self, now: Time, drained_by: Option<Time>) {
+    fn sleep(&mut self, now: Time, ending: Ending) {
         self.waker.announce_sleep();
         // What was handed over before the announcement roused nobody.
-        if self.stop.load(Ordering::SeqCst) != drained_by.is_some() || self.exchange(now) {
+        if self.stop.load(Ordering::SeqCst) == (ending == Ending::No) || self.exchange(now) {
             self.waker.awake();
             self.send(now);
             self.unpublished = true;
@@ -369,8 +387,8 @@ impl<L: NicLink, H: Host> DataThread<L, H> {
         if self.unpublished {
             until = until.min(self.next_publish);
         }
-        if drained_by.is_some() {
-            until = until.min(now + DRAIN_LOOK);
+        if ending != Ending::No {
+            until = until.min(now + END_LOOK);
         }
         let timeout = (until != Time::NEVER).then(|| Duration::from_nanos(until.since(now)));
         if let Err(error) = self.poller.wait(&mut self.events, timeout) {
@@ -382,14 +400,27 @@ impl<L: NicLink, H: Host> DataThread<L, H> {
         self.telemetry.count(Event::Wakeups, 1);
     }
 
-    /// Stops taking requests, and says when those under way are done or their time is up.
-    fn is_drained(&mut self, now: Time, drained_by: &mut Option<Time>) -> bool {
-        let by = *drained_by.get_or_insert_with(|| {
-            self.engine.begin_drain();
-            self.host.drain();
-            now + u64::try_from(self.config.drain.as_nanos()).unwrap_or(u64::MAX)
-        });
-        now >= by || (self.engine.is_idle() && self.host.is_idle())
+    /// Takes the next step towards the end, once it is time for it. Returns how far the thread has come then.
+    fn end(&mut self, now: Time, ending: Ending) -> Ending {
+        let allowed = u64::try_from(self.config.drain.as_nanos()).unwrap_or(u64::MAX);
+        let farewell = FAREWELL.min(allowed);
+        match ending {
+            Ending::No => {
+                self.engine.begin_drain();
+                self.host.drain();
+                Ending::Draining { until: now + (allowed - farewell) }
+            }
+            Ending::Draining { until } if now < until && !(self.engine.is_idle() && self.host.is_idle()) => ending,
+            Ending::Draining { .. } => Ending::Parting { until: now + farewell },
+            Ending::Parting { until } => {
+                let connections = self.tcp.as_ref().map_or(0, |tcp| tcp.stats().open);
+                let is_last = now >= until || self.engine.open_sessions() == 0 && connections == 0;
+                self.engine.say_farewell(is_last);
+                self.send(now);
+                if is_last { Ending::Over } else { ending }
+            }
+            Ending::Over => ending,
+        }
     }
 
     fn publish(&mut self, now: Time) {

@@ -1,5 +1,7 @@
 //! One connection's state. What an idle one costs is this struct: buffers come and go with partial frames.
 
+use std::net::Shutdown;
+
 use splitrpc_arena::{Arena, IoVec};
 use splitrpc_engine::{Piece, Placement, Time};
 use splitrpc_socket::TcpStream;
@@ -31,6 +33,8 @@ pub(super) struct Connection {
     pub(super) watches_write: bool,
     /// The poller does not watch for input, because too much waits to be written.
     pub(super) paused: bool,
+    /// Its last frame has been handed over: what still comes is nobody's.
+    pub(super) parted: bool,
 }
 
 impl Connection {
@@ -45,6 +49,15 @@ impl Connection {
             out_since: Time::default(),
             watches_write: false,
             paused: false,
+            parted: false,
+        }
+    }
+
+    /// Ends this side of a connection that has parted, once all is written.
+    pub(super) fn shut(&self) {
+        if self.parted && self.out.is_empty() {
+            // Who is gone already need not be told.
+            let _ = self.stream.shutdown(Shutdown::Write);
         }
     }
 

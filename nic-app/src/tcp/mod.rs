@@ -15,6 +15,7 @@ use splitrpc_arena::{Arena, IoVecSend};
 use splitrpc_engine::{Time, Transmit};
 use splitrpc_ring::RequestKey;
 use splitrpc_socket::{Event, Interest, ListenOptions, Poller, TcpListener, TcpStream};
+use splitrpc_wire::{Header, Kind};
 
 use self::connection::Connection;
 use self::hot::Hot;
@@ -243,7 +244,10 @@ impl TcpPort {
         if connection.paused {
             return false;
         }
-        let turn = self.reader.turn(&mut Context { now, engine, arena }, connection);
+        let turn = match connection.parted {
+            true => self.reader.ignore(connection),
+            false => self.reader.turn(&mut Context { now, engine, arena }, connection),
+        };
         if !connection.unread.is_empty() && !self.unread.contains(&id) {
             self.unread.push(id);
         }
@@ -267,10 +271,18 @@ impl TcpPort {
         let Some(connection) = self.connections.get_mut(id as usize).and_then(Option::as_deref_mut) else {
             return Handed::Kept;
         };
+        if is_last(&frame.header) {
+            // Were its bytes left unread, the kernel would break the stream off, and the frame perhaps be lost with it.
+            connection.parted = true;
+            self.reader.reclaim(connection);
+        }
         let mut written = 0;
         if connection.out.is_empty() {
             match self.out.write(&connection.stream, arena, frame) {
-                Written::Whole => return Handed::Sent,
+                Written::Whole => {
+                    connection.shut();
+                    return Handed::Sent;
+                }
                 Written::Part(bytes) => written = bytes,
                 Written::Broken => return Handed::Broken,
             }
@@ -309,6 +321,7 @@ impl TcpPort {
             connection.out_since = now;
             moved = true;
         }
+        connection.shut();
         watch(poller, connection, self.waiting);
         moved
     }
@@ -354,6 +367,11 @@ impl TcpPort {
         }
         self.next_sweep = if self.free.len() < self.connections.len() { now + SWEEP } else { Time::NEVER };
     }
+}
+
+/// Whether nothing follows a frame on its stream: it ends the session, or refuses it.
+fn is_last(header: &Header) -> bool {
+    header.kind == Kind::Goodbye || header.kind == Kind::Error && header.request == 0
 }
 
 /// Tells a client that there is no place for it, as far as the kernel takes that at once, which it does where the stream is

@@ -124,8 +124,28 @@ impl Reader {
         if moved > 0 { Turn::Moved } else { Turn::Quiet }
     }
 
-    /// Gives a closed connection's buffer back.
+    /// Reads what a connection has, for the sake of its being read.
+    pub(super) fn ignore(&mut self, connection: &mut Connection) -> Turn {
+        let mut turn = Turn::Quiet;
+        for _ in 0..STEPS_PER_TURN {
+            match finish(connection.stream.read(&mut self.sink), SINK) {
+                Ok(Step::Read { bytes, dry }) => {
+                    self.bytes += bytes as u64;
+                    turn = Turn::Moved;
+                    if dry {
+                        break;
+                    }
+                }
+                Ok(Step::Quiet | Step::Again) => break,
+                Err(Over) => return Turn::Over,
+            }
+        }
+        turn
+    }
+
+    /// Forgets what a connection has brought of a frame that is not whole, and what the engine had no room for.
     pub(super) fn reclaim(&mut self, connection: &mut Connection) {
+        connection.unread = Vec::new();
         if let Reading::Head(Some(partial)) = mem::replace(&mut connection.reading, Reading::Head(None)) {
             self.keep(partial);
         }

@@ -24,6 +24,15 @@ pub enum Answer {
 
 impl Client {
     pub fn connect(server: SocketAddr) -> Client {
+        let (mut client, header, payload) = Client::say_hello(server);
+        assert_eq!(header.kind, Kind::HelloAck);
+        assert_eq!(HelloAck::parse(&payload).unwrap().nonce, 77);
+        client.session = header.session;
+        client
+    }
+
+    /// A stream whose hello has been answered, and with what.
+    pub fn say_hello(server: SocketAddr) -> (Client, Header, Vec<u8>) {
         let stream = TcpStream::connect(server).unwrap();
         stream.set_nodelay(true).unwrap();
         stream.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
@@ -41,10 +50,7 @@ impl Client {
         };
         client.send_frame(Header::new(Kind::Hello), &hello.to_bytes());
         let (header, payload) = client.receive();
-        assert_eq!(header.kind, Kind::HelloAck);
-        assert_eq!(HelloAck::parse(&payload).unwrap().nonce, 77);
-        client.session = header.session;
-        client
+        (client, header, payload)
     }
 
     pub fn send_frame(&mut self, header: Header, payload: &[u8]) {

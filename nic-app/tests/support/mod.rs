@@ -60,6 +60,11 @@ pub fn config() -> ServerConfig {
 
 /// A data thread with both ports, not running yet.
 pub fn thread(config: &ServerConfig, wait: WaitMode, udp: &UdpPortConfig) -> (Thread, Hold, Arc<Shard>) {
+    let drain = Duration::from_secs(5);
+    thread_with(config, &DataThreadConfig { wait, drain, ..DataThreadConfig::default() }, udp)
+}
+
+fn thread_with(config: &ServerConfig, settings: &DataThreadConfig, udp: &UdpPortConfig) -> (Thread, Hold, Arc<Shard>) {
     let any = |_| InputPlan { dtype: DType::Uint8, dims: [-1; MAX_RANK], rank: 1 };
     let (one, two) = ([0].map(any), [0, 1].map(any));
     let mut pools = Vec::new();
@@ -90,8 +95,7 @@ pub fn thread(config: &ServerConfig, wait: WaitMode, udp: &UdpPortConfig) -> (Th
     let hold = Hold::new(waker.clone());
     let host = TestHost::new(link, arena.clone(), output, config.requests as usize, hold.clone());
     let telemetry = Arc::new(Shard::new(models.len()));
-    let settings = DataThreadConfig { wait, drain: Duration::from_secs(5), ..DataThreadConfig::default() };
-    let thread = DataThread::new(settings, engine, arena, inputs, nic, host, waker, Arc::clone(&telemetry)).unwrap();
+    let thread = DataThread::new(*settings, engine, arena, inputs, nic, host, waker, Arc::clone(&telemetry)).unwrap();
     (thread.with_tcp(port).unwrap().with_udp(udp).unwrap(), hold, telemetry)
 }
 
@@ -101,7 +105,16 @@ impl Server {
     }
 
     pub fn start_with(config: &ServerConfig, wait: WaitMode, udp: &UdpPortConfig) -> Server {
-        let (mut thread, hold, telemetry) = thread(config, wait, udp);
+        Server::run(thread(config, wait, udp))
+    }
+
+    /// A server that takes so long for what is under way when it is told to stop.
+    pub fn start_to_drain(wait: WaitMode, drain: Duration) -> Server {
+        let settings = DataThreadConfig { wait, drain, ..DataThreadConfig::default() };
+        Server::run(thread_with(&config(), &settings, &UdpPortConfig::default()))
+    }
+
+    fn run((mut thread, hold, telemetry): (Thread, Hold, Arc<Shard>)) -> Server {
         let (tcp, stop) = (thread.tcp().unwrap().local_addr(), thread.stop_handle());
         let udp = thread.udp().unwrap().local_addr();
         let thread = std::thread::spawn(move || {

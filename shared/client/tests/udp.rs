@@ -23,6 +23,10 @@ use splitrpc_client::{
 const TOKEN: u64 = 7;
 /// Requests to the model of this handle are refused.
 const REFUSED_MODEL: u16 = 9;
+/// Requests to the model of this handle are answered with the server's end, in good order,
+const DRAINED_MODEL: u16 = 10;
+/// and those to this one's with its sudden end.
+const ENDED_MODEL: u16 = 11;
 
 /// What the network does: of so many datagrams about one is lost, one comes twice, two change places. 0 is never.
 #[derive(Clone, Copy, Default)]
@@ -238,12 +242,16 @@ impl Server {
 
     fn answer(&mut self, id: u64) {
         let request = &self.requests[&id];
-        if request.model == REFUSED_MODEL {
+        let end = match request.model {
+            REFUSED_MODEL => Some((id, StatusPayload { status: Status::Busy, retry_after_us: 9000, text: "full" })),
+            DRAINED_MODEL => Some((0, StatusPayload { status: Status::Draining, retry_after_us: 0, text: "" })),
+            ENDED_MODEL => return self.send(&Header { session: SESSION, ..Header::new(Kind::Goodbye) }, &[]),
+            _ => None,
+        };
+        if let Some((request, status)) = end {
             let mut payload = [0; 300];
-            let len = StatusPayload { status: Status::Busy, retry_after_us: 9000, text: "full" }.write(&mut payload);
-            let header = Header { request: id, session: SESSION, ..Header::new(Kind::Error) };
-            self.send(&header, &payload[..len]);
-            return;
+            let len = status.write(&mut payload);
+            return self.send(&Header { request, session: SESSION, ..Header::new(Kind::Error) }, &payload[..len]);
         }
         let tensors: Vec<TensorDesc> = Manifest::parse(&request.manifest).unwrap().tensors().collect();
         let data = request.data().unwrap();
@@ -518,6 +526,43 @@ fn futures_work_over_datagrams() {
     });
     drop(runtime);
     server.join().unwrap();
+}
+
+#[test]
+fn the_end_of_a_server_is_told_in_its_words() {
+    let (addr, server) = Server::start(Faults::default());
+    let mut drained = UdpConnection::connect(addr, ConnectOptions::default()).unwrap();
+    submit(&mut drained, DRAINED_MODEL, b"abc");
+    match next(&mut drained).unwrap_err() {
+        Error::Refused(failure) => assert_eq!((failure.id, failure.status), (None, Status::Draining)),
+        other => panic!("{other:?}"),
+    }
+    drop(drained);
+    server.join().unwrap();
+    let (addr, server) = Server::start(Faults::default());
+    let mut ended = UdpConnection::connect(addr, ConnectOptions::default()).unwrap();
+    submit(&mut ended, ENDED_MODEL, b"abc");
+    let lost = next(&mut ended).unwrap_err();
+    assert!(matches!(lost, Error::Lost { may_have_executed: true, .. }), "{lost:?}");
+    assert!(lost.to_string().contains("the server closed the session"), "{lost}");
+    drop(ended);
+    server.join().unwrap();
+}
+
+#[test]
+fn a_server_that_is_gone_is_not_waited_for_like_a_silent_one() {
+    let (addr, server) = Server::start(Faults::default());
+    let mut connection = UdpConnection::connect(addr, ConnectOptions::default()).unwrap();
+    submit(&mut connection, 0, b"abc");
+    next_response(&mut connection);
+    let sent = connection.stats().frames_out;
+    drop(server.join().unwrap());
+    submit(&mut connection, 0, b"abc");
+    let lost = next(&mut connection).unwrap_err();
+    assert!(matches!(lost, Error::Lost { may_have_executed: true, .. }), "{lost:?}");
+    assert!(lost.to_string().contains("refused"), "{lost}");
+    let sent = connection.stats().frames_out - sent;
+    assert!(sent <= 8, "{sent} frames were sent to nobody");
 }
 
 #[test]

@@ -421,7 +421,10 @@ impl<'r, 'a> Play<'r, 'a> {
 
     fn odds_and_ends(&mut self, script: &mut Script<'_>) {
         match script.below(256) {
-            0 => self.rig.server.begin_drain(),
+            0 => match script.below(4) {
+                0..=1 => self.rig.server.begin_drain(),
+                at_last => self.rig.server.say_farewell(at_last == 3),
+            },
             1 => {
                 self.rig.server.poll_stale_stream(self.rig.now);
             }

@@ -21,6 +21,8 @@ const NO_ANSWER: &str = "no server may listen there for UDP, or the path may los
 /// Why a reply may not have come, though it was sent again and again.
 const NO_REPLY: &str = "no part of it has come; the path from the server may take no datagrams of 1,232 bytes (its MTU must \
                         be at least 1,280)";
+/// Refusals in a row that end a session. One may be forged, or of a moment.
+const REFUSALS: u32 = 3;
 /// Reads that one poll makes before it lets its caller do something else.
 const POLL_BUDGET: usize = 64;
 
@@ -38,6 +40,7 @@ impl UdpConnection {
                     self.engine.handle_timeout(now);
                 }
                 self.transmit(now);
+                self.mind_refusals()?;
                 self.take_events(now)?;
                 if !self.events.is_empty() {
                     return Ok(());
@@ -46,6 +49,7 @@ impl UdpConnection {
             match self.inbox.receive(&self.socket, &mut self.calls) {
                 Ok(arrived) => {
                     self.quiet_until = Time::default();
+                    (self.refusals, self.network_error) = (0, None);
                     self.take_in(&arrived)?;
                     if !self.events.is_empty() {
                         return Ok(());
@@ -57,18 +61,30 @@ impl UdpConnection {
                     }
                     return Ok(());
                 }
-                // The network's opinion of an earlier datagram. While a session is open its silence decides.
                 Err(e) => {
-                    let refused = e.kind() == io::ErrorKind::ConnectionRefused && !self.ready;
-                    self.network_error = Some(e);
-                    if refused {
-                        return Err(self.set_up_failed());
-                    }
+                    self.note_opinion(e);
+                    self.mind_refusals()?;
                 }
             }
         }
         self.more = true;
         Ok(())
+    }
+
+    /// What the network thinks of an earlier datagram.
+    fn note_opinion(&mut self, e: io::Error) {
+        self.refusals += u32::from(e.kind() == io::ErrorKind::ConnectionRefused);
+        self.network_error = Some(e);
+    }
+
+    /// A server that is gone is not waited for as one that is silent.
+    fn mind_refusals(&mut self) -> Result<(), Error> {
+        match (self.refusals, self.ready) {
+            (0, _) => Ok(()),
+            (_, false) => Err(self.set_up_failed()),
+            (REFUSALS.., true) => Err(self.closed(Status::ConnectionLost)),
+            _ => Ok(()),
+        }
     }
 
     fn take_in(&mut self, arrived: &Arrived) -> Result<(), Error> {
@@ -117,6 +133,7 @@ impl UdpConnection {
                 (s.text.to_owned(), (!after.is_zero()).then_some(after))
             });
         }
+        self.dismissed |= header.kind == Kind::Goodbye;
         match self.engine.handle_frame(now, header, &payload[..head]) {
             ClientVerdict::Place(placement) => self.place(now, header, payload, head, &placement),
             ClientVerdict::Catalog { offset, total } => self.take_listing(now, offset, total, payload),
@@ -243,16 +260,12 @@ impl UdpConnection {
         match (status, self.ready) {
             (Status::ConnectionLost, false) => self.set_up_failed(),
             (Status::ConnectionLost | Status::UnknownSession, true) => {
-                let reason = self.network_error.take().map_or_else(
-                    || {
-                        if status == Status::UnknownSession {
-                            status.to_string()
-                        } else {
-                            "the server is silent".into()
-                        }
-                    },
-                    |e| e.to_string(),
-                );
+                let reason = match self.network_error.take() {
+                    Some(e) => e.to_string(),
+                    None if status == Status::UnknownSession => status.to_string(),
+                    None if self.dismissed => "the server closed the session".into(),
+                    None => "the server is silent".into(),
+                };
                 Error::Lost { peer: self.peer, may_have_executed: self.calls.keys().next().is_some(), reason }
             }
             _ => Error::Refused(self.failure(None, status)),
@@ -295,7 +308,7 @@ impl UdpConnection {
             }
             match self.batch.send(&self.socket, self.peer, &self.calls) {
                 Err(e) if e.kind() == io::ErrorKind::WouldBlock => return,
-                Err(e) => self.network_error = Some(e),
+                Err(e) => self.note_opinion(e),
                 Ok(()) => {}
             }
             self.batch.clear();

@@ -63,6 +63,10 @@ pub struct UdpConnection {
     /// The latest look at the clock; a few of these are a good part of a small exchange.
     looked: Instant,
     network_error: Option<io::Error>,
+    /// How often the network has said that nothing listens there, since something came from there.
+    refusals: u32,
+    /// The server said goodbye.
+    dismissed: bool,
     dead: Option<Error>,
     more: bool,
     /// Before then there is nothing to send, unless something comes or is asked for.
@@ -141,6 +145,8 @@ impl UdpConnection {
             started,
             looked: started,
             network_error: None,
+            refusals: 0,
+            dismissed: false,
             dead: None,
             more: false,
             quiet_until: Time::default(),

@@ -5,6 +5,7 @@
 //! [`Server::handle_completion`] for the link, [`Server::poll_transmit`] (or [`Server::poll_train`]) until it gives nothing
 //! more, and [`Server::handle_timeout`] when [`Server::next_timeout`] has come. None of them blocks, allocates or looks at the clock.
 
+mod farewell;
 mod lines;
 mod link;
 mod receive;
@@ -31,6 +32,7 @@ use crate::message::{Chunk, Pieces, Sizes};
 use crate::model::ModelPlan;
 use crate::queue::Queue;
 
+use farewell::Farewell;
 use lines::{LEVELS, List};
 pub use link::CompletionHead;
 pub use request::RequestSlot;
@@ -192,6 +194,7 @@ pub struct Server<'a, C = DelayControl> {
     counter: u64,
     epoch: u64,
     draining: bool,
+    farewell: Farewell,
     channel_timer: Time,
     request_timer: Time,
     session_timer: Time,
@@ -284,6 +287,7 @@ impl<'a, C: Congestion> Server<'a, C> {
             counter: 0,
             epoch,
             draining: false,
+            farewell: Farewell::default(),
             channel_timer: Time::NEVER,
             request_timer: Time::NEVER,
             session_timer: Time::NEVER,
@@ -335,11 +339,6 @@ impl<'a, C: Congestion> Server<'a, C> {
     #[must_use]
     pub fn peek_run(&self, pool: u16, rows: u16) -> Option<Run> {
         self.slots.peek(pool, rows)
-    }
-
-    /// Refuses new requests from now on; those under way go on.
-    pub fn begin_drain(&mut self) {
-        self.draining = true;
     }
 
     /// Whether no request is arriving, computing or leaving. Replies kept for duplicates do not count.

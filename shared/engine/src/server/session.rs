@@ -20,6 +20,8 @@ pub struct SessionSlot {
     pub(crate) open: bool,
     /// A hello was answered.
     pub(crate) greeted: bool,
+    /// It was told that the server goes.
+    pub(crate) departed: bool,
     pub(crate) peer: Peer,
     pub(crate) id: u64,
     pub(crate) nonce: u64,
@@ -48,6 +50,7 @@ impl Default for SessionSlot {
         SessionSlot {
             open: false,
             greeted: false,
+            departed: false,
             peer: Peer::Datagram(SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), 0)),
             id: 0,
             nonce: 0,

@@ -84,6 +84,9 @@ impl<C: Congestion> Server<'_, C> {
             return self.on_unknown(now, from, header);
         };
         self.sessions[session as usize].last_heard = now;
+        if self.sessions[session as usize].departed && header.kind != Kind::Goodbye {
+            return self.repeat_farewell(session, header.kind);
+        }
         match header.kind {
             Kind::Request => {
                 self.sessions[session as usize].used_at = now;
@@ -152,24 +155,24 @@ impl<C: Congestion> Server<'_, C> {
 
     fn on_hello(&mut self, now: Time, from: Peer, header: &Header, hello: &Hello) -> Verdict {
         let speaks = hello.version_min <= u16::from(VERSION) && u16::from(VERSION) <= hello.version_max;
+        let refusal = if self.draining { Some(Status::Draining) } else { (!speaks).then_some(Status::BadVersion) };
         match from {
             Peer::Stream(stream) => {
-                let Some(session) = self.sessions.get(stream as usize).filter(|s| s.open && !s.greeted) else {
+                let Some(session) = self.sessions.get_mut(stream as usize).filter(|s| s.open && !s.greeted) else {
                     return Verdict::Close;
                 };
-                let peer = session.peer;
-                if speaks {
-                    self.greet(now, stream, peer, hello);
-                } else {
-                    self.refuse_hello(peer, Status::BadVersion);
+                session.departed = refusal.is_some();
+                match refusal {
+                    None => self.greet(now, stream, from, hello),
+                    Some(status) => self.refuse_hello(from, status),
                 }
             }
             Peer::Datagram(addr) => {
                 if header.length as usize + HEADER_LEN < usize::from(MIN_DATAGRAM) {
                     return self.handle_garbage(now, from, WireError::Truncated);
                 }
-                if !speaks {
-                    self.refuse_hello(from, Status::BadVersion);
+                if let Some(status) = refusal {
+                    self.refuse_hello(from, status);
                 } else if self.cookies.accepts(now, addr, hello.nonce, hello.token) {
                     self.on_proven_hello(now, addr, hello);
                 } else {
@@ -402,7 +405,7 @@ impl<C: Congestion> Server<'_, C> {
         }
     }
 
-    fn answer(&mut self, session: u32, header: Header, body: Body) {
+    pub(super) fn answer(&mut self, session: u32, header: Header, body: Body) {
         let peer = self.sessions[session as usize].peer;
         self.push_control(Control { peer, header, body });
     }

@@ -126,7 +126,7 @@ impl<C: Congestion> Server<'_, C> {
                 self.set_channel_timer(session);
             }
         }
-        None
+        self.next_farewell()
     }
 
     /// All of a stream's response is with the kernel.

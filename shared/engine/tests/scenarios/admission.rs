@@ -88,26 +88,6 @@ fn failed_requests_do_not_take_the_records_of_others() {
 }
 
 #[test]
-fn a_draining_server_finishes_what_it_has() {
-    serve(&config(), |rig| {
-        let session = rig.open_stream(0);
-        let ask = Ask::rows(1);
-        let (request, _) = rig.submit(Peer::Stream(0), session, 1, &ask);
-        rig.server.begin_drain();
-        assert_eq!(refused(rig, Peer::Stream(0), session, 2, &ask), (Status::Draining, 0));
-        assert!(!rig.server.is_idle());
-        rig.answer(request, 10);
-        assert!(!rig.server.is_idle());
-        let sent = rig.sent_one();
-        assert!(!rig.server.is_idle(), "its slots are still being read");
-        rig.server.sent(sent.token.unwrap());
-        rig.submissions();
-        assert!(rig.server.is_idle());
-        rig.assert_empty();
-    });
-}
-
-#[test]
 fn what_ends_is_counted_for_the_model_that_it_named() {
     serve(&config(), |rig| {
         let (from, session) = (Peer::Stream(0), rig.open_stream(0));

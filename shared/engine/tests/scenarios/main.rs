@@ -11,6 +11,7 @@ mod cancel;
 mod completions;
 mod congestion;
 mod credit;
+mod farewell;
 mod forgetting;
 mod hellos;
 mod lost_answers;
