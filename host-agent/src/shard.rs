@@ -123,6 +123,7 @@ fn assemble(
             tracing::warn!(bytes = room, "the kernel's limit on receive buffers cuts limits.receive_window_bytes");
             limits.receive_window = room;
         }
+        limits.receive_room = room;
     }
     let engine = build_engine(&limits, &known, common.catalog, &plan.inputs)?;
     let (nic, host) = in_process(2 * config.limits.requests as usize);

@@ -202,6 +202,7 @@ impl Config {
             max_request: limits.max_request_bytes,
             datagram: data.max_datagram,
             receive_window: limits.receive_window_bytes,
+            receive_room: u64::MAX,
             idle_timeout: u64::from(limits.idle_timeout_ms) * MS,
             keep_reply: u64::from(limits.keep_reply_ms) * MS,
             kept_replies: limits.kept_replies,

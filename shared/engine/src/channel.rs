@@ -73,13 +73,11 @@ pub(crate) struct Channel<C> {
     lost_from: u64,
     /// Bytes that the peer lets us have under way to it.
     peer_window: u64,
-    /// Bytes that we let the peer have under way to us.
-    receive_window: u64,
     pub(crate) lost_frames: u64,
 }
 
 impl<C: Congestion> Channel<C> {
-    pub(crate) fn new(flight: Flight, datagram: u16, receive_window: u64) -> Channel<C> {
+    pub(crate) fn new(flight: Flight, datagram: u16) -> Channel<C> {
         Channel {
             datagram,
             negotiated: datagram,
@@ -99,7 +97,6 @@ impl<C: Congestion> Channel<C> {
             paced_until: Time::NEVER,
             lost_from: 0,
             peer_window: 0,
-            receive_window,
             lost_frames: 0,
         }
     }
@@ -109,7 +106,7 @@ impl<C: Congestion> Channel<C> {
         let mut flight = Flight::new(0, 1);
         core::mem::swap(&mut flight, &mut self.flight);
         flight.reset();
-        *self = Channel { peer_window, ..Channel::new(flight, datagram, self.receive_window) };
+        *self = Channel { peer_window, ..Channel::new(flight, datagram) };
     }
 
     /// Whether a frame of `bytes` may leave now.
@@ -350,14 +347,15 @@ impl<C: Congestion> Channel<C> {
         self.datagram < self.negotiated
     }
 
-    /// The acknowledgement to send now.
+    /// The acknowledgement to send now, with the bytes that the peer may have under way.
     pub(crate) fn take_ack<'r>(
         &mut self,
         now: Time,
+        window: u64,
         ranges: &'r mut heapless::Vec<AckRange, MAX_ACK_RANGES>,
     ) -> Ack<'r> {
         let delay_us = self.received.take_ack(now, ranges);
-        Ack { window: self.receive_window, delay_us, ranges }
+        Ack { window, delay_us, ranges }
     }
 
     fn probe_at(&self) -> Time {

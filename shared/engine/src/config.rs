@@ -39,6 +39,9 @@ pub struct ServerConfig {
     pub datagram: u16,
     /// Bytes of frames that one datagram client may have under way to the server.
     pub receive_window: u64,
+    /// Bytes of frames that all datagram clients together may have under way: what the socket holds. Shared out among those
+    /// that send large requests.
+    pub receive_room: u64,
     /// A session that is silent for longer is forgotten, in nanoseconds.
     pub idle_timeout: u64,
     /// How long a reply is kept to answer a duplicate, in nanoseconds.
@@ -75,6 +78,7 @@ impl ServerConfig {
             max_request: 64 << 20,
             datagram: 1472,
             receive_window: 1 << 20,
+            receive_room: 4 << 20,
             idle_timeout: 60 * SEC,
             keep_reply: SEC,
             kept_replies: 128,

@@ -52,6 +52,12 @@ pub struct DelayControl {
 
 /// Queueing that is tolerated above the smallest round trip. Below this, wake-ups of a sleeping peer would pass for queues.
 const QUEUE_TARGET: u64 = 800 * US;
+/// Windows from this size on have the shortest target, smaller ones up to so many times that.
+const FULL_SHARE: u64 = 1 << 20;
+const MOST_PATIENCE: u64 = 4;
+/// Bytes that a window gains each round trip, besides a share of its own.
+const STEP: u64 = 16 << 10;
+const STEP_SHARE: u64 = 32;
 const LOSS_PER_CENT: u64 = 5;
 const LEAST_LOST_DATAGRAMS: u64 = 4;
 const MAX_WINDOW: u64 = 16 << 20;
@@ -59,6 +65,13 @@ const MAX_WINDOW: u64 = 16 << 20;
 impl DelayControl {
     fn least(&self) -> u64 {
         8 * self.datagram
+    }
+
+    /// Those with small windows bear longer queues than those with large ones, so that who shares a path comes to share it
+    /// evenly (section 3.1.3 there).
+    fn queue_target(&self, min_rtt: u64) -> u64 {
+        let times_8 = (64 * FULL_SHARE / self.window).isqrt().clamp(8, 8 * MOST_PATIENCE);
+        QUEUE_TARGET.max(min_rtt / 2) * times_8 / 8
     }
 
     fn cut(&mut self, now: Time, rtt: u64, keep_per_cent: u64) {
@@ -98,7 +111,7 @@ impl Congestion for DelayControl {
     fn on_ack(&mut self, sample: &AckSample) {
         self.roll_round(sample.now, sample.smoothed_rtt_ns);
         self.round_acked += sample.bytes;
-        let target = sample.min_rtt_ns + QUEUE_TARGET.max(sample.min_rtt_ns / 2);
+        let target = sample.min_rtt_ns + self.queue_target(sample.min_rtt_ns);
         if let Some(rtt) = sample.rtt_ns
             && rtt > target
         {
@@ -107,11 +120,9 @@ impl Congestion for DelayControl {
             return;
         }
         if sample.window_limited {
-            let grown = if self.slow_start {
-                sample.bytes
-            } else {
-                // An eighth of the window a round trip: finds freed bandwidth within a few of them.
-                sample.bytes / 8 + 1
+            let grown = match self.slow_start {
+                true => sample.bytes,
+                false => sample.bytes * STEP / self.window + sample.bytes / STEP_SHARE + 1,
             };
             self.window = (self.window + grown).min(MAX_WINDOW);
         }

@@ -96,7 +96,7 @@ impl<S: ClientStorage, C: Congestion> Client<S, C> {
                 why: "needs records and a power of two of frames, at least 16",
             });
         }
-        let channel = Channel::new(Flight::new(0, flight as u32), config.datagram, config.receive_window);
+        let channel = Channel::new(Flight::new(0, flight as u32), config.datagram);
         Ok(Client {
             config: *config,
             storage,

@@ -114,7 +114,7 @@ impl<S: ClientStorage, C: Congestion> Client<S, C> {
     }
 
     fn ack_frame(&mut self, now: Time, rides_along: bool) -> ClientTransmit<'_> {
-        let length = self.channel.take_ack(now, &mut self.ranges).write(&mut self.scratch);
+        let length = self.channel.take_ack(now, self.config.receive_window, &mut self.ranges).write(&mut self.scratch);
         self.stats.frames_out += 1;
         let header = Header { session: self.session, length: length as u32, ..Header::new(Kind::Ack) };
         ClientTransmit { header, head: &self.scratch[..length], request: None, data: nothing(), rides_along, frames: 1 }

@@ -11,6 +11,7 @@ mod link;
 mod receive;
 mod records;
 mod request;
+mod room;
 mod session;
 mod sessions;
 mod stats;
@@ -37,6 +38,7 @@ use lines::{LEVELS, List};
 pub use link::CompletionHead;
 pub use request::RequestSlot;
 use request::State;
+use room::Senders;
 use session::Executed;
 pub use session::{Peer, SessionSlot};
 pub use stats::{Ended, Stats};
@@ -89,7 +91,7 @@ pub struct ChannelSlot<C = DelayControl> {
 
 impl<C: Congestion> Default for ChannelSlot<C> {
     fn default() -> Self {
-        ChannelSlot { channel: Channel::new(Flight::new(0, 1), 1472, 0), executed: Executed::default() }
+        ChannelSlot { channel: Channel::new(Flight::new(0, 1), 1472), executed: Executed::default() }
     }
 }
 
@@ -190,6 +192,7 @@ pub struct Server<'a, C = DelayControl> {
     /// Datagrams handed out in a row to the session at the head of `active`.
     in_a_row: u32,
     kept: u32,
+    senders: Senders,
     cookies: CookieJar,
     counter: u64,
     epoch: u64,
@@ -257,7 +260,7 @@ impl<'a, C: Congestion> Server<'a, C> {
         }
         for (index, slot) in storage.channels.iter_mut().enumerate() {
             let flight = Flight::new(index as u32 * config.flight, config.flight);
-            slot.channel = Channel::new(flight, config.datagram, config.receive_window);
+            slot.channel = Channel::new(flight, config.datagram);
         }
         storage.timers.fill(Time::NEVER);
         storage.shares.fill(0);
@@ -283,6 +286,7 @@ impl<'a, C: Congestion> Server<'a, C> {
             shares: storage.shares,
             in_a_row: 0,
             kept: 0,
+            senders: Senders::default(),
             cookies: CookieJar::new(secret),
             counter: 0,
             epoch,

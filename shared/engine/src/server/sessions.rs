@@ -90,6 +90,9 @@ impl<C: Congestion> Server<'_, C> {
         match header.kind {
             Kind::Request => {
                 self.sessions[session as usize].used_at = now;
+                if !self.is_stream(session) {
+                    self.note_sender(now, session, header.total);
+                }
                 return self.on_request(now, session, header, head, packets);
             }
             Kind::List => self.on_list(session, header),
@@ -194,7 +197,7 @@ impl<C: Congestion> Server<'_, C> {
         if let Some(session) = known {
             if self.sessions[session as usize].nonce == hello.nonce {
                 // Our answer was lost, or the hello was duplicated.
-                self.acknowledge_hello(session);
+                self.acknowledge_hello(now, session);
                 return;
             }
             // The client restarted on the same address.
@@ -266,10 +269,10 @@ impl<C: Congestion> Server<'_, C> {
         };
         self.stats.sessions_opened += 1;
         self.session_timer = self.session_timer.min(now + SEC);
-        self.acknowledge_hello(index);
+        self.acknowledge_hello(now, index);
     }
 
-    fn acknowledge_hello(&mut self, index: u32) {
+    fn acknowledge_hello(&mut self, now: Time, index: u32) {
         let session = &self.sessions[index as usize];
         let datagram = match self.is_stream(index) {
             true => self.config.datagram,
@@ -287,7 +290,7 @@ impl<C: Congestion> Server<'_, C> {
             keep_reply_ms: (self.config.keep_reply / MS) as u32,
             nonce: session.nonce,
             epoch: self.epoch,
-            window: self.config.receive_window,
+            window: self.window(now),
         };
         let header = Header { session: session.id, ..Header::new(Kind::HelloAck) };
         self.answer(index, header, Body::HelloAck(answer));

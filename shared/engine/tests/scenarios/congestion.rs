@@ -163,3 +163,49 @@ fn silence_starts_it_over() {
     path.run(200 * MS);
     assert!(path.control.window() > full / 2);
 }
+
+/// How many bytes each of two gets through the same bottleneck, of whom the first was there long before the second.
+fn shares(bytes_per_second: u64, rtt: u64) -> [u64; 2] {
+    let mut alone = Path::new(bytes_per_second, rtt);
+    alone.run(1_000 * MS);
+    let mut late = DelayControl::new(DATAGRAM);
+    late.on_silence();
+    // It has found out already that the path is not all its own.
+    late.on_loss(Time::default(), 100 * DATAGRAM, rtt);
+    let mut controls = [alone.control, late];
+    let (mut under_way, mut delivered) = ([0u64; 2], [0; 2]);
+    let mut flying: VecDeque<(u64, u64, usize)> = VecDeque::new();
+    let (mut now, mut busy_until, mut smoothed) = (0, 0, [rtt; 2]);
+    while now < 2_000 * MS {
+        for (who, control) in controls.iter().enumerate() {
+            while (under_way[who] + 1) * DATAGRAM <= control.window() {
+                busy_until = u64::max(busy_until, now) + DATAGRAM * 1_000_000_000 / bytes_per_second;
+                flying.push_back((busy_until + rtt, now, who));
+                under_way[who] += 1;
+            }
+        }
+        let (at, sent_at, who) = flying.pop_front().unwrap();
+        now = at;
+        under_way[who] -= 1;
+        smoothed[who] = (7 * smoothed[who] + (at - sent_at)) / 8;
+        delivered[who] += if now > 1_000 * MS { DATAGRAM } else { 0 };
+        controls[who].on_ack(&AckSample {
+            now: Time::from_nanos(now),
+            bytes: DATAGRAM,
+            rtt_ns: Some(at - sent_at),
+            min_rtt_ns: rtt,
+            smoothed_rtt_ns: smoothed[who],
+            window_limited: true,
+        });
+    }
+    delivered
+}
+
+#[test]
+fn who_shares_a_path_comes_to_share_it_evenly() {
+    for (bytes_per_second, rtt) in [(8 * GIGABIT, 50 * US), (8 * GIGABIT, MS), (GIGABIT, 5 * MS)] {
+        let [early, late] = shares(bytes_per_second, rtt);
+        assert!(early < 2 * late && late < 2 * early, "{early} and {late} bytes at a round trip of {rtt} ns");
+        assert!(early + late > bytes_per_second * 85 / 100, "{} bytes a second", early + late);
+    }
+}

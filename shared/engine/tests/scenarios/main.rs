@@ -24,3 +24,4 @@ mod shrinking_path;
 mod stalling;
 mod strangers;
 mod stream_numbers;
+mod windows;
