@@ -13,6 +13,7 @@ use crate::outgoing::Outgoing;
 use crate::pacer::Pacer;
 use crate::received::Received;
 use crate::rtt::Rtt;
+use crate::size::DatagramSize;
 use crate::time::{MS, SEC};
 
 /// Probes without an answer after which the first frames of messages go again too: without its manifest a receiver may
@@ -49,8 +50,7 @@ pub(crate) struct Sent {
 /// One datagram session's transport state. Sized once; `C` decides how fast it sends.
 #[derive(Debug)]
 pub(crate) struct Channel<C> {
-    pub(crate) datagram: u16,
-    negotiated: u16,
+    size: DatagramSize,
     pub(crate) rtt: Rtt,
     congestion: C,
     pacer: Pacer,
@@ -79,8 +79,7 @@ pub(crate) struct Channel<C> {
 impl<C: Congestion> Channel<C> {
     pub(crate) fn new(flight: Flight, datagram: u16) -> Channel<C> {
         Channel {
-            datagram,
-            negotiated: datagram,
+            size: DatagramSize::new(datagram),
             rtt: Rtt::new(),
             congestion: C::new(u64::from(datagram)),
             pacer: Pacer::new(),
@@ -109,12 +108,15 @@ impl<C: Congestion> Channel<C> {
         *self = Channel { peer_window, ..Channel::new(flight, datagram) };
     }
 
-    /// Whether a frame of `bytes` may leave now.
-    pub(crate) fn may_send(&mut self, now: Time, bytes: u32) -> Result<(), Blocked> {
+    /// Whether a full frame may leave now.
+    pub(crate) fn may_send(&mut self, now: Time) -> Result<(), Blocked> {
+        if self.flight.is_empty() {
+            self.size.try_again(now);
+        }
         if self.probing && !self.flight.is_full() {
             return Ok(());
         }
-        let bytes = u64::from(bytes);
+        let bytes = u64::from(self.size.bytes());
         let window = self.congestion.window();
         let under_way = self.flight.bytes() + bytes;
         self.window_limited = self.flight.is_full() || under_way > window / 2;
@@ -143,7 +145,7 @@ impl<C: Congestion> Channel<C> {
     }
 
     /// Takes the next chunk of a message, with what makes a train of up to `most` frames with it, and records these frames
-    /// as sent. To be asked when [`Channel::may_send`] a full frame.
+    /// as sent. To be asked when [`Channel::may_send`] allows.
     ///
     /// The peer lets many packets come together before it acknowledges them. Who would be held back by that asks in time:
     /// whenever half of what may be under way was sent since the last word of the peer.
@@ -155,7 +157,7 @@ impl<C: Congestion> Channel<C> {
         message: &mut Outgoing,
         most: u32,
     ) -> Option<Sent> {
-        let room = u32::from(self.datagram) - HEADER_LEN as u32;
+        let room = u32::from(self.size.bytes()) - HEADER_LEN as u32;
         let chunk = message.next_chunk(room)?;
         let (cargo, bytes) = (Cargo::of(key, chunk), HEADER_LEN as u32 + message.payload(&chunk));
         let packet = self.send(ring, now, cargo, bytes);
@@ -216,6 +218,7 @@ impl<C: Congestion> Channel<C> {
             for packet in self.flight.within(first, last) {
                 if let Some(s) = self.flight.acknowledge(ring, packet) {
                     bytes += u64::from(s.bytes);
+                    self.size.carried(s.bytes);
                     if newest.is_none_or(|n| n.packet < s.packet) {
                         newest = Some(s);
                     }
@@ -226,10 +229,9 @@ impl<C: Congestion> Channel<C> {
         if let Some(newest) = newest {
             let is_highest = ack.ranges.first().and_then(|r| self.flight.expand(r.last())) == Some(newest.packet);
             let rtt = now.since(newest.sent_at);
-            if is_highest {
-                self.rtt.sample(now, rtt, u64::from(ack.delay_us) * 1_000);
-            }
-            self.progress(now, bytes, is_highest.then_some(rtt));
+            // How long the peer waited before it acknowledged is no queue of the path's.
+            let sample = is_highest.then(|| self.rtt.sample(now, rtt, u64::from(ack.delay_us) * 1_000));
+            self.progress(now, bytes, sample);
         }
         self.detect_losses(ring, now, |s| settled(s, false));
     }
@@ -321,8 +323,10 @@ impl<C: Congestion> Channel<C> {
             again |= lost(s);
             again
         };
-        if self.datagram > MIN_DATAGRAM && now.since(self.silent_since) >= SILENCE_BEFORE_SHRINKING {
-            self.datagram = MIN_DATAGRAM;
+        if now.since(self.silent_since) >= SILENCE_BEFORE_SHRINKING
+            && self.flight.any(ring, |bytes| bytes > u32::from(MIN_DATAGRAM))
+        {
+            self.size.shrink(now);
             self.flight.take_where(ring, |_| true, |s| _ = lost(s));
         } else if self.probes >= PROBES_BEFORE_FIRSTS {
             self.flight.take_where(ring, |cargo| matches!(cargo, Cargo::First { .. }), |s| _ = lost(s));
@@ -339,12 +343,12 @@ impl<C: Congestion> Channel<C> {
 
     /// The datagram size that the session began with.
     pub(crate) fn negotiated(&self) -> u16 {
-        self.negotiated
+        self.size.negotiated()
     }
 
     /// Whether the path was taken to refuse the negotiated datagram size.
     pub(crate) fn has_shrunk(&self) -> bool {
-        self.datagram < self.negotiated
+        self.size.has_shrunk()
     }
 
     /// The acknowledgement to send now, with the bytes that the peer may have under way.

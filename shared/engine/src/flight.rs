@@ -196,6 +196,11 @@ impl Flight {
         self.settle(ring, packet)
     }
 
+    /// Whether there is an outstanding packet of such a length.
+    pub(crate) fn any(&self, ring: &[SentFrame], is: impl Fn(u32) -> bool) -> bool {
+        (self.oldest..self.next).map(|p| &ring[self.index(p)]).any(|f| f.outstanding && is(f.bytes))
+    }
+
     /// Takes out every outstanding packet that carried something of `key`; `settled` learns of each.
     pub(crate) fn forget(&mut self, ring: &mut [SentFrame], key: RequestKey, settled: impl FnMut(Settled)) {
         self.take_where(ring, |cargo| cargo.key() == Some(key), settled);

@@ -24,6 +24,7 @@ mod ranges;
 mod received;
 mod rtt;
 mod server;
+mod size;
 mod time;
 
 pub use client::{

@@ -37,7 +37,8 @@ impl Rtt {
         }
     }
 
-    pub(crate) fn sample(&mut self, now: Time, rtt: u64, ack_delay: u64) {
+    /// Takes in a round trip, and returns it without the peer's delay.
+    pub(crate) fn sample(&mut self, now: Time, rtt: u64, ack_delay: u64) -> u64 {
         let rtt = rtt.max(1);
         self.latest = rtt;
         if !self.sampled {
@@ -59,6 +60,7 @@ impl Rtt {
             self.variation = (3 * self.variation + self.smoothed.abs_diff(adjusted)) / 4;
             self.smoothed = (7 * self.smoothed + adjusted) / 8;
         }
+        adjusted
     }
 
     pub(crate) fn smoothed(&self) -> u64 {
@@ -96,7 +98,7 @@ mod tests {
         assert_eq!((rtt.smoothed(), rtt.min()), (2 * MS, 2 * MS));
         rtt.sample(START, 10 * MS, 0);
         assert_eq!((rtt.smoothed(), rtt.min()), (3 * MS, 2 * MS));
-        (0..100).for_each(|_| rtt.sample(START, 10 * MS, 0));
+        (0..100).for_each(|_| _ = rtt.sample(START, 10 * MS, 0));
         assert!((10 * MS).abs_diff(rtt.smoothed()) < MS / 100 && rtt.min() == 2 * MS);
     }
 
@@ -104,18 +106,18 @@ mod tests {
     fn the_peers_delay_is_taken_off_unless_it_lies() {
         let mut rtt = Rtt::new();
         rtt.sample(START, MS, 0);
-        (0..100).for_each(|_| rtt.sample(START, 3 * MS, 2 * MS));
+        (0..100).for_each(|_| _ = rtt.sample(START, 3 * MS, 2 * MS));
         assert!(rtt.smoothed() < MS + MS / 100);
         let mut rtt = Rtt::new();
         rtt.sample(START, MS, u64::MAX);
-        (0..100).for_each(|_| rtt.sample(START, 3 * MS, u64::MAX));
+        (0..100).for_each(|_| _ = rtt.sample(START, 3 * MS, u64::MAX));
         assert!(rtt.smoothed() > 2 * MS, "a delay longer than the round trip");
     }
 
     #[test]
     fn timers_follow_it_and_never_reach_zero() {
         let mut rtt = Rtt::new();
-        (0..100).for_each(|_| rtt.sample(START, 0, 0));
+        (0..100).for_each(|_| _ = rtt.sample(START, 0, 0));
         assert!(rtt.loss_delay() >= GRANULARITY && rtt.probe_timeout() > MAX_ACK_DELAY);
         rtt.sample(START, SEC, 0);
         assert!(rtt.loss_delay() > SEC && rtt.probe_timeout() > SEC / 2);

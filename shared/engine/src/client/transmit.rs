@@ -121,7 +121,6 @@ impl<S: ClientStorage, C: Congestion> Client<S, C> {
     }
 
     fn next_data(&mut self, now: Time, most: u32) -> Option<(usize, Sent)> {
-        let datagram = u32::from(self.channel.datagram);
         let count = self.storage.slots().len();
         // What must go again goes first; the requests follow one after the other.
         let again = match self.repeats {
@@ -146,7 +145,7 @@ impl<S: ClientStorage, C: Congestion> Client<S, C> {
             if slot.outgoing.all_sent() {
                 continue;
             }
-            if self.channel.may_send(now, datagram).is_err() {
+            if self.channel.may_send(now).is_err() {
                 return None;
             }
             let key = slot.key(index);

@@ -232,7 +232,6 @@ impl<C: Congestion> Server<'_, C> {
 
     fn next_data(&mut self, now: Time, session: u32, at: usize, most: u32) -> Option<Next> {
         let channel = &mut self.channels[at].channel;
-        let datagram = u32::from(channel.datagram);
         let mut index = self.sessions[session as usize].first_out;
         while index != NO_INDEX {
             let slot = &mut self.requests[index as usize];
@@ -240,7 +239,7 @@ impl<C: Congestion> Server<'_, C> {
                 index = slot.next_out;
                 continue;
             }
-            channel.may_send(now, datagram).ok()?;
+            channel.may_send(now).ok()?;
             let repeat = slot.outgoing.next_is_repeat();
             let key = slot.key(index);
             let Some(sent) = channel.send_next(self.flight, now, key, &mut slot.outgoing, most) else {

@@ -48,6 +48,58 @@ fn goes_on_with_small_ones() {
 }
 
 #[test]
+fn is_tried_again_ever_more_rarely_while_it_stays_so_and_used_once_it_does_not() {
+    let (server, client) = large();
+    pair(&server, &client, |pair| {
+        pair.model = Box::new(|_| (0, Ok(100)));
+        pair.wire = Box::new(|way| way.len > 1232);
+        let slow = |pair: &mut Pair<'_, '_>, seconds: u64| {
+            (0..10 * seconds)
+                .filter(|_| {
+                    let start = pair.now();
+                    answers(pair, 1, SEC);
+                    let took = pair.now().since(start);
+                    pair.run(SEC / 10);
+                    took > 80 * MS
+                })
+                .count()
+        };
+        // It shrinks at once; tries follow after 1, 3, 7, 15 and 31 seconds.
+        assert_eq!(slow(pair, 32), 6);
+        assert!(slow(pair, 32) <= 1);
+        pair.wire = Box::new(|_| false);
+        assert_eq!(slow(pair, 64), 0);
+        pair.log.clear();
+        answers(pair, 1, SEC);
+        assert_eq!(largest(pair, true), 8256);
+    });
+}
+
+#[test]
+fn is_not_what_keeps_a_peer_silent_that_has_stood_still() {
+    let (server, client) = large();
+    pair(&server, &client, |pair| {
+        pair.model = Box::new(|_| (0, Ok(100_000)));
+        answers(pair, 2, SEC);
+        let (from, to) = (pair.now(), pair.now() + 200 * MS);
+        pair.wire = Box::new(move |way| (from..to).contains(&way.at));
+        answers(pair, 2, SEC);
+        // What is small enough for every path tells nothing of it.
+        let before = pair.rig.server.stats().datagram_shrunk;
+        pair.model = Box::new(|_| (0, Ok(100)));
+        let (from, to) = (pair.now(), pair.now() + 200 * MS);
+        pair.wire = Box::new(move |way| !way.up && (from..to).contains(&way.at));
+        answers(pair, 2, 2 * SEC);
+        assert_eq!(pair.rig.server.stats().datagram_shrunk, before);
+        pair.run(2 * SEC);
+        pair.log.clear();
+        pair.model = Box::new(|_| (0, Ok(100_000)));
+        answers(pair, 2, SEC);
+        assert_eq!((largest(pair, true), largest(pair, false)), (8256, 8256));
+    });
+}
+
+#[test]
 fn is_not_mistaken_for_a_peer_that_waits_for_its_core() {
     let (server, client) = large();
     pair(&server, &client, |pair| {

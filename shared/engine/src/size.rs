@@ -1,0 +1,59 @@
+//! How large datagrams are: as negotiated, or the smallest that every path takes while this one seems to refuse others.
+
+use splitrpc_wire::hello::MIN_DATAGRAM;
+
+use crate::Time;
+use crate::time::SEC;
+
+/// How long they stay small at first; a try in vain doubles it. What looked like the path may have been a peer that stood
+/// still, and paths change.
+const FIRST_GAP: u64 = SEC;
+const MAX_GAP: u64 = 3600 * SEC;
+
+/// The size of one direction's datagrams.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct DatagramSize {
+    bytes: u16,
+    negotiated: u16,
+    grow_at: Time,
+    gap: u64,
+}
+
+impl DatagramSize {
+    pub(crate) const fn new(negotiated: u16) -> DatagramSize {
+        DatagramSize { bytes: negotiated, negotiated, grow_at: Time::NEVER, gap: FIRST_GAP }
+    }
+
+    pub(crate) fn bytes(&self) -> u16 {
+        self.bytes
+    }
+
+    /// What the session began with.
+    pub(crate) fn negotiated(&self) -> u16 {
+        self.negotiated
+    }
+
+    pub(crate) fn has_shrunk(&self) -> bool {
+        self.bytes < self.negotiated
+    }
+
+    pub(crate) fn shrink(&mut self, now: Time) {
+        self.bytes = MIN_DATAGRAM;
+        self.grow_at = now + self.gap;
+        self.gap = (2 * self.gap).min(MAX_GAP);
+    }
+
+    /// Nothing is under way: it is a good moment for a try, if it is time for one.
+    pub(crate) fn try_again(&mut self, now: Time) {
+        if self.has_shrunk() && self.grow_at <= now {
+            self.bytes = self.negotiated;
+        }
+    }
+
+    /// A datagram of so many bytes arrived.
+    pub(crate) fn carried(&mut self, bytes: u32) {
+        if bytes > u32::from(MIN_DATAGRAM) {
+            self.gap = FIRST_GAP;
+        }
+    }
+}
