@@ -191,9 +191,7 @@ fn run_all(
         if time.is_zero() || !runner.knows_saturation(point) {
             continue;
         }
-        let mut found = runner.run(point, time.mul_f64(share), end)?;
-        verdict::mark_void(&mut found);
-        runs.append(&mut found);
+        runs.append(&mut runner.run(point, time.mul_f64(share), end)?);
     }
     Ok((runs, runner.idle(idle_time)?))
 }

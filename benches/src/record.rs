@@ -105,7 +105,7 @@ pub(crate) struct Run {
     pub(crate) errors: u64,
     /// Latencies of the requests answered right.
     pub(crate) latency_us: LatencyUs,
-    /// Requests answered a second.
+    /// Requests answered a second, over all rounds.
     pub(crate) throughput_rps: f64,
     /// CPU time for each request.
     pub(crate) cpu_us_per_request: CpuUs,
@@ -133,8 +133,6 @@ pub(crate) struct Run {
     pub(crate) connections: usize,
     /// Seconds of load that counted.
     pub(crate) measured_s: f64,
-    /// 90th percentile of the rounds' throughputs: the arm's figure where throughput is compared.
-    pub p90_of_rounds_rps: f64,
     /// Payload bytes a second, both ways.
     pub(crate) bytes_per_s: f64,
     /// CPU seconds of client and server together for each gigabyte of payload.
@@ -185,6 +183,20 @@ pub(crate) struct PathRecord {
     pub(crate) runtime_copies: f64,
     /// Rows of the batch of the last request.
     pub(crate) batch_rows: u16,
+}
+
+impl Run {
+    /// The latency by which arms are compared under this load: of one request at a time the 10th percentile of the
+    /// connections' medians. Of many connections some are served at the cost of others, and the best tenth of them shows
+    /// that and no more: there it is the median over all requests.
+    pub(crate) fn figure_us(&self) -> f64 {
+        if self.concurrency > 1 { self.latency_us.p50 } else { self.latency_us.p10_of_medians }
+    }
+
+    /// Whether throughput is compared, too: where connections send as fast as they are answered.
+    pub(crate) fn compares_throughput(&self) -> bool {
+        self.concurrency > 1 && self.offered_rps.is_none()
+    }
 }
 
 impl PathRecord {
@@ -244,7 +256,6 @@ pub(crate) mod tests {
             rounds: 60,
             connections: 60,
             measured_s: 0.6,
-            p90_of_rounds_rps: 1e6 / figure_us,
             bytes_per_s: 1e9,
             cpu_s_per_gb: Some(0.4),
             latency_target_us: None,

@@ -16,7 +16,8 @@ use crate::machine::Crossed;
 use crate::plan::{Drive, Entrant, Point};
 use crate::process::{CpuClock, Server};
 use crate::record::{CpuUs, Idle, PathRecord, Run, stages};
-use crate::stats::{Latencies, quantile, void_reason};
+use crate::stats::Latencies;
+use crate::verdict::mark_void;
 use crate::wait::Wait;
 
 /// An answer is of use within so many times the floor's median for one request at a time.
@@ -53,7 +54,7 @@ struct Tally {
     entrant: Entrant,
     latencies: Latencies,
     offered: Option<f64>,
-    rounds_rps: Vec<f64>,
+    rounds: u32,
     errors: BTreeMap<String, u64>,
     completed: u64,
     measured: Duration,
@@ -79,7 +80,7 @@ impl Runner {
     }
 
     /// Runs a point in about the time `budget`; no round begins after `end`. While the floors disagree, up to as many
-    /// rounds again are run, in a tenth of the time that is left.
+    /// rounds again are run, in a tenth of the time that is left. What is void after that is marked.
     pub(crate) fn run(&mut self, point: &Point, budget: Duration, end: Instant) -> anyhow::Result<Vec<Run>> {
         let mut tallies: Vec<Tally> = point.entrants.iter().map(|&entrant| Tally::new(entrant)).collect();
         for tally in &mut tallies {
@@ -104,15 +105,17 @@ impl Runner {
             }
         }
         let patience = Instant::now() + end.saturating_duration_since(Instant::now()) / 10;
-        for _ in 0..point.rounds {
-            if Instant::now() >= patience || !disagree(point, &tallies) {
-                break;
+        let mut more = point.rounds;
+        loop {
+            self.learn(point, &tallies);
+            let target_us = self.floor_us.get(&point.request_bytes).map(|floor| floor * TARGET_OF_FLOOR);
+            let mut runs: Vec<Run> = tallies.iter().map(|tally| tally.record(point, self.crossed, target_us)).collect();
+            if !mark_void(&mut runs) || more == 0 || Instant::now() >= patience {
+                return Ok(runs);
             }
+            more -= 1;
             self.round(point, point.scale(point.warm_up + point.measure, Duration::ZERO), &mut tallies)?;
         }
-        self.learn(point, &tallies);
-        let target_us = self.floor_us.get(&point.request_bytes).map(|floor| floor * TARGET_OF_FLOOR);
-        Ok(tallies.iter().map(|tally| tally.record(point, self.crossed, target_us)).collect())
     }
 
     fn round(&mut self, point: &Point, scale: f64, tallies: &mut [Tally]) -> anyhow::Result<()> {
@@ -262,26 +265,13 @@ fn key(entrant: &Entrant) -> String {
     format!("{} {} {} {}", entrant.arm, entrant.wait.name(), entrant.datagram, entrant.drop)
 }
 
-/// Whether a floor among these disagrees with its second run, in latency or, with several connections, in throughput.
-fn disagree(point: &Point, tallies: &[Tally]) -> bool {
-    let apart = |figure: &dyn Fn(&Tally) -> Option<f64>| {
-        [Transport::Tcp, Transport::Udp].into_iter().any(|transport| {
-            let [floor, again] =
-                Arm::floors(transport).map(|arm| figure(tallies.iter().find(|tally| tally.entrant.arm == arm)?));
-            floor.zip(again).is_some_and(|(floor, again)| void_reason("", floor, again).is_some())
-        })
-    };
-    apart(&|tally| tally.latencies.figure_us())
-        || point.concurrency > 1 && apart(&|tally| quantile(tally.rounds_rps.clone(), 0.9))
-}
-
 impl Tally {
     fn new(entrant: Entrant) -> Tally {
         Tally {
             entrant,
             latencies: Latencies::new(),
             offered: None,
-            rounds_rps: Vec::new(),
+            rounds: 0,
             errors: BTreeMap::new(),
             completed: 0,
             measured: Duration::ZERO,
@@ -303,7 +293,7 @@ impl Tally {
         if measured.turned_away > 0 {
             *self.errors.entry("the client's queue was full".to_owned()).or_default() += measured.turned_away;
         }
-        self.rounds_rps.push(measured.completed as f64 / measured.elapsed.as_secs_f64().max(1e-9));
+        self.rounds += 1;
         self.completed += measured.completed;
         self.measured += measured.elapsed;
         self.client_cpu += measured.client_cpu;
@@ -349,10 +339,9 @@ impl Tally {
             of_saturation,
             datagram: (arm.transport() == Transport::Udp).then_some(datagram),
             drop,
-            rounds: self.rounds_rps.len() as u32,
+            rounds: self.rounds,
             connections: self.latencies.connections(),
             measured_s: seconds,
-            p90_of_rounds_rps: quantile(self.rounds_rps.clone(), 0.9).unwrap_or_default(),
             bytes_per_s: throughput_rps * payload,
             cpu_s_per_gb: cpu_s.filter(|_| self.completed > 0).map(|cpu| cpu / (self.completed as f64 * payload / 1e9)),
             latency_target_us,

@@ -120,30 +120,25 @@ pub(crate) fn median(values: &mut [u64]) -> Option<u64> {
     }
 }
 
-/// The 10th percentile of connections' medians, between the neighbouring ones.
+/// The 10th percentile of connections' medians, by linear interpolation between the neighbouring ones.
 pub(crate) fn p10_of_medians(medians: &[u64]) -> Option<f64> {
-    let values: Vec<f64> = medians.iter().map(|&median| median as f64).collect();
-    quantile(values, 0.1)
-}
-
-/// A quantile by linear interpolation between neighbours.
-pub(crate) fn quantile(mut values: Vec<f64>, share: f64) -> Option<f64> {
-    values.sort_unstable_by(f64::total_cmp);
+    let mut values = medians.to_vec();
+    values.sort_unstable();
     let last = values.len().checked_sub(1)?;
-    let at = share.clamp(0.0, 1.0) * last as f64;
-    let below = values[at as usize];
-    let above = values[(at as usize + 1).min(last)];
+    let at = 0.1 * last as f64;
+    let below = values[at as usize] as f64;
+    let above = values[(at as usize + 1).min(last)] as f64;
     Some(below + (above - below) * at.fract())
 }
 
-/// Why a comparison is void, or `None` where a floor agrees with its second run.
+/// Why a comparison is void, or `None` where a floor agrees with its second run. `what` names floor and quantity.
 pub(crate) fn void_reason(what: &str, floor: f64, again: f64) -> Option<String> {
     let apart = (floor / again).max(again / floor);
     if apart.is_finite() && apart <= FLOOR_TOLERANCE {
         return None;
     }
     Some(format!(
-        "{what} and its second run are {:.0} % apart ({floor:.1} and {again:.1}), more than {:.0} %",
+        "the two runs of {what} are {:.0} % apart ({floor:.1} and {again:.1}), more than {:.0} %",
         (apart - 1.0) * 100.0,
         (FLOOR_TOLERANCE - 1.0) * 100.0
     ))

@@ -7,18 +7,29 @@ use crate::record::{Figure, Idle, Run, Sense};
 use crate::stats::void_reason;
 use crate::wait::Wait;
 
-/// Marks the runs whose floors disagree, among runs of one point.
-pub(crate) fn mark_void(runs: &mut [Run]) {
+/// Marks the runs whose floors disagree, among runs of one point, and says whether there are any.
+pub(crate) fn mark_void(runs: &mut [Run]) -> bool {
     for transport in [Transport::Tcp, Transport::Udp] {
         let [floor, again] = Arm::floors(transport).map(|arm| runs.iter().find(|run| run.arm == arm));
         let (Some(floor), Some(again)) = (floor, again) else { continue };
-        let name = floor.arm.name();
-        let reason = void_reason(name, floor.latency_us.p10_of_medians, again.latency_us.p10_of_medians);
+        let reason = disagree_in_latency(floor, again).or_else(|| disagree_in_throughput(floor, again));
         for run in runs.iter_mut().filter(|run| run.arm.transport() == transport) {
             run.void = reason.is_some();
             run.void_reason.clone_from(&reason);
         }
     }
+    runs.iter().any(|run| run.void)
+}
+
+fn disagree_in_latency(floor: &Run, again: &Run) -> Option<String> {
+    void_reason(&format!("{} in us", floor.arm), floor.figure_us(), again.figure_us())
+}
+
+fn disagree_in_throughput(floor: &Run, again: &Run) -> Option<String> {
+    let compared = floor.compares_throughput();
+    let reason =
+        || void_reason(&format!("{} in requests a second", floor.arm), floor.throughput_rps, again.throughput_rps);
+    compared.then(reason).flatten()
 }
 
 /// What a comparison set out to measure, and what came of it.
@@ -114,11 +125,9 @@ impl<'a> Picked<'a> {
     fn throughput(&self, what: String, arm: Arm, other: Arm, target: f64) -> Option<Figure> {
         let measured = self.pair(arm, other)?.map(|(run, other)| {
             let [floor, again] = Arm::floors(arm.transport()).map(|arm| self.run(arm));
-            let void = floor.zip(again).and_then(|(floor, again)| {
-                void_reason(floor.arm.name(), floor.p90_of_rounds_rps, again.p90_of_rounds_rps)
-            });
+            let void = floor.zip(again).and_then(|(floor, again)| disagree_in_throughput(floor, again));
             let detail = format!("{}; {other} {}", carried(run), carried(other), other = other.arm);
-            (run.p90_of_rounds_rps / other.p90_of_rounds_rps, detail, void)
+            (run.bytes_per_s / other.bytes_per_s, detail, void)
         });
         Some(Figure::new(what, Sense::AtLeast, target, measured))
     }
@@ -130,7 +139,7 @@ fn unmeasured(arm: Arm) -> String {
 }
 
 fn carried(run: &Run) -> String {
-    let gigabytes = run.p90_of_rounds_rps * f64::from(run.request_bytes + run.response_bytes) / 1e9;
+    let gigabytes = run.bytes_per_s / 1e9;
     match run.cpu_s_per_gb {
         Some(cpu) => format!("{gigabytes:.2} GB/s at {cpu:.2} CPU s/GB"),
         None => format!("{gigabytes:.2} GB/s"),
@@ -234,7 +243,7 @@ fn loss(found: &Found<'_>) -> [Option<Figure>; 2] {
     };
     let kept = || {
         let (one, whole) = (lossy(0.01)?, lossy(0.0)?);
-        let (one, whole) = (one.p90_of_rounds_rps, whole.p90_of_rounds_rps);
+        let (one, whole) = (one.throughput_rps, whole.throughput_rps);
         if whole == 0.0 {
             return Err(unmeasured(udp));
         }
@@ -324,6 +333,45 @@ mod tests {
         let json = serde_json::to_value(&runs[2]).unwrap();
         assert_eq!(json["void"], true);
         assert!(json["void_reason"].as_str().unwrap().contains("floor-tcp"));
+    }
+
+    #[test]
+    fn throughput_is_that_of_all_rounds_and_no_more_than_the_cores_carry() {
+        let sixteen = |arm, rate: f64| Run {
+            section: Section::Concurrent.name(),
+            concurrency: 16,
+            bytes_per_s: rate * 1e9,
+            throughput_rps: rate,
+            // Two cores, busy all the time.
+            cpu_s_per_gb: Some(2.0 / rate),
+            ..run(arm, "c", 1e3)
+        };
+        let arms = [(Arm::FloorTcp, 5.0), (Arm::FloorTcpAgain, 5.1), (Arm::BundledTcp, 4.0), (Arm::CommodityTcp, 5.5)];
+        let mut runs = arms.map(|(arm, rate)| sixteen(arm, rate));
+        let verdicts = |runs: &[Run]| {
+            let mut figures = of(&plan::quick(&Arm::ALL), runs);
+            figures.retain(|figure| figure.what.contains("bytes a second"));
+            figures
+        };
+        let [bundled, floor] = &verdicts(&runs)[..] else { panic!("two verdicts") };
+        assert_eq!((bundled.value, floor.value), (Some(1.375), Some(1.1)));
+        assert_eq!(bundled.detail, "5.50 GB/s at 0.36 CPU s/GB; bundled-tcp 4.00 GB/s at 0.50 CPU s/GB");
+        runs[1].throughput_rps = 5.3;
+        assert!(mark_void(&mut runs));
+        assert!(verdicts(&runs).iter().all(|figure| figure.verdict() == "void"));
+        assert!(runs[3].void_reason.as_ref().is_some_and(|why| why.contains("floor-tcp in requests a second")));
+    }
+
+    #[test]
+    fn of_many_connections_the_median_over_all_requests_is_compared() {
+        let mut runs = four(100.0, 101.0, 90.0);
+        for run in &mut runs {
+            run.concurrency = 16;
+        }
+        // The best tenth of the connections agree all the same.
+        runs[1].latency_us.p50 = 130.0;
+        assert!(mark_void(&mut runs));
+        assert!(runs[2].void_reason.as_ref().is_some_and(|why| why.contains("floor-tcp in us")));
     }
 
     #[test]

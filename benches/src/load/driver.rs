@@ -192,7 +192,8 @@ impl<'a> Driver<'a> {
             }
             Some(counted) if !counted.closed && now >= counted.until => {
                 counted.closed = true;
-                self.measured.elapsed = self.window.measure;
+                // Not the length planned: what was answered and the CPU time are of all the time until now.
+                self.measured.elapsed = now.saturating_duration_since(counted.from);
                 self.measured.client_cpu = CpuClock::Own.read().unwrap_or_default().saturating_sub(counted.client_cpu);
                 self.measured.server_cpu =
                     server_cpu.read().zip(counted.server_cpu).map(|(after, before)| after.saturating_sub(before));
@@ -288,8 +289,7 @@ impl<'a> Driver<'a> {
         self.busy -= 1;
         self.finished[index] += 1;
         let outcome = self.connections[index].check();
-        let inside = self.counted.is_some_and(|counted| (counted.from..counted.until).contains(&now));
-        if inside && outcome.is_ok() {
+        if self.counted.is_some_and(|counted| !counted.closed) && outcome.is_ok() {
             self.measured.completed += 1;
         }
         if !self.counts(due) {

@@ -45,11 +45,11 @@ pub(crate) struct Measured {
     pub(crate) errors: BTreeMap<String, u64>,
     /// Requests of an open loop that found the queue full.
     pub(crate) turned_away: u64,
-    /// Length of the window.
+    /// How long the window really was: a little longer than planned where its end came while answers were read.
     pub(crate) elapsed: Duration,
-    /// Requests that succeeded inside the window.
+    /// Requests that succeeded meanwhile.
     pub(crate) completed: u64,
-    /// CPU time of the generator and of the server inside the window.
+    /// CPU time of the generator and of the server meanwhile.
     pub(crate) client_cpu: Duration,
     /// See `client_cpu`; `None` where the server runs elsewhere.
     pub(crate) server_cpu: Option<Duration>,

@@ -6,8 +6,7 @@ use std::fmt::Write;
 use plotters::style::RGBColor;
 
 use super::plots::{self, Bar, Line};
-use super::table::floor_of;
-use super::{micros, size};
+use super::{Ratios, micros, size};
 use crate::arms::Arm;
 use crate::machine::Crossed;
 use crate::plan::Section;
@@ -108,9 +107,10 @@ fn summary(report: &Report, out: &mut String) -> anyhow::Result<()> {
             escape(void)
         )?;
     }
-    *out += "</tbody></table><p><small>A figure is the 10th percentile of the medians of an arm's fresh connections; arms \
-             take turns in an order drawn anew each round. Each floor runs twice: where its two runs are more than 5 % \
-             apart, what was compared with it is void. Throughputs are the 90th percentile over the rounds.</small></p>";
+    *out += "</tbody></table><p><small>The figure of one request at a time is the 10th percentile of the medians of an \
+             arm's fresh connections; that of several at once is the median over all requests, and their throughput and \
+             CPU time are those of all rounds together. Arms take turns in an order drawn anew each round. Each floor \
+             runs twice: where its two runs are more than 5 % apart, what was compared with it is void.</small></p>";
     Ok(())
 }
 
@@ -351,11 +351,12 @@ fn tables(report: &Report, out: &mut String) -> anyhow::Result<()> {
     part("All runs", out);
     *out += "<div class=\"wide\"><table><thead><tr><th>load</th><th>arm</th><th class=\"n\">figure us</th>\
              <th class=\"n\">× floor</th><th class=\"n\">p50</th><th class=\"n\">p90</th><th class=\"n\">p99</th>\
-             <th class=\"n\">p99.9</th><th class=\"n\">req/s</th><th class=\"n\">MB/s</th><th class=\"n\">CPU us client</th>\
+             <th class=\"n\">p99.9</th><th class=\"n\">req/s</th><th class=\"n\">× floor</th><th class=\"n\">MB/s</th>\
+             <th class=\"n\">CPU us client</th>\
              <th class=\"n\">CPU us server</th><th class=\"n\">CPU s/GB</th><th class=\"n\">copies</th>\
              <th class=\"n\">errors</th></tr></thead><tbody>";
     for run in &report.runs {
-        let latency = &run.latency_us;
+        let (latency, ratios) = (&run.latency_us, Ratios::of(run, &report.runs));
         let optional = |value: Option<f64>| value.map_or("–".to_owned(), |value| format!("{value:.2}"));
         let mut name = run.arm.name().to_owned();
         if run.emulated {
@@ -370,17 +371,18 @@ fn tables(report: &Report, out: &mut String) -> anyhow::Result<()> {
             out,
             "<tr{class} title=\"{}\"><td>{}</td><td>{name}{mark}</td><td class=\"n\">{}</td><td class=\"n\">{}</td>\
              <td class=\"n\">{}</td><td class=\"n\">{}</td><td class=\"n\">{}</td><td class=\"n\">{}</td>\
-             <td class=\"n\">{:.0}</td><td class=\"n\">{:.1}</td><td class=\"n\">{:.1}</td><td class=\"n\">{}</td>\
+             <td class=\"n\">{:.0}</td><td class=\"n\">{}</td><td class=\"n\">{:.1}</td><td class=\"n\">{:.1}</td><td class=\"n\">{}</td>\
              <td class=\"n\">{}</td><td class=\"n\">{}</td><td class=\"n\">{}</td></tr>",
             escape(reason),
             escape(&run.point),
-            micros(latency.p10_of_medians),
-            optional(floor_of(run, &report.runs).map(|floor| latency.p10_of_medians / floor)),
+            micros(run.figure_us()),
+            optional(ratios.latency),
             micros(latency.p50),
             micros(latency.p90),
             micros(latency.p99),
             micros(latency.p999),
             run.throughput_rps,
+            optional(ratios.throughput),
             run.bytes_per_s / 1e6,
             run.cpu_us_per_request.client,
             optional(run.cpu_us_per_request.server),

@@ -4,6 +4,33 @@ pub(crate) mod html;
 pub(crate) mod plots;
 pub(crate) mod table;
 
+use crate::arms::Arm;
+use crate::record::Run;
+
+/// How many times its floor's latency and throughput a run's are.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub(crate) struct Ratios {
+    /// Latency, where the comparison is not void.
+    pub(crate) latency: Option<f64>,
+    /// Throughput, where that is compared.
+    pub(crate) throughput: Option<f64>,
+}
+
+impl Ratios {
+    /// Those of a run, beside the floor among `runs`.
+    pub(crate) fn of(run: &Run, runs: &[Run]) -> Ratios {
+        let floor = Arm::floors(run.arm.transport())[0];
+        let Some(floor) = runs.iter().find(|other| other.arm == floor && other.point == run.point) else {
+            return Ratios::default();
+        };
+        let ratio = |of: f64, to: f64| Some(of / to).filter(|ratio| !run.void && ratio.is_finite() && *ratio > 0.0);
+        Ratios {
+            latency: ratio(run.figure_us(), floor.figure_us()),
+            throughput: ratio(run.throughput_rps, floor.throughput_rps).filter(|_| run.compares_throughput()),
+        }
+    }
+}
+
 /// Bytes as people say them.
 pub(crate) fn size(bytes: u32) -> String {
     let digits = bytes.to_string();
@@ -24,10 +51,26 @@ pub(crate) fn micros(us: f64) -> String {
 
 #[cfg(test)]
 mod tests {
+    use super::*;
+    use crate::record::tests::run;
+
+    #[test]
+    fn ratios_are_those_of_what_is_compared_under_a_load() {
+        let one = [run(Arm::FloorTcp, "one", 100.0), run(Arm::CommodityTcp, "one", 120.0)];
+        assert_eq!(Ratios::of(&one[1], &one), Ratios { latency: Some(1.2), throughput: None });
+        let sixteen = one.map(|run| Run { concurrency: 16, ..run });
+        let ratios = Ratios::of(&sixteen[1], &sixteen);
+        assert!((ratios.latency.unwrap() - 1.2).abs() < 1e-9 && (ratios.throughput.unwrap() - 1.0 / 1.2).abs() < 1e-9);
+        // What is void says nothing, and what has no floor beside it neither.
+        let void = Run { void: true, ..sixteen[1].clone() };
+        assert_eq!(Ratios::of(&void, &sixteen), Ratios::default());
+        assert_eq!(Ratios::of(&run(Arm::CommodityTcp, "other", 120.0), &sixteen), Ratios::default());
+    }
+
     #[test]
     fn sizes_are_grouped() {
-        assert_eq!(super::size(64), "64 B");
-        assert_eq!(super::size(602_112), "602,112 B");
-        assert_eq!(super::size(3_244_800), "3,244,800 B");
+        assert_eq!(size(64), "64 B");
+        assert_eq!(size(602_112), "602,112 B");
+        assert_eq!(size(3_244_800), "3,244,800 B");
     }
 }

@@ -2,8 +2,7 @@
 
 use std::io::{self, Write};
 
-use super::micros;
-use crate::arms::Arm;
+use super::{Ratios, micros};
 use crate::record::{Report, Run};
 
 /// Prints figures and runs.
@@ -21,8 +20,20 @@ pub(crate) fn print(report: &Report, out: &mut dyn Write) -> io::Result<()> {
     )?;
     writeln!(
         out,
-        "\n{:<34} {:<16} {:>9} {:>7} {:>9} {:>9} {:>9} {:>10} {:>8} {:>8} {:>8} {:>6}",
-        "load", "arm", "figure us", "x floor", "p50", "p99", "p99.9", "req/s", "cpu us c", "cpu us s", "s/GB", "errors"
+        "\n{:<34} {:<16} {:>9} {:>7} {:>9} {:>9} {:>9} {:>10} {:>7} {:>8} {:>8} {:>8} {:>6}",
+        "load",
+        "arm",
+        "figure us",
+        "x floor",
+        "p50",
+        "p99",
+        "p99.9",
+        "req/s",
+        "x floor",
+        "cpu us c",
+        "cpu us s",
+        "s/GB",
+        "errors"
     )?;
     let mut last = "";
     for run in &report.runs {
@@ -62,7 +73,7 @@ pub(crate) fn print(report: &Report, out: &mut dyn Write) -> io::Result<()> {
 }
 
 fn row(run: &Run, load: &str, runs: &[Run], out: &mut dyn Write) -> io::Result<()> {
-    let latency = &run.latency_us;
+    let (latency, ratios) = (&run.latency_us, Ratios::of(run, runs));
     let mut name = run.arm.name().to_owned();
     if run.emulated {
         name += " (emulated)";
@@ -84,23 +95,17 @@ fn row(run: &Run, load: &str, runs: &[Run], out: &mut dyn Write) -> io::Result<(
     }
     writeln!(
         out,
-        "{load:<34} {name:<16} {:>9} {:>7} {:>9} {:>9} {:>9} {:>10.0} {:>8.1} {:>8} {:>8} {:>6}{note}",
-        micros(latency.p10_of_medians),
-        optional(floor_of(run, runs).map(|floor| latency.p10_of_medians / floor), 2),
+        "{load:<34} {name:<16} {:>9} {:>7} {:>9} {:>9} {:>9} {:>10.0} {:>7} {:>8.1} {:>8} {:>8} {:>6}{note}",
+        micros(run.figure_us()),
+        optional(ratios.latency, 2),
         micros(latency.p50),
         micros(latency.p99),
         micros(latency.p999),
         run.throughput_rps,
+        optional(ratios.throughput, 2),
         run.cpu_us_per_request.client,
         optional(run.cpu_us_per_request.server, 1),
         optional(run.cpu_s_per_gb, 2),
         run.errors,
     )
-}
-
-/// The figure of the floor beside a run.
-pub(crate) fn floor_of(run: &Run, runs: &[Run]) -> Option<f64> {
-    let floor = Arm::floors(run.arm.transport())[0];
-    let beside = runs.iter().find(|other| other.arm == floor && other.point == run.point)?;
-    Some(beside.latency_us.p10_of_medians).filter(|&figure| figure > 0.0)
 }

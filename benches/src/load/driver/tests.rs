@@ -35,20 +35,62 @@ impl Connection for Fake {
     }
 }
 
+/// Takes its time over every answer, in which the generator sees nothing else.
+struct Slow(UnixDatagram);
+
+impl Connection for Slow {
+    fn begin(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn advance(&mut self) -> io::Result<Step> {
+        std::thread::sleep(Duration::from_millis(60));
+        Ok(Step::Done)
+    }
+
+    fn check(&self) -> Result<(), Fault> {
+        Ok(())
+    }
+
+    fn fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+
+    fn wants_write(&self) -> bool {
+        false
+    }
+}
+
+fn window() -> Window {
+    Window {
+        warm_up: Duration::ZERO,
+        warm_up_requests: 0,
+        measure: Duration::from_millis(200),
+        timeout: Duration::from_secs(5),
+    }
+}
+
 fn measure(stall: Option<(u64, u64)>, load: Load, right: bool) -> Measured {
     let start = Instant::now();
     let at = |ms| start + Duration::from_millis(ms);
     let busy: Vec<_> = stall.into_iter().map(|(from, until)| (at(from), at(until))).collect();
     let socket = || UnixDatagram::unbound().unwrap();
     let fake: Box<dyn Connection> = Box::new(Fake { busy, socket: socket(), right });
-    let window = Window {
-        warm_up: Duration::ZERO,
-        warm_up_requests: 0,
-        measure: Duration::from_millis(200),
-        timeout: Duration::from_secs(5),
-    };
+    drive(fake, load)
+}
+
+fn drive(fake: Box<dyn Connection>, load: Load) -> Measured {
     let mut reopen = || -> anyhow::Result<Box<dyn Connection>> { anyhow::bail!("never asked") };
-    run(&mut [fake], Wait::Spin, load, &window, &CpuClock::Own, &mut reopen).unwrap()
+    run(&mut [fake], Wait::Spin, load, &window(), &CpuClock::Own, &mut reopen).unwrap()
+}
+
+#[test]
+fn throughput_and_cpu_time_are_of_the_time_that_really_went_by() {
+    let measured = drive(Box::new(Slow(UnixDatagram::unbound().unwrap())), Load::Closed);
+    // 60 ms each: the window's end comes while one is read, and that one and its time count, too.
+    assert!(measured.elapsed >= Duration::from_millis(240), "{measured:?}");
+    assert!(measured.completed >= 2, "{measured:?}");
+    assert!(measured.completed * 60 <= measured.elapsed.as_millis() as u64, "{measured:?}");
 }
 
 #[test]
