@@ -188,10 +188,12 @@ fn run_all(
         let time = end.saturating_duration_since(Instant::now());
         let share = (point.cost().as_secs_f64() / left.as_secs_f64().max(1e-9)).min(1.0);
         left = left.saturating_sub(point.cost());
-        if time.is_zero() || !runner.knows_saturation(point) {
+        if time.is_zero() {
             continue;
         }
-        runs.append(&mut runner.run(point, time.mul_f64(share), end)?);
+        // Floors that disagree get more rounds, but not in time that loads to come are to have.
+        let spare = end.checked_sub(left).unwrap_or(end);
+        runs.append(&mut runner.run(point, time.mul_f64(share), end, spare)?);
     }
     Ok((runs, runner.idle(idle_time)?))
 }

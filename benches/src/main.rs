@@ -14,6 +14,7 @@ mod record;
 mod report;
 mod runner;
 mod stats;
+mod tally;
 mod verdict;
 mod wait;
 

@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use serde::Serialize;
+
 use crate::arms::{Arm, DATAGRAM, JUMBO_DATAGRAM, RESPONSE_BYTES, Transport};
 use crate::load::arrivals::Arrivals;
 use crate::wait::Wait;
@@ -10,6 +12,10 @@ use crate::wait::Wait;
 pub(crate) const FRESH_CONNECTIONS: u32 = 60;
 /// An image of 3 x 224 x 224 FP32 values: the size at which most figures are read.
 pub(crate) const IMAGE: u32 = 602_112;
+/// Closed loop of an entrant before each round of an open loop. A third of it is warm-up.
+const CALIBRATION: Duration = Duration::from_millis(36);
+/// Windows become up to so many times longer than planned where there is time.
+const MOST_SCALE: f64 = 1.5;
 const SIZES: [u32; 5] = [64, 4_096, 65_536, IMAGE, 3_244_800];
 
 /// An arm with the settings under which it takes part.
@@ -32,8 +38,18 @@ pub(crate) enum Drive {
     Closed,
     /// An open loop of so many requests a second.
     Rate(Arrivals, f64),
-    /// An open loop at a share of the throughput that the entrant reached in closed loops.
-    Saturation(Arrivals, f64),
+    /// An open loop at a share of saturation, which closed loops between its rounds tell.
+    Saturation(Arrivals, f64, Basis),
+}
+
+/// Whose saturation an open loop's rate is a share of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum Basis {
+    /// Each arm's own: all are as far from their limits.
+    Own,
+    /// That of the slowest arm of the point: all are offered the same, so that their latencies can be compared.
+    Slowest,
 }
 
 /// What a point is for; the report groups by it.
@@ -102,7 +118,12 @@ impl Point {
         match self.drive {
             Drive::Closed => {}
             Drive::Rate(arrivals, rate) => id += &format!("/{}-{rate}", arrivals.name()),
-            Drive::Saturation(arrivals, share) => id += &format!("/{}-{:.0}%", arrivals.name(), share * 100.0),
+            Drive::Saturation(arrivals, share, basis) => {
+                id += &format!("/{}-{:.0}%", arrivals.name(), share * 100.0);
+                if basis == Basis::Slowest {
+                    id += "-of-slowest";
+                }
+            }
         }
         if let Some(entrant) = self.entrants.last() {
             id += &format!("/{}", entrant.wait.name());
@@ -113,22 +134,33 @@ impl Point {
         id
     }
 
-    /// How long it takes, about.
-    pub(crate) fn cost(&self) -> Duration {
-        (self.warm_up + self.measure + self.overhead()) * self.rounds * self.entrants.len() as u32
+    /// How long each entrant is driven in a closed loop before each round, so that its rate is known.
+    pub(crate) fn calibration(&self) -> Option<Duration> {
+        matches!(self.drive, Drive::Saturation(..)).then_some(CALIBRATION)
     }
 
-    /// How long a window takes beside its load: connecting, and pausing and resuming servers.
+    /// How long it takes, about.
+    pub(crate) fn cost(&self) -> Duration {
+        (self.load() + self.overhead()) * self.rounds * self.entrants.len() as u32
+    }
+
+    /// How long an entrant is under load in each round.
+    pub(crate) fn load(&self) -> Duration {
+        self.warm_up + self.measure + self.calibration().unwrap_or_default()
+    }
+
+    /// How long a round of an entrant takes beside its load: connecting, and pausing and resuming servers.
     pub(crate) fn overhead(&self) -> Duration {
-        millis(2) + Duration::from_micros(250) * self.concurrency as u32
+        let windows = if self.calibration().is_some() { 2 } else { 1 };
+        millis(2) * windows + Duration::from_micros(250) * self.concurrency as u32
     }
 
     /// By how much a window's times are scaled so that it lasts about as long as `room`.
     pub(crate) fn scale(&self, room: Duration, overhead: Duration) -> f64 {
-        let load = self.warm_up + self.measure;
+        let load = self.load();
         // At a fixed low rate a shorter window might hold no request at all.
         let least = if matches!(self.drive, Drive::Rate(..)) { 1.0 } else { 0.15 };
-        (room.saturating_sub(overhead).as_secs_f64() / load.as_secs_f64().max(1e-9)).clamp(least, 1.5)
+        (room.saturating_sub(overhead).as_secs_f64() / load.as_secs_f64().max(1e-9)).clamp(least, MOST_SCALE)
     }
 }
 
@@ -199,9 +231,8 @@ impl Planner<'_> {
         });
     }
 
-    fn open(&mut self, section: Section, size: u32, concurrency: usize, drive: Drive, measure: u64) {
-        let arms = [Arm::FloorTcp, Arm::BundledTcp, Arm::CommodityTcp, Arm::CommodityUdp];
-        let entrants = self.entrants(&arms, Wait::Adaptive, DATAGRAM);
+    fn open(&mut self, section: Section, size: u32, concurrency: usize, drive: Drive, rounds: u32) {
+        let entrants = self.entrants(&Arm::ALL, Wait::Adaptive, DATAGRAM);
         self.push(Point {
             section,
             request_bytes: size,
@@ -209,9 +240,9 @@ impl Planner<'_> {
             concurrency,
             drive,
             entrants,
-            rounds: 2,
-            warm_up: millis(measure) / 10,
-            measure: millis(measure) / 2,
+            rounds,
+            warm_up: millis(4),
+            measure: millis(50),
             timeout: millis(2_000),
         });
     }
@@ -270,27 +301,29 @@ pub(crate) fn full(arms: &[Arm]) -> Vec<Point> {
         planner.closed(size, 1, Wait::Spin, FRESH_CONNECTIONS, 10);
         planner.closed(size, 1, Wait::Adaptive, FRESH_CONNECTIONS / 3, 10);
     }
-    // Saturation is learnt from these before open loops are driven at shares of it.
+    for size in [64, IMAGE] {
+        for basis in [Basis::Own, Basis::Slowest] {
+            for arrivals in [Arrivals::Poisson, Arrivals::Deterministic] {
+                planner.open(Section::Open, size, 16, Drive::Saturation(arrivals, 0.7, basis), 10);
+            }
+        }
+        for share in [0.3, 0.5, 0.9] {
+            planner.open(Section::Open, size, 16, Drive::Saturation(Arrivals::Poisson, share, Basis::Own), 6);
+        }
+    }
+    for (clients, rounds) in [(64, 8), (256, 5)] {
+        planner.open(Section::FanIn, 4_096, clients, Drive::Saturation(Arrivals::Poisson, 0.5, Basis::Slowest), rounds);
+    }
     for size in [64, 4_096, IMAGE] {
         for concurrency in [4, 16, 64] {
-            planner.closed(size, concurrency, Wait::Adaptive, 3, 80);
+            planner.closed(size, concurrency, Wait::Adaptive, 4, 50);
         }
-    }
-    for size in [64, IMAGE] {
-        for share in [0.3, 0.5, 0.7, 0.9] {
-            let measure = if share == 0.7 { 1_600 } else { 600 };
-            planner.open(Section::Open, size, 16, Drive::Saturation(Arrivals::Poisson, share), measure);
-        }
-        planner.open(Section::Open, size, 16, Drive::Saturation(Arrivals::Deterministic, 0.7), 1_600);
-    }
-    for clients in [64, 256] {
-        planner.open(Section::FanIn, 4_096, clients, Drive::Saturation(Arrivals::Poisson, 0.5), 800);
     }
     for size in SIZES {
         for concurrency in [4, 16, 64] {
             // Sixteen images are above; more of the largest would only queue.
             if (size, concurrency) != (IMAGE, 16) && size * concurrency as u32 <= 16 * 3_244_800 {
-                planner.closed(size, concurrency, Wait::Spin, 3, 80);
+                planner.closed(size, concurrency, Wait::Spin, 4, 50);
             }
         }
     }
@@ -307,6 +340,9 @@ mod tests {
     fn the_plans_fit_their_limits_and_name_each_point_once() {
         for (points, limit) in [(quick(&Arm::ALL), 49), (full(&Arm::ALL), 270)] {
             let cost: Duration = points.iter().map(Point::cost).sum();
+            for p in &points {
+                eprintln!("{:?} {}", p.cost(), p.id());
+            }
             assert!(cost <= Duration::from_secs(limit), "{cost:?} for {limit} s");
             let ids: HashSet<String> = points.iter().map(Point::id).collect();
             assert_eq!(ids.len(), points.len());
@@ -325,6 +361,23 @@ mod tests {
                     assert!(Arm::floors(arm.transport()).iter().all(|floor| arms.contains(floor)), "{}", point.id());
                 }
             }
+        }
+    }
+
+    #[test]
+    fn each_open_loop_has_both_floors_of_its_arms_and_time_for_what_tells_its_rate() {
+        let points = full(&Arm::ALL);
+        let open: Vec<&Point> = points.iter().filter(|point| point.calibration().is_some()).collect();
+        assert!(open.len() > 10);
+        for point in open {
+            assert!(Arm::ALL.iter().all(|arm| point.entrants.iter().any(|e| e.arm == *arm)), "{}", point.id());
+            let closed = Point { drive: Drive::Closed, ..point.clone() };
+            assert!(point.cost() >= closed.cost() + CALIBRATION * point.rounds * 7, "{}", point.id());
+        }
+        // All arms are offered the same, and each a share of its own.
+        for basis in ["poisson-70%/", "poisson-70%-of-slowest/", "deterministic-70%/", "deterministic-70%-of-slowest/"]
+        {
+            assert_eq!(points.iter().filter(|point| point.id().contains(basis)).count(), 2, "{basis}");
         }
     }
 

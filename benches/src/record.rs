@@ -10,6 +10,7 @@ use crate::crowd::Crowd;
 use crate::load::arrivals::Arrivals;
 use crate::load::window::PathSums;
 use crate::machine::{Crossed, Machine};
+use crate::plan::Basis;
 use crate::stats::LatencyUs;
 use crate::wait::Wait;
 
@@ -121,8 +122,14 @@ pub(crate) struct Run {
     pub(crate) section: &'static str,
     /// Spacing of an open loop's requests; null in a closed one.
     pub(crate) arrivals: Option<Arrivals>,
-    /// Share of its closed-loop throughput at which an arm was driven.
+    /// Share of a closed loop's throughput at which an arm was driven.
     pub(crate) of_saturation: Option<f64>,
+    /// Whose throughput that is.
+    pub(crate) saturation_of: Option<Basis>,
+    /// Requests a second that this arm answered in the closed loops between an open loop's rounds.
+    pub(crate) saturation_rps: Option<f64>,
+    /// Whether requests came faster than they were answered: its latencies then say how long that went on.
+    pub(crate) saturated: bool,
     /// Bytes of UDP payload in a datagram; null for streams.
     pub(crate) datagram: Option<u16>,
     /// Share of datagrams that the server's port threw away.
@@ -197,6 +204,23 @@ impl Run {
     pub(crate) fn compares_throughput(&self) -> bool {
         self.concurrency > 1 && self.offered_rps.is_none()
     }
+
+    /// Whether its latency can be set beside a floor's: an arm that is offered a share of its own saturation is under
+    /// another load than its floor, and of one that does not keep up latency says how long that went on.
+    pub(crate) fn compares_latency(&self) -> bool {
+        !self.saturated && self.saturation_of != Some(Basis::Own)
+    }
+
+    /// In an open loop, what came, and whether it was too much.
+    pub(crate) fn offer(&self) -> Option<String> {
+        let offered = self.offered_rps?;
+        if self.saturated {
+            return Some(format!("saturated: offered {offered:.0}/s, carried {:.0}/s", self.throughput_rps));
+        }
+        let share = self.saturation_rps.filter(|&rps| rps > 0.0);
+        let share = share.map(|rps| format!(", {:.0} % of its {rps:.0}/s", offered / rps * 100.0));
+        Some(format!("offered {offered:.0}/s{}", share.unwrap_or_default()))
+    }
 }
 
 impl PathRecord {
@@ -251,6 +275,9 @@ pub(crate) mod tests {
             section: "one at a time",
             arrivals: None,
             of_saturation: None,
+            saturation_of: None,
+            saturation_rps: None,
+            saturated: false,
             datagram: None,
             drop: 0.0,
             rounds: 60,

@@ -7,12 +7,16 @@ use crate::record::{Figure, Idle, Run, Sense};
 use crate::stats::void_reason;
 use crate::wait::Wait;
 
-/// Marks the runs whose floors disagree, among runs of one point, and says whether there are any.
+/// Marks the runs whose floors disagree or did not keep up, among runs of one point, and says whether there are any.
 pub(crate) fn mark_void(runs: &mut [Run]) -> bool {
     for transport in [Transport::Tcp, Transport::Udp] {
         let [floor, again] = Arm::floors(transport).map(|arm| runs.iter().find(|run| run.arm == arm));
         let (Some(floor), Some(again)) = (floor, again) else { continue };
-        let reason = disagree_in_latency(floor, again).or_else(|| disagree_in_throughput(floor, again));
+        let reason = [floor, again]
+            .into_iter()
+            .find_map(|floor| Some(format!("{} {}", floor.arm, floor.offer().filter(|_| floor.saturated)?)))
+            .or_else(|| disagree_in_latency(floor, again))
+            .or_else(|| disagree_in_throughput(floor, again));
         for run in runs.iter_mut().filter(|run| run.arm.transport() == transport) {
             run.void = reason.is_some();
             run.void_reason.clone_from(&reason);
@@ -372,6 +376,21 @@ mod tests {
         runs[1].latency_us.p50 = 130.0;
         assert!(mark_void(&mut runs));
         assert!(runs[2].void_reason.as_ref().is_some_and(|why| why.contains("floor-tcp in us")));
+    }
+
+    #[test]
+    fn nothing_is_compared_with_a_floor_that_did_not_keep_up() {
+        let mut runs = four(100.0, 101.0, 90.0);
+        for run in &mut runs {
+            run.concurrency = 16;
+            run.offered_rps = Some(9_000.0);
+        }
+        // Without a second run that disagrees, and whatever the closed loop's throughput.
+        runs[1].throughput_rps = 8_000.0;
+        assert!(!mark_void(&mut runs));
+        runs[1].saturated = true;
+        assert!(mark_void(&mut runs) && runs[2].void);
+        assert_eq!(runs[0].void_reason.as_deref(), Some("floor-tcp-again saturated: offered 9000/s, carried 8000/s"));
     }
 
     #[test]

@@ -163,10 +163,16 @@ fn light_load_and_losses_have_their_fields_and_their_figures() {
 
 #[test]
 fn concurrent_and_open_loops_have_their_fields() {
-    let loads = "concurrent/64/c4/adaptive,concurrent/4096/c4/adaptive,open-loop/64/c16/poisson-30,fan-in/4096/c64";
-    let (report, page) = compare("open", &["--loads", loads, "--limit", "14"]);
+    let loads = "concurrent/64/c4/adaptive,open-loop/64/c16/poisson-30,fan-in/4096/c64";
+    let (report, page) = compare("open", &["--loads", loads, "--limit", "20"]);
     let runs = checked(&report);
     assert_eq!(distinct(runs, "section"), BTreeSet::from(["concurrent", "open loop", "fan-in"]));
+    // Closed loops that nobody had to ask for told the rates.
+    for run in runs.iter().filter(|run| run["section"] != "concurrent") {
+        for name in ["offered_rps", "saturation_rps"] {
+            assert!(run[name].as_f64().is_some_and(|rps| rps > 0.0), "{run}");
+        }
+    }
     assert_eq!(distinct(runs, "arm"), BTreeSet::from(ARMS));
     assert!(page.contains("<svg") && !page.contains("src=\"http") && !page.contains("href=\"http"));
 }

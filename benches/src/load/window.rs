@@ -105,6 +105,12 @@ impl PathSums {
 }
 
 impl Measured {
+    /// Requests that were due in the window, however they ended.
+    pub(crate) fn came(&self) -> u64 {
+        let right: usize = self.latencies.iter().map(Vec::len).sum();
+        right as u64 + self.errors.values().sum::<u64>() + self.turned_away
+    }
+
     /// Counts a failure.
     pub(crate) fn fail(&mut self, fault: &Fault) {
         *self.errors.entry(fault.to_string()).or_default() += 1;

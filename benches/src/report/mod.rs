@@ -10,7 +10,7 @@ use crate::record::Run;
 /// How many times its floor's latency and throughput a run's are.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub(crate) struct Ratios {
-    /// Latency, where the comparison is not void.
+    /// Latency, where the comparison is not void and both kept up with what was offered.
     pub(crate) latency: Option<f64>,
     /// Throughput, where that is compared.
     pub(crate) throughput: Option<f64>,
@@ -23,7 +23,8 @@ impl Ratios {
         let Some(floor) = runs.iter().find(|other| other.arm == floor && other.point == run.point) else {
             return Ratios::default();
         };
-        let ratio = |of: f64, to: f64| Some(of / to).filter(|ratio| !run.void && ratio.is_finite() && *ratio > 0.0);
+        let comparable = !run.void && run.compares_latency() && floor.compares_latency();
+        let ratio = |of: f64, to: f64| Some(of / to).filter(|ratio| comparable && ratio.is_finite() && *ratio > 0.0);
         Ratios {
             latency: ratio(run.figure_us(), floor.figure_us()),
             throughput: ratio(run.throughput_rps, floor.throughput_rps).filter(|_| run.compares_throughput()),
@@ -52,6 +53,7 @@ pub(crate) fn micros(us: f64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::plan::Basis;
     use crate::record::tests::run;
 
     #[test]
@@ -64,6 +66,13 @@ mod tests {
         // What is void says nothing, and what has no floor beside it neither.
         let void = Run { void: true, ..sixteen[1].clone() };
         assert_eq!(Ratios::of(&void, &sixteen), Ratios::default());
+        let open =
+            sixteen.clone().map(|run| Run { offered_rps: Some(5_000.0), saturation_of: Some(Basis::Slowest), ..run });
+        assert!(Ratios::of(&open[1], &open).latency.is_some_and(|ratio| (ratio - 1.2).abs() < 1e-9));
+        let saturated = Run { saturated: true, ..open[1].clone() };
+        assert_eq!(Ratios::of(&saturated, &open), Ratios::default());
+        let own = open.map(|run| Run { saturation_of: Some(Basis::Own), ..run });
+        assert_eq!(Ratios::of(&own[1], &own), Ratios::default());
         assert_eq!(Ratios::of(&run(Arm::CommodityTcp, "other", 120.0), &sixteen), Ratios::default());
     }
 

@@ -81,8 +81,8 @@ fn row(run: &Run, load: &str, runs: &[Run], out: &mut dyn Write) -> io::Result<(
     let optional =
         |value: Option<f64>, digits: usize| value.map_or("-".to_owned(), |value| format!("{value:.digits$}"));
     let mut note = String::new();
-    if let Some(offered) = run.offered_rps {
-        note += &format!("  offered {offered:.0}/s");
+    if let Some(offer) = run.offer() {
+        note += &format!("  {offer}");
     }
     if run.drop > 0.0 {
         note += &format!("  {:.0} % lost", run.drop * 100.0);
@@ -96,7 +96,7 @@ fn row(run: &Run, load: &str, runs: &[Run], out: &mut dyn Write) -> io::Result<(
     writeln!(
         out,
         "{load:<34} {name:<16} {:>9} {:>7} {:>9} {:>9} {:>9} {:>10.0} {:>7} {:>8.1} {:>8} {:>8} {:>6}{note}",
-        micros(run.figure_us()),
+        if run.saturated { "-".to_owned() } else { micros(run.figure_us()) },
         optional(ratios.latency, 2),
         micros(latency.p50),
         micros(latency.p99),

@@ -1,0 +1,272 @@
+//! What the entrants of a point have shown so far, what open loops are driven at in consequence, and the record of it all.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use crate::arms::{Arm, Transport};
+use crate::load::window::{Measured, PathSums};
+use crate::machine::Crossed;
+use crate::plan::{Basis, Drive, Entrant, Point};
+use crate::record::{CpuUs, PathRecord, Run, stages};
+use crate::stats::Latencies;
+
+/// An arm has kept up in a window in which at least this share of the requests that came was answered. What is under way
+/// at the window's end is less than what is left.
+const KEPT_UP: f64 = 0.97;
+
+/// What an entrant has shown in a point so far.
+pub(crate) struct Tally {
+    /// Whose it is.
+    pub(crate) entrant: Entrant,
+    /// Latencies of the requests answered right.
+    pub(crate) latencies: Latencies,
+    /// What was answered in the closed loops before an open loop's rounds, and before its last one.
+    saturation: Rate,
+    pace: Rate,
+    /// What was meant to be sent.
+    offered: Rate,
+    /// Windows of an open loop at whose end more was left undone than at its beginning.
+    behind: u32,
+    rounds: u32,
+    errors: BTreeMap<String, u64>,
+    completed: u64,
+    measured: Duration,
+    client_cpu: Duration,
+    server_cpu: Option<Duration>,
+    paths: PathSums,
+}
+
+impl Tally {
+    /// That of an entrant that has not run yet.
+    pub(crate) fn new(entrant: Entrant) -> Tally {
+        Tally {
+            entrant,
+            latencies: Latencies::new(),
+            saturation: Rate::default(),
+            pace: Rate::default(),
+            offered: Rate::default(),
+            behind: 0,
+            rounds: 0,
+            errors: BTreeMap::new(),
+            completed: 0,
+            measured: Duration::ZERO,
+            client_cpu: Duration::ZERO,
+            server_cpu: Some(Duration::ZERO),
+            paths: PathSums::default(),
+        }
+    }
+
+    /// Adds a closed loop before an open one. Of its requests only those that failed count.
+    pub(crate) fn calibrate(&mut self, measured: Measured) {
+        self.pace = Rate { requests: measured.completed as f64, seconds: measured.elapsed.as_secs_f64() };
+        self.saturation.add(self.pace);
+        self.fail(measured.errors);
+    }
+
+    fn fail(&mut self, errors: BTreeMap<String, u64>) {
+        for (kind, count) in errors {
+            *self.errors.entry(kind).or_default() += count;
+        }
+    }
+
+    /// Adds a window, in which requests were to come at a rate.
+    pub(crate) fn add(&mut self, mut measured: Measured, rate: Option<f64>) {
+        if let Some(rps) = rate {
+            let seconds = measured.elapsed.as_secs_f64();
+            self.offered.add(Rate { requests: rps * seconds, seconds });
+            self.behind += u32::from((measured.completed as f64) < KEPT_UP * measured.came() as f64);
+        }
+        let mut latencies = Latencies::new();
+        for connection in &mut measured.latencies {
+            latencies.add_connection(connection);
+        }
+        self.latencies.merge(&latencies);
+        self.fail(measured.errors);
+        if measured.turned_away > 0 {
+            *self.errors.entry("the client's queue was full".to_owned()).or_default() += measured.turned_away;
+        }
+        self.rounds += 1;
+        self.completed += measured.completed;
+        self.measured += measured.elapsed;
+        self.client_cpu += measured.client_cpu;
+        self.server_cpu = self.server_cpu.zip(measured.server_cpu).map(|(sum, more)| sum + more);
+        self.paths.merge(&measured.paths);
+    }
+
+    fn throughput_rps(&self) -> f64 {
+        self.completed as f64 / self.measured.as_secs_f64().max(1e-9)
+    }
+
+    /// The record, where an answer is of use within `target_us`.
+    pub(crate) fn record(&self, point: &Point, crossed: Crossed, target_us: Option<f64>) -> Run {
+        let Entrant { arm, wait, datagram, drop } = self.entrant;
+        let throughput_rps = self.throughput_rps();
+        let payload = f64::from(point.request_bytes) + f64::from(point.response_bytes);
+        let each = |cpu: Duration| cpu.as_secs_f64() * 1e6 / self.completed.max(1) as f64;
+        let cpu_s = self.server_cpu.map(|server| (server + self.client_cpu).as_secs_f64());
+        let path = PathRecord::of(&self.paths);
+        let errors = self.errors.values().sum();
+        // In most windows, since a stall at the end of one is no saturation. At a low fixed rate a window holds so few requests
+        // that what is under way at its ends would decide.
+        let saturated = matches!(point.drive, Drive::Saturation(..)) && self.behind * 2 > self.rounds;
+        let latency_target_us = target_us.filter(|_| point.drive != Drive::Closed);
+        let (arrivals, of_saturation, saturation_of) = match point.drive {
+            Drive::Closed => (None, None, None),
+            Drive::Rate(arrivals, _) => (Some(arrivals), None, None),
+            Drive::Saturation(arrivals, share, basis) => (Some(arrivals), Some(share), Some(basis)),
+        };
+        Run {
+            arm,
+            emulated: path.as_ref().is_some_and(|path| path.emulated),
+            model: "null",
+            request_bytes: point.request_bytes,
+            response_bytes: point.response_bytes,
+            concurrency: point.concurrency,
+            offered_rps: self.offered.mean(),
+            wait,
+            requests: self.latencies.len(),
+            errors,
+            latency_us: self.latencies.summary(),
+            throughput_rps,
+            cpu_us_per_request: CpuUs { client: each(self.client_cpu), server: self.server_cpu.map(each), nic: None },
+            stages_us: stages(&self.paths),
+            path,
+            crossed,
+            point: point.id(),
+            section: point.section.name(),
+            arrivals,
+            of_saturation,
+            saturation_of,
+            saturation_rps: self.saturation.mean(),
+            saturated,
+            datagram: (arm.transport() == Transport::Udp).then_some(datagram),
+            drop,
+            rounds: self.rounds,
+            connections: self.latencies.connections(),
+            measured_s: self.measured.as_secs_f64(),
+            bytes_per_s: throughput_rps * payload,
+            cpu_s_per_gb: cpu_s.filter(|_| self.completed > 0).map(|cpu| cpu / (self.completed as f64 * payload / 1e9)),
+            latency_target_us,
+            goodput_rps: latency_target_us.map(|target| throughput_rps * self.latencies.share_within(target)),
+            void: false,
+            void_reason: None,
+            error_kinds: self.errors.clone(),
+            curve: self.latencies.curve(),
+        }
+    }
+}
+
+/// The rates at which a point's entrants are driven, each `None` in a closed loop or where it is not known.
+pub(crate) fn rates(point: &Point, tallies: &[Tally]) -> Vec<Option<f64>> {
+    let own = tallies.iter().map(|tally| pace(tally.entrant.arm, tallies));
+    match point.drive {
+        Drive::Closed => vec![None; tallies.len()],
+        Drive::Rate(_, rps) => vec![Some(rps); tallies.len()],
+        Drive::Saturation(_, share, Basis::Own) => own.map(|own| Some(own? * share)).collect(),
+        Drive::Saturation(_, share, Basis::Slowest) => {
+            let slowest = own.flatten().min_by(f64::total_cmp);
+            vec![slowest.map(|slowest| slowest * share); tallies.len()]
+        }
+    }
+}
+
+/// What the last closed loop has shown of an arm. A floor and its second run count as one, so that they are driven at one
+/// rate.
+fn pace(arm: Arm, tallies: &[Tally]) -> Option<f64> {
+    let floors = Arm::floors(arm.transport());
+    let same = |other: Arm| other == arm || floors.contains(&arm) && floors.contains(&other);
+    let mut rate = Rate::default();
+    for tally in tallies.iter().filter(|tally| same(tally.entrant.arm)) {
+        rate.add(tally.pace);
+    }
+    rate.mean().filter(|&rps| rps > 0.0)
+}
+
+/// Requests over time.
+#[derive(Clone, Copy, Debug, Default)]
+struct Rate {
+    requests: f64,
+    seconds: f64,
+}
+
+impl Rate {
+    fn add(&mut self, other: Rate) {
+        self.requests += other.requests;
+        self.seconds += other.seconds;
+    }
+
+    /// Requests a second, if there was any time.
+    fn mean(&self) -> Option<f64> {
+        (self.seconds > 0.0).then(|| self.requests / self.seconds)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::load::arrivals::Arrivals;
+    use crate::plan;
+
+    fn point(basis: Basis) -> Point {
+        let mut points = plan::full(&Arm::ALL);
+        points.retain(|point| point.drive == Drive::Saturation(Arrivals::Poisson, 0.7, basis));
+        points.remove(0)
+    }
+
+    /// Tallies of all arms after closed loops of a tenth of a second: floors at 900 and 1,100, others at 500 and slower.
+    fn tallies(point: &Point) -> Vec<Tally> {
+        let mut tallies: Vec<Tally> = point.entrants.iter().map(|&entrant| Tally::new(entrant)).collect();
+        for (tally, completed) in tallies.iter_mut().zip([90, 110, 90, 110, 50, 40, 30]) {
+            tally.calibrate(Measured { completed, elapsed: Duration::from_millis(100), ..Measured::default() });
+        }
+        tallies
+    }
+
+    fn rounded(rates: Vec<Option<f64>>) -> Vec<Option<u64>> {
+        rates.into_iter().map(|rps| rps.map(|rps| rps.round() as u64)).collect()
+    }
+
+    #[test]
+    fn each_arm_is_driven_at_a_share_of_its_own_and_a_floor_as_its_second_run() {
+        let point = point(Basis::Own);
+        let mut tallies = tallies(&point);
+        let own = [700, 700, 700, 700, 350, 280, 210].map(Some);
+        assert_eq!(rounded(rates(&point, &tallies)), own);
+        // The pace is that of the round, and what is reported that of all of them.
+        tallies[5].calibrate(Measured { completed: 80, elapsed: Duration::from_millis(100), ..Measured::default() });
+        assert_eq!(rounded(rates(&point, &tallies))[5], Some(560));
+        assert!((tallies[5].saturation.mean().unwrap() - 600.0).abs() < 1e-6);
+    }
+
+    #[test]
+    fn all_arms_are_driven_at_a_share_of_the_slowest() {
+        let point = point(Basis::Slowest);
+        let mut tallies = tallies(&point);
+        assert_eq!(rounded(rates(&point, &tallies)), [Some(210); 7]);
+        // One that answers nothing holds nobody up.
+        tallies[6].calibrate(Measured { elapsed: Duration::from_millis(100), ..Measured::default() });
+        assert_eq!(rounded(rates(&point, &tallies)), [Some(280); 7]);
+    }
+
+    #[test]
+    fn who_falls_behind_in_most_windows_is_saturated() {
+        let point = point(Basis::Own);
+        let window = |completed, came| Measured {
+            completed,
+            latencies: vec![vec![1_000; came]],
+            elapsed: Duration::from_millis(100),
+            ..Measured::default()
+        };
+        let saturated = |windows: &[u64]| {
+            let mut tally = Tally::new(point.entrants[0]);
+            for &completed in windows {
+                tally.add(window(completed, 100), Some(1_000.0));
+            }
+            let run = tally.record(&point, Crossed::Loopback, None);
+            (run.saturated, run.offered_rps.map(f64::round), run.throughput_rps.round())
+        };
+        assert_eq!(saturated(&[100, 99, 101]), (false, Some(1_000.0), 1_000.0));
+        assert_eq!(saturated(&[100, 40, 100]), (false, Some(1_000.0), 800.0));
+        assert_eq!(saturated(&[90, 100, 90]), (true, Some(1_000.0), 933.0));
+    }
+}
