@@ -13,8 +13,9 @@ use crate::arms::{self, Arm, DATAGRAM};
 use crate::crowd::{self, Crowd};
 use crate::machine::{self, Crossed, Machine};
 use crate::plan::{self, Point};
-use crate::record::{Report, Run};
+use crate::record::{Idle, Report, Run};
 use crate::runner::{Runner, Servers};
+use crate::scope::Scope;
 use crate::verdict::{self, Found};
 use crate::wait::{self, Wait};
 use crate::{PORT_BASE, address, report};
@@ -60,6 +61,9 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
     let arms = with_second_floors(&options.arms);
     let cores = machine::core_pair();
     let points = points(options, &arms)?;
+    let whole = plan(options.quick, &Arm::ALL);
+    let server_wait = options.server.is_some().then_some(options.server_wait);
+    let mut scope = Scope::new(options.quick, &points, &whole, &arms, server_wait);
     let (source, crossed) = match &options.server {
         None => (Servers::Local(cores.map(|(_, server)| server)), Crossed::Loopback),
         Some(server) => {
@@ -84,10 +88,11 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
     let local = options.server.is_none();
     let clients = (local && options.loads.is_empty() && arms.contains(&Arm::CommodityTcp))
         .then(|| crowd::within_limit(if options.quick { crowd::FEW_CLIENTS } else { crowd::CLIENTS }));
-    let progress = progress_bar(&points, limit);
+    let besides = clients.map_or(Duration::ZERO, crowd::time) + idle_time(options.quick) * 5;
+    let progress = progress_bar(&points, besides, limit);
     let mut runner = Runner::new(source, crossed, options.seed, progress.clone());
     let deadline = started + limit.saturating_sub(clients.map_or(Duration::ZERO, crowd::time));
-    let (runs, idle) = run_all(&mut runner, &points, deadline, options.quick)?;
+    let (runs, idle) = run_all(&mut runner, &points, deadline, &mut scope)?;
     drop(runner);
     let crowd = clients.map(|clients| {
         progress.set_message(format!("{clients} idle clients"));
@@ -97,11 +102,14 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
 
     let idle_servers = local.then_some(&*idle);
     let figures = verdict::figures(&Found { points: &points, runs: &runs, idle: idle_servers, crowd: crowd.as_ref() });
+    let all = Found { points: &whole, runs: &[], idle: Some(&[]), crowd: Some(&Err(String::new())) };
+    scope.judge(&figures, verdict::figures(&all));
     let report = Report {
         format: 1,
         machine,
         crossed,
         quick: options.quick,
+        scope,
         seed: options.seed,
         elapsed_s: started.elapsed().as_secs_f64(),
         cores,
@@ -130,7 +138,7 @@ fn with_second_floors(asked: &[Arm]) -> Vec<Arm> {
 
 /// The loads that are left of the plan.
 fn points(options: &Options, arms: &[Arm]) -> anyhow::Result<Vec<Point>> {
-    let mut points = if options.quick { plan::quick(arms) } else { plan::full(arms) };
+    let mut points = plan(options.quick, arms);
     if options.server.is_some() {
         remote_only(&mut points, options.server_wait);
     }
@@ -144,6 +152,10 @@ fn points(options: &Options, arms: &[Arm]) -> anyhow::Result<Vec<Point>> {
         points.retain(|point| options.loads.iter().any(|part| point.id().contains(part)));
     }
     Ok(points)
+}
+
+fn plan(quick: bool, arms: &[Arm]) -> Vec<Point> {
+    if quick { plan::quick(arms) } else { plan::full(arms) }
 }
 
 /// Keeps what servers elsewhere can take part in: they have one wait mode, ordinary datagrams, and lose nothing.
@@ -177,9 +189,9 @@ fn run_all(
     runner: &mut Runner,
     points: &[Point],
     deadline: Instant,
-    quick: bool,
-) -> anyhow::Result<(Vec<Run>, Vec<crate::record::Idle>)> {
-    let idle_time = Duration::from_millis(if quick { 400 } else { 1_000 });
+    scope: &mut Scope,
+) -> anyhow::Result<(Vec<Run>, Vec<Idle>)> {
+    let idle_time = idle_time(scope.quick);
     // For idle servers, the report, and a last window that takes longer than planned.
     let end = deadline.checked_sub(5 * idle_time + Duration::from_secs(1)).unwrap_or(deadline);
     let mut runs = Vec::new();
@@ -189,6 +201,7 @@ fn run_all(
         let share = (point.cost().as_secs_f64() / left.as_secs_f64().max(1e-9)).min(1.0);
         left = left.saturating_sub(point.cost());
         if time.is_zero() {
+            scope.not_run.push(point.id());
             continue;
         }
         // Floors that disagree get more rounds, but not in time that loads to come are to have.
@@ -198,12 +211,22 @@ fn run_all(
     Ok((runs, runner.idle(idle_time)?))
 }
 
-fn progress_bar(points: &[Point], limit: Duration) -> ProgressBar {
+/// How long each server is watched while nobody asks it anything.
+fn idle_time(quick: bool) -> Duration {
+    Duration::from_millis(if quick { 400 } else { 1_000 })
+}
+
+/// How long a comparison will take, about: windows become longer until they fill the time.
+fn expected(points: &[Point], besides: Duration, limit: Duration) -> Duration {
+    (points.iter().map(Point::longest).sum::<Duration>() + besides).min(limit)
+}
+
+fn progress_bar(points: &[Point], besides: Duration, limit: Duration) -> ProgressBar {
     let windows = points.iter().map(|point| u64::from(point.rounds) * point.entrants.len() as u64).sum();
-    let planned: Duration = points.iter().map(Point::cost).sum();
     let most = limit.as_secs();
     // Whoever sees no bar, since this is no terminal, is told what to expect, too.
-    eprintln!("{} loads, about {:.0} s, at most {most} s", points.len(), planned.min(limit).as_secs_f64());
+    let expected = expected(points, besides, limit).as_secs_f64();
+    eprintln!("{} loads, about {expected:.0} s, at most {most} s", points.len());
     let template = format!("{{elapsed:>4}} of at most {most} s [{{bar:32}}] {{percent:>3}} %  {{msg}}");
     let bar = ProgressBar::new(windows);
     match ProgressStyle::with_template(&template) {
@@ -257,6 +280,15 @@ mod tests {
         assert_eq!(planned("compare --quick --loads light,loss").unwrap().len(), 3);
         let error = planned("compare --quick --loads light,nonsense").unwrap_err().to_string();
         assert!(error.contains("nonsense") && error.contains("\n  one-at-a-time/64/spin"), "{error}");
+    }
+
+    #[test]
+    fn a_plan_that_can_use_all_the_time_is_said_to() {
+        let (limit, besides) = (Duration::from_secs(285), Duration::from_secs(11));
+        assert_eq!(expected(&plan(false, &Arm::ALL), besides, limit), limit);
+        let few = planned("compare --quick --loads one-at-a-time/64/spin").unwrap();
+        let expected = expected(&few, besides, limit);
+        assert!(expected > besides + few[0].cost() && expected < besides + few[0].cost() * 2, "{expected:?}");
     }
 
     #[test]

@@ -13,6 +13,7 @@ mod process;
 mod record;
 mod report;
 mod runner;
+mod scope;
 mod stats;
 mod tally;
 mod verdict;

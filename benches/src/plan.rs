@@ -162,6 +162,12 @@ impl Point {
         let least = if matches!(self.drive, Drive::Rate(..)) { 1.0 } else { 0.15 };
         (room.saturating_sub(overhead).as_secs_f64() / load.as_secs_f64().max(1e-9)).clamp(least, MOST_SCALE)
     }
+
+    /// How long it takes, about, where there is as much time as it can use.
+    pub(crate) fn longest(&self) -> Duration {
+        let window = self.load().mul_f64(MOST_SCALE) + self.overhead();
+        window * self.rounds * self.entrants.len() as u32
+    }
 }
 
 fn millis(millis: u64) -> Duration {

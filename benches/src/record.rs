@@ -11,6 +11,7 @@ use crate::load::arrivals::Arrivals;
 use crate::load::window::PathSums;
 use crate::machine::{Crossed, Machine};
 use crate::plan::Basis;
+use crate::scope::Scope;
 use crate::stats::LatencyUs;
 use crate::wait::Wait;
 
@@ -25,6 +26,8 @@ pub(crate) struct Report {
     pub(crate) crossed: Crossed,
     /// Whether the short plan was run.
     pub(crate) quick: bool,
+    /// How much of the plan was run.
+    pub(crate) scope: Scope,
     /// What the order of arms and the arrivals were drawn from.
     pub(crate) seed: u64,
     /// Seconds that the comparison took.

@@ -133,8 +133,12 @@ fn servers_started_by_others_are_compared_as_own_ones_are() {
     assert_eq!(runs.len(), ARMS.len());
     assert!(runs.iter().all(|run| run["cpu_us_per_request"]["server"].is_null() && run["wait"] == "adaptive"));
     assert!(report["idle"].as_array().unwrap().is_empty() && report["crowd"].is_null());
-    // No figure of the project is read off this load.
+    // No figure of the project is read off this load, and that is said.
     assert_eq!(report["figures"], Value::Array(Vec::new()));
+    assert!(report["scope"]["unjudged"].as_array().is_some_and(|unjudged| unjudged.len() > 10));
+    assert!(
+        page.contains("No verdict: ") && page.contains("--server-wait spin") && page.contains("A part of the short")
+    );
     assert!(page.contains("commodity-udp"));
     drop(servers);
 
@@ -173,6 +177,7 @@ fn concurrent_and_open_loops_have_their_fields() {
             assert!(run[name].as_f64().is_some_and(|rps| rps > 0.0), "{run}");
         }
     }
+    assert_eq!(report["scope"]["loads"], 3);
     assert_eq!(distinct(runs, "arm"), BTreeSet::from(ARMS));
     assert!(page.contains("<svg") && !page.contains("src=\"http") && !page.contains("href=\"http"));
 }

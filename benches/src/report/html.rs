@@ -63,7 +63,7 @@ fn head(report: &Report, out: &mut String) -> anyhow::Result<()> {
         Crossed::Namespace => "a network namespace of this machine",
         Crossed::Wire => "a network",
     };
-    let plan = if report.quick { "The short plan" } else { "The whole plan" };
+    let plan = report.scope.plan();
     writeln!(
         out,
         "<h1>What each arm costs beside its floor</h1><p class=\"machine\">{}, {} cores, {:.0} GiB, {}, TCP congestion \
@@ -85,8 +85,14 @@ fn head(report: &Report, out: &mut String) -> anyhow::Result<()> {
 
 fn summary(report: &Report, out: &mut String) -> anyhow::Result<()> {
     part("Verdict", out);
+    if let Some(why) = report.scope.why_unjudged(report.figures.len()) {
+        let list = report.scope.unjudged.iter().map(|what| format!("<li>{}</li>", escape(what)));
+        write!(out, "<details><summary>{}</summary><ul>{}</ul></details>", escape(&why), list.collect::<String>())?;
+    }
+    if !report.scope.not_run.is_empty() {
+        write!(out, "<p class=\"warn\">No time was left for {}.</p>", escape(&report.scope.not_run.join(", ")))?;
+    }
     if report.figures.is_empty() {
-        *out += "<p>None: each needs an arm and its floor under a load that was left out.</p>";
         return Ok(());
     }
     *out += "<table class=\"verdict\"><thead><tr><th>verdict</th><th class=\"n\">value</th>\

@@ -10,13 +10,14 @@ pub(crate) fn print(report: &Report, out: &mut dyn Write) -> io::Result<()> {
     let machine = &report.machine;
     writeln!(
         out,
-        "{}, {} cores, {:.0} GiB, {}; over {}; {:.0} s",
+        "{}, {} cores, {:.0} GiB, {}; over {}; {:.0} s\n{}.",
         machine.cpu,
         machine.cores,
         machine.memory_bytes as f64 / f64::from(1 << 30),
         machine.kernel,
         report.crossed.name(),
-        report.elapsed_s
+        report.elapsed_s,
+        report.scope.plan()
     )?;
     writeln!(
         out,
@@ -47,10 +48,17 @@ pub(crate) fn print(report: &Report, out: &mut dyn Write) -> io::Result<()> {
     if let Some(crowd) = &report.crowd {
         writeln!(out, "{crowd}")?;
     }
-    if report.figures.is_empty() {
-        return writeln!(out, "\nNo verdict: each needs an arm and its floor under a load that was left out.");
+    if !report.scope.not_run.is_empty() {
+        writeln!(out, "No time was left for {}.", report.scope.not_run.join(", "))?;
     }
-    writeln!(out, "\n{:<12} {:>8} {:>9}  figure", "verdict", "value", "target")?;
+    writeln!(out)?;
+    if let Some(why) = report.scope.why_unjudged(report.figures.len()) {
+        writeln!(out, "{why}")?;
+    }
+    if report.figures.is_empty() {
+        return Ok(());
+    }
+    writeln!(out, "{:<12} {:>8} {:>9}  figure", "verdict", "value", "target")?;
     for figure in &report.figures {
         let value = figure.value.map_or("-".to_owned(), |value| format!("{value:.3}"));
         let sense = match figure.sense {

@@ -1,6 +1,7 @@
 use super::*;
 use crate::machine::Machine;
 use crate::record::tests::run;
+use crate::scope::Scope;
 
 fn report(runs: Vec<Run>) -> Report {
     Report {
@@ -8,6 +9,7 @@ fn report(runs: Vec<Run>) -> Report {
         machine: Machine::this(),
         crossed: Crossed::Loopback,
         quick: true,
+        scope: Scope::default(),
         seed: 1,
         elapsed_s: 1.0,
         cores: None,
@@ -26,7 +28,6 @@ fn every_part_has_something_in_it_and_says_what_it_shows() {
     let page = page(&report(vec![one, many, Run { point: "light".into(), ..light }])).unwrap();
     assert!(page.contains("602,112 B, spin, closed loops; connections: 1, 16<"));
     assert!(page.contains("250 requests a second; floors block"));
-    assert!(page.contains("<p>None: each needs"));
     assert_eq!(page.matches("<section>").count(), page.matches("</section>").count());
     assert!(!page.contains("<div class=\"plots\"></div>"));
 }

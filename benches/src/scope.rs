@@ -1,0 +1,140 @@
+//! How much of the plan a comparison ran, in numbers and in words.
+
+use serde::Serialize;
+
+use crate::arms::{Arm, DATAGRAM};
+use crate::plan::Point;
+use crate::record::Figure;
+use crate::wait::Wait;
+
+/// Which part of the plan was run.
+#[derive(Clone, Debug, Default, Serialize)]
+pub(crate) struct Scope {
+    /// Whether that is the short plan.
+    pub(crate) quick: bool,
+    /// Loads that were to be run.
+    pub(crate) loads: usize,
+    /// Loads of the plan.
+    pub(crate) loads_in_plan: usize,
+    /// Arms that were not asked for.
+    pub(crate) arms_left_out: Vec<Arm>,
+    /// How servers elsewhere wait; null where they were started here.
+    pub(crate) server_wait: Option<Wait>,
+    /// Names of loads for which there was no time left.
+    pub(crate) not_run: Vec<String>,
+    /// Verdicts for which loads or arms are missing.
+    pub(crate) unjudged: Vec<String>,
+}
+
+impl Scope {
+    /// That of a comparison of `points` out of a plan of `whole`.
+    pub(crate) fn new(
+        quick: bool,
+        points: &[Point],
+        whole: &[Point],
+        arms: &[Arm],
+        server_wait: Option<Wait>,
+    ) -> Scope {
+        Scope {
+            quick,
+            loads: points.len(),
+            loads_in_plan: whole.len(),
+            arms_left_out: Arm::ALL.into_iter().filter(|arm| !arms.contains(arm)).collect(),
+            server_wait,
+            ..Scope::default()
+        }
+    }
+
+    /// Notes which of the verdicts that a whole comparison gives this one does not.
+    pub(crate) fn judge(&mut self, given: &[Figure], all: Vec<Figure>) {
+        let missing = all.into_iter().map(|figure| figure.what).filter(|what| given.iter().all(|g| g.what != *what));
+        self.unjudged = missing.collect();
+    }
+
+    /// What was run, to stand at the beginning of a sentence.
+    pub(crate) fn plan(&self) -> String {
+        let plan = if self.quick { "short plan" } else { "whole plan" };
+        let mut parts = Vec::new();
+        let run = self.loads - self.not_run.len().min(self.loads);
+        if run < self.loads_in_plan {
+            parts.push(format!("{run} of its {} loads", self.loads_in_plan));
+        }
+        if !self.arms_left_out.is_empty() {
+            let arms: Vec<&str> = self.arms_left_out.iter().map(|arm| arm.name()).collect();
+            parts.push(format!("not {}", arms.join(", ")));
+        }
+        if let Some(wait) = self.server_wait {
+            parts.push(format!("only what servers elsewhere that wait in mode {} can take part in", wait.name()));
+        }
+        if parts.is_empty() { format!("The {plan}") } else { format!("A part of the {plan}: {}", parts.join("; ")) }
+    }
+
+    /// Why there are fewer verdicts than a whole comparison gives; `None` where all are there.
+    pub(crate) fn why_unjudged(&self, given: usize) -> Option<String> {
+        if self.unjudged.is_empty() {
+            return None;
+        }
+        let count = if given == 0 {
+            "No verdict".to_owned()
+        } else {
+            format!("{} of {} verdicts are not given", self.unjudged.len(), self.unjudged.len() + given)
+        };
+        let why = match self.server_wait {
+            None => "they need loads or arms that were left out".to_owned(),
+            Some(Wait::Spin) => format!(
+                "they need servers that wait in other modes, take datagrams of other sizes than {DATAGRAM} bytes, lose \
+                 some, or whose CPU time and memory are seen from here, which servers elsewhere are not"
+            ),
+            Some(wait) => format!(
+                "most are read off loads that spin, and the servers wait in mode {}: start them with `--wait spin`, and \
+                 compare with `--server-wait spin`",
+                wait.name()
+            ),
+        };
+        Some(format!("{count}: {why}."))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::plan;
+    use crate::verdict::{self, Found};
+
+    fn scope(points: &[Point], arms: &[Arm], wait: Option<Wait>) -> (Scope, usize) {
+        let whole = plan::quick(&Arm::ALL);
+        let figures = |points| verdict::figures(&Found { points, runs: &[], idle: Some(&[]), crowd: None });
+        let mut scope = Scope::new(true, points, &whole, arms, wait);
+        let given = figures(points);
+        scope.judge(&given, figures(&whole));
+        (scope, given.len())
+    }
+
+    #[test]
+    fn only_a_whole_plan_is_called_whole() {
+        let whole = plan::quick(&Arm::ALL);
+        let (mut all, given) = scope(&whole, &Arm::ALL, None);
+        assert_eq!((all.plan().as_str(), all.why_unjudged(given)), ("The short plan", None));
+        all.not_run.push("loss".into());
+        assert_eq!(all.plan(), format!("A part of the short plan: {} of its {} loads", whole.len() - 1, whole.len()));
+        let few = [Arm::FloorTcp, Arm::FloorTcpAgain, Arm::CommodityTcp, Arm::BundledTcp];
+        let plan = scope(&plan::quick(&few), &few, None).0.plan();
+        assert!(plan.contains("not floor-udp, floor-udp-again, commodity-udp"), "{plan}");
+    }
+
+    #[test]
+    fn verdicts_that_cannot_be_given_are_missed_aloud() {
+        let (light, given) = scope(&plan::quick(&Arm::ALL)[4..5], &Arm::ALL, None);
+        let why = light.why_unjudged(given).unwrap();
+        assert!(
+            given > 0 && why.contains(&format!("{} of ", light.unjudged.len())) && why.contains("left out"),
+            "{why}"
+        );
+        let mut adaptive = plan::quick(&Arm::ALL);
+        adaptive.retain(|point| point.entrants.iter().all(|entrant| entrant.wait == Wait::Adaptive));
+        let (elsewhere, _) = scope(&adaptive, &Arm::ALL, Some(Wait::Adaptive));
+        let why = elsewhere.why_unjudged(0).unwrap();
+        assert!(why.starts_with("No verdict: ") && why.contains("--server-wait spin"), "{why}");
+        assert!(elsewhere.plan().contains("servers elsewhere that wait in mode adaptive"));
+    }
+}
