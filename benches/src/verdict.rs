@@ -213,9 +213,9 @@ fn idle(found: &Found<'_>, arm: Arm) -> Option<Figure> {
     let starts = |e: &Entrant| e.arm == arm && e.wait == Wait::Adaptive && e.datagram == DATAGRAM && e.drop == 0.0;
     found.points.iter().any(|point| point.entrants.iter().any(starts)).then(|| {
         let share = idle.iter().find(|idle| idle.arm == arm && idle.wait == Wait::Adaptive).map(|idle| idle.core_share);
-        let measured = share.map(|share| (share, format!("{:.2} % of a core", share * 100.0), None));
-        let what = format!("{arm}, an idle adaptive server's share of a core");
-        Figure::new(what, Sense::AtMost, 0.01, measured.ok_or_else(|| unmeasured(arm)))
+        let measured = share.map(|share| (share * 100.0, format!("{:.3} % of a core", share * 100.0), None));
+        let what = format!("{arm}, an idle adaptive server's share of a core, in %");
+        Figure::new(what, Sense::AtMost, 1.0, measured.ok_or_else(|| unmeasured(arm)))
     })
 }
 
@@ -325,6 +325,19 @@ mod tests {
         let found = Found { points: &[], runs: &[], idle: None, crowd: Some(&Err("too few descriptors".into())) };
         let crowd = figures(&found);
         assert_eq!((crowd.len(), crowd[0].verdict(), &*crowd[0].detail), (1, "not measured", "too few descriptors"));
+    }
+
+    #[test]
+    fn an_idle_server_is_judged_in_the_unit_in_which_it_is_told() {
+        let share = |core_share| Idle { arm: Arm::CommodityTcp, wait: Wait::Adaptive, core_share };
+        let points = plan::quick(&Arm::ALL);
+        let judged = |idle: &Idle| {
+            let found = Found { points: &points, runs: &[], idle: Some(std::slice::from_ref(idle)), crowd: None };
+            super::idle(&found, Arm::CommodityTcp).unwrap()
+        };
+        let figure = judged(&share(0.0002));
+        assert_eq!((figure.verdict(), figure.value, &*figure.detail), ("met", Some(0.02), "0.020 % of a core"));
+        assert_eq!(judged(&share(0.011)).verdict(), "missed");
     }
 
     #[test]

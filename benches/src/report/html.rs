@@ -399,7 +399,7 @@ fn tables(report: &Report, out: &mut String) -> anyhow::Result<()> {
     }
     *out += "</tbody></table></div>";
     for idle in &report.idle {
-        write!(out, "<p>An idle {} server used {:.2} % of a core.</p>", idle.arm, idle.core_share * 100.0)?;
+        write!(out, "<p>An idle {} server used {:.3} % of a core.</p>", idle.arm, idle.core_share * 100.0)?;
     }
     if let Some(crowd) = &report.crowd {
         write!(out, "<p>{crowd}.</p>")?;

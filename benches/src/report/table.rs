@@ -43,7 +43,7 @@ pub(crate) fn print(report: &Report, out: &mut dyn Write) -> io::Result<()> {
         row(run, load, &report.runs, out)?;
     }
     for idle in &report.idle {
-        writeln!(out, "idle {:<15} {:.2} % of a core", idle.arm, idle.core_share * 100.0)?;
+        writeln!(out, "idle {:<15} {:.3} % of a core", idle.arm, idle.core_share * 100.0)?;
     }
     if let Some(crowd) = &report.crowd {
         writeln!(out, "{crowd}")?;
