@@ -1,13 +1,16 @@
 //! The report: one HTML page with its style and its plots inside, which loads nothing from anywhere.
 
+mod open;
+
 use std::collections::BTreeSet;
 use std::fmt::Write;
 
 use plotters::style::RGBColor;
 
 use super::plots::{self, Bar, Line};
-use super::{Ratios, micros, size};
+use super::{Ratios, micros, size, void_reasons};
 use crate::arms::Arm;
+use crate::load::arrivals::Arrivals;
 use crate::machine::Crossed;
 use crate::plan::Section;
 use crate::record::Sense;
@@ -37,9 +40,10 @@ pub(crate) fn page(report: &Report) -> anyhow::Result<String> {
     write!(out, "<title>splitrpc: comparison</title><style>{STYLE}</style></head><body><main><section>")?;
     head(report, &mut out)?;
     summary(report, &mut out)?;
+    arms(report, &mut out)?;
     distributions(report, &mut out)?;
     load_curves(report, &mut out)?;
-    saturation(report, &mut out)?;
+    open::part(report, &mut out)?;
     stage_bars(report, &mut out)?;
     cpu_bars(report, &mut out)?;
     tables(report, &mut out)?;
@@ -120,6 +124,22 @@ fn summary(report: &Report, out: &mut String) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// What each arm is, in a line.
+fn arms(report: &Report, out: &mut String) -> anyhow::Result<()> {
+    part("The arms", out);
+    *out += "<table><tbody>";
+    for arm in arms_of(&report.runs.iter().collect::<Vec<_>>()) {
+        let RGBColor(r, g, b) = plots::colour(arm);
+        write!(
+            out,
+            "<tr><td class=\"legend\"><span><i style=\"background:rgb({r},{g},{b})\"></i>{arm}</span></td><td>{}</td></tr>",
+            escape(arm.about())
+        )?;
+    }
+    *out += "</tbody></table>";
+    Ok(())
+}
+
 fn legend(arms: &[Arm], emulated: bool, out: &mut String) -> anyhow::Result<()> {
     *out += "<p class=\"legend\">";
     for &arm in arms {
@@ -176,7 +196,8 @@ fn distributions(report: &Report, out: &mut String) -> anyhow::Result<()> {
         let first = group[0];
         let datagram = first.datagram.map_or(String::new(), |bytes| format!(", {bytes}-byte datagrams"));
         let datagram = if group.iter().all(|run| run.datagram.is_some()) { datagram } else { String::new() };
-        let void = if group.iter().any(|run| run.void) { " — void: floors disagree" } else { "" };
+        let void = void_reasons(group.iter().copied());
+        let void = if void.is_empty() { String::new() } else { format!(" — void: {}", void.join("; ")) };
         let load = match first.offered_rps {
             Some(rps) => format!("{rps:.0} requests a second; floors block, the others are adaptive"),
             None => first.wait.name().to_owned(),
@@ -231,9 +252,8 @@ fn load_curves(report: &Report, out: &mut String) -> anyhow::Result<()> {
             .runs
             .iter()
             .filter(of_size)
-            .filter(|run| {
-                run.section == Section::Open.name() && run.arrivals == Some(crate::load::arrivals::Arrivals::Poisson)
-            })
+            .filter(|run| run.section == Section::Open.name() && run.arrivals == Some(Arrivals::Poisson))
+            .filter(|run| !run.saturated)
             .collect();
         if !open.is_empty() {
             let caption = format!("{}, open loop, Poisson arrivals, 16 connections, adaptive", size(bytes));
@@ -246,7 +266,7 @@ fn load_curves(report: &Report, out: &mut String) -> anyhow::Result<()> {
     }
     part("Throughput against latency", out);
     *out += "<p>Lower and further to the right is better. Each dot is a load: from the bottom of a line to its top there are \
-             more connections, or more requests are offered.</p>";
+             more connections, or more requests are offered. Loads that saturated an arm are left out.</p>";
     legend(&arms_of(&shown), false, out)?;
     *out += "<div class=\"plots\">";
     for (caption, svg) in drawn {
@@ -256,36 +276,16 @@ fn load_curves(report: &Report, out: &mut String) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn saturation(report: &Report, out: &mut String) -> anyhow::Result<()> {
-    let runs: Vec<&Run> = report.runs.iter().filter(|run| run.of_saturation == Some(0.7)).collect();
-    if runs.is_empty() {
-        return Ok(());
-    }
-    part("At 70 % of saturation, and goodput", out);
-    *out += "<p>Goodput is the most answers a second, over all offered loads, \
-             that came within the target: ten times the floor's median for one request at a time.</p>\
-             <table><thead><tr><th>request</th><th>arm</th><th>arrivals</th><th class=\"n\">offered /s</th>\
-             <th class=\"n\">p99 us</th><th class=\"n\">p99.9 us</th><th class=\"n\">best goodput /s</th>\
-             <th class=\"n\">target us</th></tr></thead><tbody>";
-    for run in runs {
-        let same = |other: &&Run| {
-            other.arm == run.arm && other.request_bytes == run.request_bytes && other.section == run.section
-        };
-        let goodput = report.runs.iter().filter(same).filter_map(|run| run.goodput_rps).fold(0.0, f64::max);
+/// Says below the runs of a load why they are void, if they are.
+fn void_row(runs: &[&Run], columns: usize, out: &mut String) -> anyhow::Result<()> {
+    for reason in void_reasons(runs.iter().copied()) {
         writeln!(
             out,
-            "<tr><td>{}</td><td>{}</td><td>{}</td><td class=\"n\">{:.0}</td><td class=\"n\">{}</td><td class=\"n\">{}</td>\
-             <td class=\"n\">{goodput:.0}</td><td class=\"n\">{}</td></tr>",
-            size(run.request_bytes),
-            run.arm,
-            run.arrivals.map_or("", |arrivals| arrivals.name()),
-            run.offered_rps.unwrap_or_default(),
-            micros(run.latency_us.p99),
-            micros(run.latency_us.p999),
-            run.latency_target_us.map_or("–".to_owned(), micros)
+            "<tr class=\"void\"><td></td><td colspan=\"{}\">void: {}</td></tr>",
+            columns - 1,
+            escape(reason)
         )?;
     }
-    *out += "</tbody></table>";
     Ok(())
 }
 
@@ -361,7 +361,7 @@ fn tables(report: &Report, out: &mut String) -> anyhow::Result<()> {
              <th class=\"n\">CPU us client</th>\
              <th class=\"n\">CPU us server</th><th class=\"n\">CPU s/GB</th><th class=\"n\">copies</th>\
              <th class=\"n\">errors</th></tr></thead><tbody>";
-    for run in &report.runs {
+    for (at, run) in report.runs.iter().enumerate() {
         let (latency, ratios) = (&run.latency_us, Ratios::of(run, &report.runs));
         let optional = |value: Option<f64>| value.map_or("–".to_owned(), |value| format!("{value:.2}"));
         let mut name = run.arm.name().to_owned();
@@ -371,17 +371,15 @@ fn tables(report: &Report, out: &mut String) -> anyhow::Result<()> {
         if run.drop > 0.0 {
             name += &format!(" <em>{:.0} % lost</em>", run.drop * 100.0);
         }
-        let reason = run.void_reason.as_deref().unwrap_or_default();
         let (class, mark) = if run.void { (" class=\"void\"", " <em>void</em>") } else { ("", "") };
         writeln!(
             out,
-            "<tr{class} title=\"{}\"><td>{}</td><td>{name}{mark}</td><td class=\"n\">{}</td><td class=\"n\">{}</td>\
+            "<tr{class}><td>{}</td><td>{name}{mark}</td><td class=\"n\">{}</td><td class=\"n\">{}</td>\
              <td class=\"n\">{}</td><td class=\"n\">{}</td><td class=\"n\">{}</td><td class=\"n\">{}</td>\
              <td class=\"n\">{:.0}</td><td class=\"n\">{}</td><td class=\"n\">{:.1}</td><td class=\"n\">{:.1}</td><td class=\"n\">{}</td>\
              <td class=\"n\">{}</td><td class=\"n\">{}</td><td class=\"n\">{}</td></tr>",
-            escape(reason),
             escape(&run.point),
-            micros(run.figure_us()),
+            if run.saturated { "saturated".to_owned() } else { micros(run.figure_us()) },
             optional(ratios.latency),
             micros(latency.p50),
             micros(latency.p90),
@@ -396,6 +394,10 @@ fn tables(report: &Report, out: &mut String) -> anyhow::Result<()> {
             optional(run.path.as_ref().map(|path| path.cpu_copies + path.runtime_copies)),
             run.errors
         )?;
+        if report.runs.get(at + 1).is_none_or(|next| next.point != run.point) {
+            let group: Vec<&Run> = report.runs.iter().filter(|other| other.point == run.point).collect();
+            void_row(&group, 16, out)?;
+        }
     }
     *out += "</tbody></table></div>";
     for idle in &report.idle {

@@ -32,6 +32,17 @@ impl Ratios {
     }
 }
 
+/// Why runs of a load are void, each reason once.
+pub(crate) fn void_reasons<'a>(runs: impl IntoIterator<Item = &'a Run>) -> Vec<&'a str> {
+    let mut reasons: Vec<&str> = Vec::new();
+    for reason in runs.into_iter().filter_map(|run| run.void_reason.as_deref()) {
+        if !reasons.contains(&reason) {
+            reasons.push(reason);
+        }
+    }
+    reasons
+}
+
 /// Bytes as people say them.
 pub(crate) fn size(bytes: u32) -> String {
     let digits = bytes.to_string();
@@ -74,6 +85,13 @@ mod tests {
         let own = open.map(|run| Run { saturation_of: Some(Basis::Own), ..run });
         assert_eq!(Ratios::of(&own[1], &own), Ratios::default());
         assert_eq!(Ratios::of(&run(Arm::CommodityTcp, "other", 120.0), &sixteen), Ratios::default());
+    }
+
+    #[test]
+    fn each_transports_reason_is_given_once() {
+        let runs =
+            ["tcp", "udp", "tcp"].map(|why| Run { void_reason: Some(why.into()), ..run(Arm::FloorTcp, "p", 1.0) });
+        assert_eq!(void_reasons(&runs), ["tcp", "udp"]);
     }
 
     #[test]

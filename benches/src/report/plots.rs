@@ -109,14 +109,12 @@ where
 /// Horizontal bars of stacked parts. `colours` has one entry a part.
 pub(crate) fn bars(bars: &[Bar], colours: &[RGBColor], x: &str) -> anyhow::Result<String> {
     let longest = bars.iter().map(|bar| bar.parts.iter().sum::<f64>()).fold(1e-6, f64::max);
-    // An axis of a single place has no length: a lone bar gets an empty place below it.
-    let count = bars.len().max(2) as i32;
-    draw((640, 70 + 30 * count as u32), |root| {
+    draw((640, 70 + 30 * bars.len() as u32), |root| {
         let mut chart = ChartBuilder::on(root)
             .margin(8)
             .x_label_area_size(40)
             .y_label_area_size(150)
-            .build_cartesian_2d(0.0..longest * 1.03, (0..count - 1).into_segmented())?;
+            .build_cartesian_2d(0.0..longest * 1.03, Places { count: bars.len() })?;
         chart
             .configure_mesh()
             .disable_y_mesh()
@@ -126,21 +124,12 @@ pub(crate) fn bars(bars: &[Bar], colours: &[RGBColor], x: &str) -> anyhow::Resul
             .label_style(("sans-serif", 12).with_color(INK))
             .axis_desc_style(("sans-serif", 13).with_color(INK))
             .x_desc(x)
-            .y_labels(count as usize)
-            .y_label_formatter(&|at| match at {
-                // The first bar stands on top.
-                SegmentValue::CenterOf(at) => usize::try_from(count - 1 - at)
-                    .ok()
-                    .and_then(|at| bars.get(at))
-                    .map_or(String::new(), |bar| bar.name.clone()),
-                _ => String::new(),
-            })
+            .y_label_formatter(&|&at| bars.get(at as usize).map_or(String::new(), |bar| bar.name.clone()))
             .draw()?;
-        for (row, bar) in bars.iter().enumerate() {
-            let at = count - 1 - row as i32;
+        for (place, bar) in bars.iter().enumerate() {
             let mut from = 0.0;
             for (&part, colour) in bar.parts.iter().zip(colours) {
-                let corners = [(from, SegmentValue::Exact(at)), (from + part, SegmentValue::Exact(at + 1))];
+                let corners = [(from, place as f64), (from + part, place as f64 + 1.0)];
                 let mut rectangle = Rectangle::new(corners, colour.filled());
                 rectangle.set_margin(5, 5, 0, 0);
                 chart.draw_series([rectangle])?;
@@ -200,6 +189,36 @@ impl ValueFormatter<f64> for LogUs {
     }
 }
 
+/// An axis of places for bars, the first on top, each with its mark in the middle.
+struct Places {
+    count: usize,
+}
+
+impl Ranged for Places {
+    type FormatOption = NoDefaultFormatting;
+    type ValueType = f64;
+
+    fn map(&self, value: &f64, limit: (i32, i32)) -> i32 {
+        // Drawn from below.
+        let share = 1.0 - value / self.count.max(1) as f64;
+        limit.0 + (share * f64::from(limit.1 - limit.0)) as i32
+    }
+
+    fn key_points<Hint: KeyPointHint>(&self, _: Hint) -> Vec<f64> {
+        (0..self.count).map(|place| place as f64 + 0.5).collect()
+    }
+
+    fn range(&self) -> std::ops::Range<f64> {
+        0.0..self.count as f64
+    }
+}
+
+impl ValueFormatter<f64> for Places {
+    fn format(value: &f64) -> String {
+        format!("{value:.0}")
+    }
+}
+
 /// An axis of nines: 0 is the fastest request, 1 the 90th percentile, 2 the 99th.
 struct Nines {
     most: f64,
@@ -242,9 +261,23 @@ mod tests {
         assert!(plot.contains("currentColor") && !plot.contains(INK_TEXT));
         assert!(plot.contains("viewBox") && !plot.contains("<svg width"));
         assert!(plot.contains("99.9 %") && plot.contains("50 %"));
-        let bars = bars(&[Bar { name: "a bar".into(), parts: vec![1.0, 2.0] }], &[RED, BLUE], "us").unwrap();
-        assert_eq!(bars.matches("<rect").count(), 2);
-        assert!(bars.contains("a bar") && !bars.contains("height=\"0\""));
         assert!(distribution(&[]).is_ok());
+    }
+
+    #[test]
+    fn each_bar_has_its_name_and_one_mark_and_there_are_no_others() {
+        let bar = |name: &str| Bar { name: name.into(), parts: vec![1.0, 2.0] };
+        // A short level line that ends at the axis.
+        let mark = |line: &&str| {
+            let points = line.split("points=\"").nth(1)?.split_whitespace().map(|point| point.split_once(','));
+            let points: Vec<(&str, &str)> = points.take(2).collect::<Option<_>>()?;
+            Some(points[0].1 == points[1].1 && points[1].0 == "157").filter(|&mark| mark)
+        };
+        let marks = |svg: &str| svg.lines().filter_map(|line| mark(&line)).count();
+        for names in [&["a bar"][..], &["first", "second", "third"]] {
+            let svg = bars(&names.iter().map(|name| bar(name)).collect::<Vec<_>>(), &[RED, BLUE], "us").unwrap();
+            assert_eq!((svg.matches("<rect").count(), marks(&svg)), (2 * names.len(), names.len()), "{svg}");
+            assert!(names.iter().all(|name| svg.contains(name)) && !svg.contains("height=\"0\""));
+        }
     }
 }

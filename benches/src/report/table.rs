@@ -2,7 +2,7 @@
 
 use std::io::{self, Write};
 
-use super::{Ratios, micros};
+use super::{Ratios, micros, void_reasons};
 use crate::record::{Report, Run};
 
 /// Prints figures and runs.
@@ -36,11 +36,13 @@ pub(crate) fn print(report: &Report, out: &mut dyn Write) -> io::Result<()> {
         "s/GB",
         "errors"
     )?;
-    let mut last = "";
-    for run in &report.runs {
-        let load = if run.point == last { "" } else { &run.point };
-        last = &run.point;
-        row(run, load, &report.runs, out)?;
+    for group in report.runs.chunk_by(|one, next| one.point == next.point) {
+        for (at, run) in group.iter().enumerate() {
+            row(run, if at == 0 { &run.point } else { "" }, &report.runs, out)?;
+        }
+        for reason in void_reasons(group) {
+            writeln!(out, "{:<34} void: {reason}", "")?;
+        }
     }
     for idle in &report.idle {
         writeln!(out, "idle {:<15} {:.3} % of a core", idle.arm, idle.core_share * 100.0)?;

@@ -1,5 +1,6 @@
 use super::*;
 use crate::machine::Machine;
+use crate::plan::Basis;
 use crate::record::tests::run;
 use crate::scope::Scope;
 
@@ -38,4 +39,24 @@ fn parts_that_would_be_empty_are_left_out() {
     let page = page(&report(vec![loss])).unwrap();
     assert!(!page.contains("<svg") && !page.contains("Throughput against latency"));
     assert!(page.contains("No such load was run") && page.contains("All runs"));
+}
+
+#[test]
+fn arms_are_explained_and_it_is_seen_why_runs_are_void_or_have_no_latency() {
+    let open = |arm| Run {
+        section: Section::Open.name(),
+        concurrency: 16,
+        offered_rps: Some(9_000.0),
+        of_saturation: Some(0.7),
+        saturation_of: Some(Basis::Slowest),
+        ..run(arm, "open", 100.0)
+    };
+    let void = Run { void: true, void_reason: Some("the two runs are far apart".into()), ..open(Arm::CommodityTcp) };
+    let saturated = Run { saturated: true, throughput_rps: 8_000.0, ..open(Arm::CommodityUdp) };
+    let page = page(&report(vec![open(Arm::FloorUdp), void, saturated])).unwrap();
+    assert!(page.contains(Arm::CommodityUdp.about()) && !page.contains(Arm::BundledTcp.about()));
+    // In the table of open loops and in that of all runs, and for the eye.
+    assert_eq!(page.matches(">void: the two runs are far apart<").count(), 2);
+    assert!(!page.contains(" title="));
+    assert!(page.contains("9000</td><td class=\"n\">8000</td><td class=\"n\" colspan=\"4\">saturated<"));
 }
