@@ -75,7 +75,7 @@ pub fn build(config: Config) -> Result<Built, BuildError> {
         return Err(BuildError::Config(problems));
     }
     let sessions = config.limits.sessions;
-    if sessions < USUAL_SESSIONS && sessions == Limits::default().sessions {
+    if sessions < USUAL_SESSIONS && sessions == Limits::usual_sessions(config.data.threads) {
         tracing::warn!(sessions, "the limit of open files leaves room for fewer clients than usual; see `ulimit -Hn`");
     }
     let mut reports = Vec::new();

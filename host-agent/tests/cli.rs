@@ -41,3 +41,24 @@ fn a_panic_over_a_model_file_is_its_error_and_nothing_else() {
     assert!(said.contains("strange") && said.contains("is not understood"), "{said}");
     assert!(!complained.contains("panicked"), "{complained}");
 }
+
+/// Runs `host-agent check-config` with two data threads, where the process may have 1,024 files open.
+fn two_threads(file: &str) -> Output {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("agent.toml");
+    std::fs::write(&path, file).unwrap();
+    let program = env!("CARGO_BIN_EXE_host-agent");
+    let command = format!("ulimit -n 1024 && exec {program} check-config --config {}", path.display());
+    Command::new("sh").args(["-c", &command]).env("SPLITRPC_DATA_THREADS", "2").output().unwrap()
+}
+
+#[test]
+fn data_threads_share_the_open_files_by_default() {
+    let output = two_threads("");
+    assert!(output.status.success(), "{output:?}");
+    assert!(String::from_utf8(output.stdout).unwrap().contains("\nsessions = 480\n"));
+    let output = two_threads("[limits]\nsessions = 16384\n");
+    assert_eq!(output.status.code(), Some(1), "{output:?}");
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert!(said.starts_with("limits.sessions: 16384 for each of 2 data threads"), "{said}");
+}

@@ -77,9 +77,9 @@ pub(super) fn open_files_limit() -> u64 {
     getrlimit(Resource::Nofile).maximum.unwrap_or(u64::MAX)
 }
 
-/// The default of `limits.sessions` where so many files may be open.
-pub(super) fn sessions_for(open_files: u64) -> u32 {
-    let clients = open_files.saturating_sub(OTHER_FILES).max(1);
+/// The default of `limits.sessions` where so many files may be open and so many data threads share them.
+pub(super) fn sessions_for(open_files: u64, threads: u16) -> u32 {
+    let clients = (open_files.saturating_sub(OTHER_FILES) / u64::from(threads.max(1))).max(1);
     u32::try_from(clients).map_or(USUAL_SESSIONS, |clients| clients.min(USUAL_SESSIONS))
 }
 

@@ -116,7 +116,7 @@ impl Default for Data {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Limits {
-    /// TCP connections. By default [`USUAL_SESSIONS`], or as many as this process may have files open for.
+    /// TCP connections. Where no source names them [`Config::load`] takes [`Limits::usual_sessions`].
     pub sessions: u32,
     /// Datagram sessions.
     pub datagram_sessions: u32,
@@ -153,7 +153,7 @@ pub struct Limits {
 impl Default for Limits {
     fn default() -> Self {
         Limits {
-            sessions: check::sessions_for(check::open_files_limit()),
+            sessions: Limits::usual_sessions(1),
             datagram_sessions: 256,
             requests: 1024,
             requests_per_client: 64,
@@ -170,6 +170,15 @@ impl Default for Limits {
             kept_replies: 128,
             drain_ms: 10_000,
         }
+    }
+}
+
+impl Limits {
+    /// TCP connections of each of so many data threads by default: [`USUAL_SESSIONS`], or as many as this process may have
+    /// files open for.
+    #[must_use]
+    pub fn usual_sessions(threads: u16) -> u32 {
+        check::sessions_for(check::open_files_limit(), threads)
     }
 }
 
@@ -249,7 +258,11 @@ impl Config {
                 figment = figment.merge(Named(option, Serialized::default(key, value)));
             }
         }
-        figment.extract().map_err(|error| LoadError::Values(describe(error)))
+        let mut config: Config = figment.extract().map_err(|error| LoadError::Values(describe(error)))?;
+        if !figment.contains("limits.sessions") {
+            config.limits.sessions = Limits::usual_sessions(config.data.threads);
+        }
+        Ok(config)
     }
 
     /// The configuration as TOML, every key with its value.

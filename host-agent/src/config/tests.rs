@@ -30,10 +30,13 @@ fn the_defaults_are_served_as_they_are() {
 
 #[test]
 fn the_default_number_of_sessions_fits_the_open_files() {
-    for (open_files, sessions) in [(0, 1), (65, 1), (1024, 960), (4096, 4032), (16_448, 16_384), (u64::MAX, 16_384)] {
-        assert_eq!(check::sessions_for(open_files), sessions);
+    let alone = [(0, 1), (65, 1), (1024, 960), (4096, 4032), (16_448, 16_384), (u64::MAX, 16_384)];
+    let shared = [(2, 20_000, 9_968), (2, 32_832, 16_384), (3, 1024, 320)];
+    for (threads, open_files, sessions) in alone.into_iter().map(|(files, n)| (1, files, n)).chain(shared) {
+        assert_eq!(check::sessions_for(open_files, threads), sessions);
         if open_files > 64 {
-            let config = Config { limits: Limits { sessions, ..Limits::default() }, ..Config::default() };
+            let mut config = Config::default();
+            (config.data.threads, config.limits.sessions) = (threads, sessions);
             assert_eq!(config.check(&Machine { open_files, ..machine() }), []);
         }
     }
