@@ -265,10 +265,27 @@ impl Config {
         Ok(config)
     }
 
-    /// The configuration as TOML, every key with its value.
+    /// The configuration as TOML, every key with its value; those that have none stand in comments that say what this means.
+    /// What is shown can be read again.
     #[must_use]
     pub fn to_toml(&self) -> String {
-        toml::to_string(self).unwrap_or_else(|error| format!("# cannot be shown: {error}\n"))
+        let Config { models, require, .. } = self;
+        let unset = [
+            ("[models]", "repository", models.repository.is_none(), "no models but the built-in ones"),
+            ("[require]", "mover", require.mover.is_none(), "any will do"),
+            ("[require]", "memory", require.memory.is_none(), "any will do"),
+            ("[require]", "link", require.link.is_none(), "any will do"),
+            ("[require]", "emulated", require.emulated.is_none(), "a card may be emulated or not"),
+        ];
+        let text = toml::to_string(self).unwrap_or_else(|error| format!("# cannot be shown: {error}\n"));
+        let mut shown = String::new();
+        for line in text.lines() {
+            shown.extend([line, "\n"]);
+            for (_, key, _, meaning) in unset.iter().filter(|(section, _, unset, _)| *section == line && *unset) {
+                shown.extend(["# ", key, " is not set: ", meaning, "\n"]);
+            }
+        }
+        shown
     }
 }
 

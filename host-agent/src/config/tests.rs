@@ -52,12 +52,99 @@ fn that_nobody_could_connect_is_said_once() {
     assert_eq!(problems(tcp_alone), ["limits.sessions"]);
 }
 
-#[test]
-fn what_is_shown_can_be_read_again() {
+/// Every key there is, as `section.key`: what is said of a wrong one names them all.
+fn keys() -> Vec<String> {
+    let known = |text: &str| {
+        let said = load(text).unwrap_err().to_string();
+        let (_, rest) = said.split_once("known are ").unwrap_or_else(|| panic!("{said}"));
+        let (names, _) = rest.split_once(", from ").unwrap();
+        names.split(", ").map(str::to_owned).collect::<Vec<_>>()
+    };
+    let sections = known("wrong = 1\n").into_iter();
+    sections.flat_map(|s| known(&format!("[{s}]\nwrong = 1\n")).into_iter().map(move |k| format!("{s}.{k}"))).collect()
+}
+
+/// A configuration with every key set to something other than its default.
+fn all_set() -> Config {
     let mut config = Config::default();
     config.listen.udp = None;
-    config.require.mover = Some("kernel-to-slot".into());
-    assert_eq!(load(&config.to_toml()).unwrap(), config);
+    config.data.cores = vec![1];
+    config.limits.sessions = 7;
+    config.models.repository = Some("/srv/models".into());
+    config.require = Require {
+        mover: Some("kernel-to-slot".into()),
+        memory: Some("host".into()),
+        link: Some("in-process".into()),
+        ports: vec!["tcp".into()],
+        emulated: Some(false),
+        udp_offload: true,
+    };
+    config
+}
+
+#[test]
+fn every_key_is_shown_and_can_be_read_again() {
+    assert!(keys().len() > 30, "{:?}", keys());
+    for config in [Config::default(), all_set()] {
+        let text = config.to_toml();
+        assert_eq!(load(&text).unwrap(), config, "{text}");
+        let mut section = "";
+        let mut shown = Vec::new();
+        for line in text.lines().filter(|line| !line.is_empty()) {
+            match line.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')) {
+                Some(name) => section = name,
+                None => {
+                    let key = line.trim_start_matches("# ").split(' ').next().unwrap();
+                    shown.push(format!("{section}.{key}"));
+                }
+            }
+        }
+        shown.sort();
+        let mut all = keys();
+        all.sort();
+        assert_eq!(shown, all, "{text}");
+    }
+    assert!(Config::default().to_toml().contains("\n# repository is not set: "));
+    assert!(!all_set().to_toml().contains('#'));
+}
+
+/// A default as the table of docs/operating.md writes it.
+fn written(default: Option<&toml::Value>) -> String {
+    match default {
+        None => "none".into(),
+        Some(toml::Value::String(text)) => text.clone(),
+        Some(toml::Value::Array(list)) if list.is_empty() => "[]".into(),
+        Some(toml::Value::Array(list)) => list.iter().map(|v| written(Some(v))).collect::<Vec<_>>().join(", "),
+        Some(other) => other.to_string(),
+    }
+}
+
+#[test]
+fn the_manual_has_every_key_with_its_default() {
+    let mut usual = Config::default();
+    usual.limits.sessions = USUAL_SESSIONS;
+    let usual = toml::Table::try_from(&usual).unwrap();
+    let manual = include_str!("../../../docs/operating.md");
+    let rows = manual.lines().skip_while(|line| *line != "| key | default | meaning |").skip(2);
+    let mut described = Vec::new();
+    for row in rows.take_while(|line| line.starts_with('|')) {
+        let cells: Vec<&str> = row.split('|').map(str::trim).collect();
+        let names: Vec<&str> = cells[1].split(", ").map(|name| name.trim_matches('`')).collect();
+        let mut defaults: Vec<String> = names
+            .iter()
+            .map(|name| {
+                let (section, key) = name.split_once('.').unwrap();
+                written(usual.get(section).and_then(|section| section.get(key)))
+            })
+            .collect();
+        defaults.dedup();
+        assert_eq!(cells[2], defaults.join(", "), "{row}");
+        described.extend(names.into_iter().map(str::to_owned));
+    }
+    described.sort();
+    let mut all = keys();
+    all.sort();
+    assert_eq!(described, all);
 }
 
 #[test]
