@@ -42,8 +42,8 @@ enum Command {
     Serve(Sources),
     /// Says what this machine offers and whether a server could start on it, and what to do where it falls short.
     ///
-    /// ok: as it should be, or not needed. warn: it works, with something lost. FAIL: the server could not start, and the exit
-    /// status is 1.
+    /// ok: as it should be, or not needed. warn: it works, with something lost. runs: a splitrpc server has the address already.
+    /// FAIL: the server could not start, and the exit status is 1.
     Doctor(Sources),
     /// Checks a configuration against this machine and shows every key with its value.
     CheckConfig(Sources),

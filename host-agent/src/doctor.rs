@@ -6,9 +6,12 @@ use std::net::{SocketAddr, TcpListener, UdpSocket};
 use std::path::Path;
 
 use rustix::process::{Resource, getrlimit};
+use splitrpc_client::Transport;
 
 use crate::config::{Config, Machine, Wait};
 use crate::plan::Plan;
+
+mod neighbour;
 
 /// How a check ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -17,6 +20,8 @@ pub enum Verdict {
     Ok,
     /// It works, with something lost.
     Warn,
+    /// A splitrpc server has it already: nothing is wrong, but another cannot start beside it.
+    Runs,
     /// It does not work.
     Fail,
 }
@@ -28,6 +33,7 @@ impl Verdict {
         match self {
             Verdict::Ok => "ok",
             Verdict::Warn => "warn",
+            Verdict::Runs => "runs",
             Verdict::Fail => "FAIL",
         }
     }
@@ -81,10 +87,14 @@ pub fn conclusion(checks: &[Check]) -> String {
         1 => Some("1 check".to_owned()),
         n => Some(format!("{n} checks")),
     };
+    let can = match count(Verdict::Runs) {
+        None => "The server can start",
+        Some(_) => "A server runs here already, and another with this configuration can start once it has ended",
+    };
     match (count(Verdict::Fail), count(Verdict::Warn)) {
         (Some(failed), _) => format!("The server could not start: {failed} failed."),
-        (None, Some(warned)) => format!("The server can start; {warned} found something that could be better."),
-        (None, None) => "The server can start.".to_owned(),
+        (None, Some(warned)) => format!("{can}; {warned} found something that could be better."),
+        (None, None) => format!("{can}."),
     }
 }
 
@@ -234,24 +244,42 @@ fn locked_memory() -> Check {
 }
 
 fn addresses(config: &Config) -> Vec<Check> {
-    let bind = |name, key, address: Option<SocketAddr>, bind: fn(SocketAddr) -> std::io::Result<()>| match address {
-        None => ok(name, "off"),
-        Some(address) => match bind(address) {
-            Ok(()) => ok(name, address.to_string()),
-            Err(error) if error.kind() == ErrorKind::AddrInUse => {
-                let advice =
-                    format!("something listens there, perhaps another server: stop it, or set {key} to another");
-                fail(name, format!("{address} is taken"), advice)
-            }
-            Err(error) => fail(name, format!("{address}: {error}"), format!("set {key} to an address of this machine")),
-        },
-    };
+    let listen = &config.listen;
     let tcp = |address| TcpListener::bind(address).map(drop);
+    let udp = |address| UdpSocket::bind(address).map(drop);
     vec![
-        bind("tcp address", "listen.tcp", config.listen.tcp, tcp),
-        bind("udp address", "listen.udp", config.listen.udp, |address| UdpSocket::bind(address).map(drop)),
-        bind("http address", "listen.http", config.listen.http, tcp),
+        address("tcp address", "listen.tcp", listen.tcp, tcp, |a| neighbour::takes_requests(a, Transport::Tcp)),
+        address("udp address", "listen.udp", listen.udp, udp, |a| neighbour::takes_requests(a, Transport::Udp)),
+        address("http address", "listen.http", listen.http, tcp, neighbour::publishes),
     ]
+}
+
+/// Whether an address can be listened on, and where it is taken, whether `ours` says that a server of this kind has it.
+fn address(
+    name: &'static str,
+    key: &str,
+    address: Option<SocketAddr>,
+    bind: fn(SocketAddr) -> std::io::Result<()>,
+    ours: fn(SocketAddr) -> bool,
+) -> Check {
+    let Some(address) = address else { return ok(name, "off") };
+    match bind(address) {
+        Ok(()) => ok(name, address.to_string()),
+        Err(error) if error.kind() == ErrorKind::AddrInUse && ours(address) => Check {
+            name,
+            verdict: Verdict::Runs,
+            found: format!("a splitrpc server runs at {address}"),
+            advice: format!(
+                "nothing, if it is the one you mean; to start another beside it, set {key} to another port"
+            ),
+        },
+        Err(error) if error.kind() == ErrorKind::AddrInUse => {
+            let advice =
+                format!("find out what has it (as root: ss -lntup), and stop that, or set {key} to another port");
+            fail(name, format!("{address} is taken, and not by a splitrpc server that answers"), advice)
+        }
+        Err(error) => fail(name, format!("{address}: {error}"), format!("set {key} to an address of this machine")),
+    }
 }
 
 fn nics() -> Check {
@@ -317,6 +345,8 @@ fn read_number(file: &str) -> Option<u64> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::{Builtin, Listen};
+    use crate::serve::{Server, build};
 
     #[test]
     fn kernels_are_told_apart_by_what_they_offer() {
@@ -333,6 +363,24 @@ mod tests {
         config.listen.tcp = Some(taken.local_addr().unwrap());
         let check = addresses(&config).remove(0);
         assert_eq!((check.verdict, check.advice.contains("listen.tcp")), (Verdict::Fail, true));
+    }
+
+    #[test]
+    fn a_server_that_runs_already_is_no_failure() {
+        let any = Some(SocketAddr::from(([127, 0, 0, 1], 0)));
+        let mut config = Config::default();
+        config.listen = Listen { tcp: any, udp: any, http: any };
+        config.limits.sessions = 16;
+        config.models.builtins = vec![Builtin::Null];
+        let server = Server::start(build(config.clone()).unwrap()).unwrap();
+        config.listen = Listen { tcp: server.tcp(), udp: server.udp(), http: server.http() };
+        let checks = addresses(&config);
+        assert!(checks.iter().all(|c| c.verdict == Verdict::Runs), "{checks:?}");
+        assert!(conclusion(&checks).starts_with("A server runs here already"));
+        // The ports of one kind do not pass for those of another.
+        config.listen = Listen { tcp: server.http(), udp: None, http: server.tcp() };
+        let checks = addresses(&config);
+        assert_eq!((checks[0].verdict, checks[2].verdict), (Verdict::Fail, Verdict::Fail), "{checks:?}");
     }
 
     #[test]
