@@ -368,8 +368,7 @@ mod tests {
     #[test]
     fn a_server_that_runs_already_is_no_failure() {
         let any = Some(SocketAddr::from(([127, 0, 0, 1], 0)));
-        let mut config = Config::default();
-        config.listen = Listen { tcp: any, udp: any, http: any };
+        let mut config = Config { listen: Listen { tcp: any, udp: any, http: any }, ..Config::default() };
         config.limits.sessions = 16;
         config.models.builtins = vec![Builtin::Null];
         let server = Server::start(build(config.clone()).unwrap()).unwrap();
