@@ -5,7 +5,7 @@ use splitrpc_ring::Run;
 use splitrpc_wire::{Shape, TensorDesc};
 
 use crate::model::spec::{ModelSpec, TensorSpec};
-use crate::runtime::{Batch, RuntimeError};
+use crate::runtime::{Batch, Output, RuntimeError};
 use crate::worker::{Instance, Job};
 
 /// Launches the instance with zeros: one row, and where it batches as many as it takes. Dimensions that vary are 1.
@@ -49,9 +49,9 @@ fn launch(instance: &mut Instance, spec: &ModelSpec, rows: u16) -> Result<(), Ru
     job.batch = Batch::default();
     job.batch.push(run(0), rows, outputs.map(|_| run(1)), &tensors);
     job.run(instance);
-    match job.error {
-        None => Ok(()),
-        Some(error) => Err(refuse(&error)),
+    match (job.error, job.launch.take(0)) {
+        (Some(error), _) | (None, Some((Output::Failed(_, error), _))) => Err(refuse(&error)),
+        (None, _) => Ok(()),
     }
 }
 

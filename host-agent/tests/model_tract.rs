@@ -9,7 +9,7 @@ use host_agent::runtime::tract::TractModel;
 use model_support::onnx::{Attr, BOOL, D, FLOAT, Graph, INT64, UINT8};
 use model_support::put;
 use model_support::rig::{Data, Request, Rig, plain};
-use splitrpc_wire::DType;
+use splitrpc_wire::{DType, Status};
 
 fn load(graph: &Graph, config: Option<&str>) -> TractModel {
     let repository = tempfile::tempdir().unwrap();
@@ -149,6 +149,101 @@ fn sums_of_64_bits_are_refused_rather_than_computed_with_32() {
     let error = refused.expect_err("it must not be served").to_string();
     assert!(error.contains("64-bit integers"), "{error}");
     load(&sum(FLOAT), None);
+}
+
+/// Why a model with this graph is not served.
+fn refusal(graph: &Graph) -> String {
+    let repository = tempfile::tempdir().unwrap();
+    let error = load_model(&put(repository.path(), "m", &graph.file(), None)).expect_err("it must not be served");
+    assert!(error.path.ends_with("m/1/model.onnx"), "{error}");
+    error.to_string()
+}
+
+#[test]
+fn types_that_an_operator_has_nothing_for_are_refused_by_node() {
+    let table = |n| {
+        let graph = Graph::default().input("x", INT64, &[n, D::N(3)]).int64s("w", &[3, 2], &[1, 2, 3, 4, 5, 6]);
+        graph.node("MatMul", &["x", "w"], &["y"], vec![]).output("y", INT64, &[n, D::N(2)])
+    };
+    let both = Graph::default().input("x", INT64, &[D::S("N"), D::N(3)]).input("w", INT64, &[D::N(3), D::S("M")]);
+    let both = both.node("MatMul", &["x", "w"], &["y"], vec![]).output("y", INT64, &[D::S("N"), D::S("M")]);
+    for graph in [table(D::S("N")), table(D::N(2)), both] {
+        let error = refusal(&graph);
+        assert!(error.contains("node \"y\" (MatMul) multiplies matrices of INT64"), "{error}");
+    }
+    for op in ["Sigmoid", "Exp", "Sqrt"] {
+        let graph = Graph::default().input("x", INT64, &[D::S("N"), D::N(3)]).node(op, &["x"], &["y"], vec![]);
+        let error = refusal(&graph.output("y", INT64, &[D::S("N"), D::N(3)]));
+        assert!(error.contains(&format!("node \"y\" ({op}) cannot be computed with INT64")), "{error}");
+    }
+}
+
+#[test]
+fn an_index_past_its_table_is_its_own_requests_fault() {
+    let graph = Graph::default()
+        .input("at", INT64, &[D::S("N"), D::N(1)])
+        .floats(
+            "table",
+            &[4, 4],
+            &[0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0, 9.0, 10.0, 11.0, 12.0, 13.0, 14.0, 15.0],
+        )
+        .node("Gather", &["table", "at"], &["y"], vec![])
+        .output("y", FLOAT, &[D::S("N"), D::N(1), D::N(4)]);
+    let model = load(&graph, None);
+    assert_eq!(model.spec().max_batch, 4);
+    let mut rig = Rig::new(&model);
+    let ask = |index: i64| Request { rows: 1, inputs: vec![Data::i64(&[1, 1], &[index])] };
+    // The last is one that a product of 64 bits would bring back into the table.
+    for wrong in [4, -5, i64::MAX, i64::MIN, 1 << 62] {
+        let (each, ..) = rig.each(&[ask(1), ask(wrong), ask(-1)]);
+        assert_eq!(each[0].as_ref().unwrap()[0].to_f32(), [4.0, 5.0, 6.0, 7.0]);
+        assert_eq!(each[2].as_ref().unwrap()[0].to_f32(), [12.0, 13.0, 14.0, 15.0]);
+        let (status, text) = each[1].as_ref().unwrap_err();
+        assert_eq!(*status, Status::BadTensor);
+        assert_eq!(*text, format!("model \"m\": node \"y\" (Gather): index {wrong} is outside of -4 to 3"));
+    }
+    assert!(rig.launch(&[ask(0), ask(3)]).is_ok());
+}
+
+#[test]
+fn every_operator_that_takes_indexes_looks_at_them() {
+    let two = [D::N(2), D::N(2)];
+    let nodes: [(&str, &[&str], i64); 5] = [
+        ("Gather", &["data", "at"], 2),
+        ("GatherElements", &["data", "at"], 2),
+        ("GatherND", &["data", "at"], 1 << 32),
+        ("ScatterElements", &["data", "at", "data"], 2),
+        ("ScatterND", &["data", "at", "updates"], 2),
+    ];
+    for (op, inputs, wrong) in nodes {
+        let graph = Graph::default()
+            .input("data", FLOAT, &two)
+            .input("at", INT64, &two)
+            .floats("updates", &[2], &[7.0, 8.0])
+            .node(op, inputs, &["y"], vec![])
+            .output_without_shape("y", FLOAT);
+        let mut rig = Rig::new(&load(&graph, Some("max_batch_size: 0")));
+        let mut ask = |at: [i64; 4]| rig.one(plain(vec![Data::f32(&[2, 2], &[1.0; 4]), Data::i64(&[2, 2], &at)]));
+        assert!(ask([0, 1, 1, 0]).is_ok(), "{op}");
+        let (status, text) = ask([0, 1, wrong, 0]).unwrap_err();
+        assert_eq!(status, Status::BadTensor, "{op}");
+        assert!(text.contains(&format!("node \"y\" ({op}): index {wrong} is outside of")), "{text}");
+    }
+}
+
+#[test]
+fn what_a_model_refuses_names_the_node() {
+    let graph = Graph::default()
+        .input("a", INT64, &[D::N(2)])
+        .input("b", INT64, &[D::N(2)])
+        .node("Div", &["a", "b"], &["y"], vec![])
+        .output("y", INT64, &[D::N(2)]);
+    let mut rig = Rig::new(&load(&graph, None));
+    let mut ask = |by: i64| rig.one(plain(vec![Data::i64(&[2], &[6, 4]), Data::i64(&[2], &[by, 1])]));
+    assert_eq!(ask(2).unwrap()[0].to_i64(), [3, 4]);
+    let (status, text) = ask(0).unwrap_err();
+    assert_eq!(status, Status::ModelFailed);
+    assert!(text.starts_with("model \"m\": node \"y\" (Div): "), "{text}");
 }
 
 #[test]

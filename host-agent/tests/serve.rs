@@ -211,6 +211,23 @@ fn failures_are_counted_for_the_model_that_failed() {
 }
 
 #[test]
+fn a_request_whose_values_are_at_fault_is_told_so() {
+    let folder = tempfile::tempdir().unwrap();
+    let graph = Graph::default().input("at", INT64, &[D::N(1)]).floats("table", &[3], &[1.0, 2.0, 3.0]);
+    let graph = graph.node("Gather", &["table", "at"], &["y"], vec![]).output("y", FLOAT, &[D::N(1)]);
+    put(folder.path(), "lookup", &graph.file(), None);
+    let mut config = config();
+    config.models.repository = Some(folder.path().to_owned());
+    let server = Server::start(build(config).unwrap()).unwrap();
+    let mut client = Client::connect(&server.tcp().unwrap().to_string(), ClientOptions::default()).unwrap();
+    let mut ask = |at: i64| client.infer("lookup", &[Input::new("at", DType::Int64, &[1], &at.to_le_bytes()[..])]);
+    let Err(Error::Failed(failure)) = ask(9) else { panic!("answered") };
+    assert_eq!(failure.status, Status::BadTensor);
+    assert_eq!(failure.text, "model \"lookup\": node \"y\" (Gather): index 9 is outside of -3 to 2");
+    assert_eq!(ask(2).unwrap().data(), 3.0_f32.to_le_bytes());
+}
+
+#[test]
 fn the_repository_replaces_built_in_models() {
     let mut config = config();
     config.models.builtins = vec![Builtin::Echo];

@@ -1,8 +1,9 @@
 //! Reading an ONNX file: what its graph takes and gives, and whether everything in it can be computed.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::io;
 use std::path::Path;
+use std::sync::Arc;
 
 use splitrpc_wire::catalog::MAX_NAME;
 use splitrpc_wire::{DType, MAX_RANK, MAX_TENSORS};
@@ -49,6 +50,9 @@ pub struct GraphTensor {
     pub dims: Option<Vec<Dim>>,
 }
 
+/// Operators by the names of their nodes.
+pub type Operators = HashMap<String, String>;
+
 /// A file that was read and whose operators are all known.
 #[derive(Clone, Debug)]
 pub struct OnnxFile {
@@ -58,6 +62,8 @@ pub struct OnnxFile {
     pub outputs: Vec<GraphTensor>,
     /// The graph as tract holds it before shapes are known.
     pub graph: InferenceModel,
+    /// The file's operators, by the name that each node has in `graph`.
+    pub operators: Arc<Operators>,
 }
 
 /// Reads a file.
@@ -121,8 +127,9 @@ pub fn parse(bytes: &[u8], folder: Option<&Path>) -> Result<OnnxFile, String> {
     for (what, tensors) in [("input", &inputs), ("output", &outputs)] {
         check_count(what, tensors)?;
     }
+    let operators = Arc::new(operators::by_node(graph));
     let graph = translate(&onnx, &proto, folder)?;
-    Ok(OnnxFile { inputs, outputs, graph })
+    Ok(OnnxFile { inputs, outputs, graph, operators })
 }
 
 fn check_count(what: &str, tensors: &[GraphTensor]) -> Result<(), String> {

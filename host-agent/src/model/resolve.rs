@@ -1,6 +1,7 @@
 //! Putting together what a file, its configuration and tract say about a model, or saying where they disagree.
 
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use super::config_pbtxt::{ConfigError, ModelConfig, TensorConfig, Warmup};
 use super::onnx::{Dim, GraphTensor, OnnxFile};
@@ -152,7 +153,7 @@ impl Resolver<'_> {
         let mut graph = self.file.graph.clone();
         let outlets: Vec<_> = self.outputs.iter().map(|o| graph.outputs[o.at]).collect();
         graph.select_output_outlets(&outlets).map_err(|e| Fault::File(format!("is not understood: {e:#}")))?;
-        let program = Program::new(graph, program_inputs, batched);
+        let program = Program::new(graph, Arc::clone(&self.file.operators), program_inputs, batched);
         program.check().map_err(|e| Fault::File(format!("cannot be computed: {e}")))?;
         let (found, exact) = self.found_outputs(&program, max_batch, asked)?;
         let outputs = self.outputs.iter().zip(found).map(|(output, found)| {

@@ -1,5 +1,6 @@
 //! The records of live requests, and their completions.
 
+use std::borrow::Cow;
 use std::collections::VecDeque;
 use std::sync::Arc;
 
@@ -233,19 +234,19 @@ impl<'a> Desk<'a> {
         let record = &self.records[request as usize];
         let late = record.rank.deadline <= now;
         let settled = if record.cancelled {
-            Err((Status::Cancelled, ""))
+            Err((Status::Cancelled, "".into()))
         } else if late {
-            Err((Status::DeadlineExceeded, "the deadline passed while the model computed"))
+            Err((Status::DeadlineExceeded, "the deadline passed while the model computed".into()))
         } else {
             self.settle(request, spec, item, answer, computed)
         };
-        let output = settled.ok();
+        let output = settled.as_ref().ok().copied();
         if let Some(unused) = item.output.filter(|run| Some(*run) != output) {
             self.free(unused);
         }
         match settled {
             Ok(output) => self.answer(request, Status::Ok, output),
-            Err((status, text)) => self.fail(request, status, text),
+            Err((status, text)) => self.fail(request, status, &text),
         }
     }
 
@@ -257,10 +258,10 @@ impl<'a> Desk<'a> {
         item: &BatchItem,
         answer: Option<(Output, &[TensorDesc])>,
         computed: &Computed,
-    ) -> Result<Run, (Status, &'static str)> {
-        let failed = |text| (Status::ModelFailed, text);
-        let (output, tensors) = answer.ok_or(failed("the model did not answer this request of its batch"))?;
-        if tensors.len() != spec.outputs.len() {
+    ) -> Result<Run, (Status, Cow<'static, str>)> {
+        let failed = |text: &'static str| (Status::ModelFailed, text.into());
+        let (output, tensors) = answer.ok_or_else(|| failed("the model did not answer this request of its batch"))?;
+        if tensors.len() != spec.outputs.len() && !matches!(output, Output::Failed(..)) {
             return Err(failed("the model gave another number of outputs than it declares"));
         }
         let manifest = &mut self.manifest;
@@ -275,8 +276,11 @@ impl<'a> Desk<'a> {
                 .map_err(|_| failed("the model gave an output whose size does not follow from its shape"))?;
         }
         let run = match output {
-            Output::InPlace => item.output.ok_or(failed("the model answered in slots that it does not have"))?,
+            Output::InPlace => {
+                item.output.ok_or_else(|| failed("the model answered in slots that it does not have"))?
+            }
             Output::Input => item.input,
+            Output::Failed(status, text) => return Err((status, text.into())),
             Output::Owned(buffers) => {
                 let fits = buffers.len() == tensors.len()
                     && buffers.iter().zip(tensors).all(|(b, t)| b.len() == t.bytes as usize);
@@ -284,17 +288,16 @@ impl<'a> Desk<'a> {
                     return Err(failed("the model gave an output of another size than its shape says"));
                 }
                 let external = External { tensors: buffers, meta: manifest.finish().to_vec() };
-                return self
-                    .arena
-                    .adopt(external)
-                    .map_err(|_| (Status::Busy, "more outputs wait to be sent than limits.external_outputs allows"));
+                return self.arena.adopt(external).map_err(|_| {
+                    (Status::Busy, "more outputs wait to be sent than limits.external_outputs allows".into())
+                });
             }
         };
         let inside = |(t, tensor): (usize, &TensorDesc)| self.arena.span(run, t as u16, 0, tensor.bytes).is_some();
         if !tensors.iter().enumerate().all(inside) {
             return Err(failed("the model gave an output that is larger than its slot"));
         }
-        let meta = self.arena.meta(run).ok_or((Status::Internal, "the response's slots do not exist"))?;
+        let meta = self.arena.meta(run).ok_or((Status::Internal, "the response's slots do not exist".into()))?;
         meta.copy_from(manifest.finish());
         Ok(run)
     }

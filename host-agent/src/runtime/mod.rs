@@ -7,7 +7,7 @@ use std::path::Path;
 
 use splitrpc_arena::Arena;
 use splitrpc_ring::Run;
-use splitrpc_wire::TensorDesc;
+use splitrpc_wire::{Status, TensorDesc};
 
 use crate::model::spec::ModelSpec;
 
@@ -93,6 +93,8 @@ pub enum Output {
     Input,
     /// In the runtime's own memory, one buffer a tensor, as its size was not known beforehand.
     Owned(Vec<Vec<u8>>),
+    /// There are none: how it failed, and a text for the client.
+    Failed(Status, String),
 }
 
 /// What a launch did. The runtime pushes one answer for each item, in the items' order.
@@ -134,6 +136,12 @@ impl Launch {
         self.push(Output::Owned(buffers), tensors);
     }
 
+    /// The next item has no outputs, for a reason that is its own: [`Status::BadTensor`] where its values are at fault, else
+    /// [`Status::ModelFailed`]. `text` goes to the client.
+    pub fn push_failed(&mut self, status: Status, text: String) {
+        self.push(Output::Failed(status, text), []);
+    }
+
     fn push(&mut self, output: Output, tensors: impl IntoIterator<Item = TensorDesc>) {
         self.outputs.push((output, self.tensors.len() as u32));
         self.tensors.extend(tensors);
@@ -168,7 +176,8 @@ pub struct RuntimeError(pub String);
 
 /// One instance of a loaded model, ready to compute.
 pub trait Runtime: Send {
-    /// Computes a batch and pushes one answer for each item to `launch`, which comes empty.
+    /// Computes a batch and pushes one answer for each item to `launch`, which comes empty. What only one item is to blame for
+    /// is that item's answer ([`Launch::push_failed`]), and the others get theirs.
     ///
     /// # Errors
     /// [`RuntimeError`] when the model fails; the runtime stays usable.

@@ -15,9 +15,11 @@ use tract_onnx::prelude::{TValue, TVec, Tensor};
 use super::{Batch, BatchItem, Factory, Launch, Runtime, RuntimeError};
 use crate::model::config_pbtxt::Warmup;
 use crate::model::spec::{ModelSpec, TensorSpec};
+use compute::Failure;
 use data::{bytes_of, copy_in, plain, tensor, wire_dims};
 use program::{Plan, Program, Shapes};
 
+mod compute;
 mod data;
 pub(crate) mod probe;
 pub(crate) mod program;
@@ -99,7 +101,7 @@ impl Model {
                     let seed = random(&input.name).then_some(seed as u64);
                     probe::made_up(input.dtype, shape, seed).map(TValue::from)
                 });
-                program::run(&plan, inputs.collect::<Result<_, _>>()?)?;
+                self.program.run(&plan, inputs.collect::<Result<_, _>>()?)?;
             }
         }
         Ok(())
@@ -142,10 +144,21 @@ const MOST_PREPARED_BYTES: usize = 64 << 20;
 
 impl Runtime for Instance {
     fn execute(&mut self, arena: &Arena, batch: &Batch, launch: &mut Launch) -> Result<(), RuntimeError> {
-        if self.model.spec.max_batch > 0 {
-            return self.launch(arena, batch, batch.items(), batch.rows(), launch);
+        let (items, batched) = (batch.items(), self.model.spec.max_batch > 0);
+        if batched && items.len() > 1 {
+            if self.launch(arena, batch, items, batch.rows(), launch).is_ok() {
+                return Ok(());
+            }
+            // What one request brought must not fail the others: each shows alone whose fault it was.
+            launch.clear();
         }
-        batch.items().iter().try_for_each(|item| self.launch(arena, batch, std::slice::from_ref(item), 1, launch))
+        for item in items {
+            let rows = if batched { item.rows.into() } else { 1 };
+            if let Err(failure) = self.launch(arena, batch, std::slice::from_ref(item), rows, launch) {
+                launch.push_failed(failure.status, format!("model {:?}: {}", self.model.spec.name, failure.text));
+            }
+        }
+        Ok(())
     }
 }
 
@@ -157,7 +170,7 @@ impl Instance {
         items: &[BatchItem],
         rows: u32,
         launch: &mut Launch,
-    ) -> Result<(), RuntimeError> {
+    ) -> Result<(), Failure> {
         let Some(first) = items.first() else { return Ok(()) };
         self.set_shapes(batch.tensors(first), rows)?;
         let start = Instant::now();
@@ -223,17 +236,17 @@ impl Instance {
     }
 
     /// Computes what was prepared last.
-    fn compute(&mut self) -> Result<TVec<TValue>, RuntimeError> {
-        let Some(prepared) = self.prepared.last_mut() else { return fail("nothing was prepared") };
+    fn compute(&mut self) -> Result<TVec<TValue>, Failure> {
+        let Some(prepared) = self.prepared.last_mut() else { return Ok(fail("nothing was prepared")?) };
         let inputs = || prepared.inputs.iter().cloned().map(TValue::from_const).collect();
         let program = &self.model.program;
-        let first = program::run(&prepared.plan, inputs());
+        let first = program.run(&prepared.plan, inputs());
         if first.is_ok() || !program.is_general(&prepared.plan) {
             return first;
         }
         // The general plan is a convenience; where it fails, the exact one decides who is at fault.
         let exact = program.exact(&prepared.shapes)?;
-        let outputs = program::run(&exact, inputs())?;
+        let outputs = program.run(&exact, inputs())?;
         program.distrust_general();
         prepared.plan = exact;
         Ok(outputs)

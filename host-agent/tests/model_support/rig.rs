@@ -1,9 +1,9 @@
 //! A loaded model on slots of an arena, without the rest of the server.
 
-use host_agent::runtime::{Batch, Factory, Launch, Output, Runtime, RuntimeError};
+use host_agent::runtime::{Batch, Factory, Launch, Output, Runtime};
 use splitrpc_arena::{Arena, PoolLayout};
 use splitrpc_ring::Run;
-use splitrpc_wire::{DType, Shape, TensorDesc};
+use splitrpc_wire::{DType, Shape, Status, TensorDesc};
 
 /// Bytes of a variable tensor's slot.
 const CLASS_BYTES: u32 = 1 << 16;
@@ -52,6 +52,9 @@ pub fn plain(inputs: Vec<Data>) -> Request {
     Request { rows: 1, inputs }
 }
 
+/// How a request failed, and what its client is told.
+pub type Failure = (Status, String);
+
 /// What a launch gave.
 pub struct Answer {
     /// For each request its outputs.
@@ -90,8 +93,15 @@ impl Rig {
         Rig { arena, runtime: model.instance().unwrap(), max_batch, fixed_outputs, outputs }
     }
 
-    /// Computes requests in one launch. Each lies in a window of its own, so that a batch is never contiguous.
-    pub fn launch(&mut self, requests: &[Request]) -> Result<Answer, RuntimeError> {
+    /// Computes requests in one launch, all of which must succeed.
+    pub fn launch(&mut self, requests: &[Request]) -> Result<Answer, Failure> {
+        let (each, copied_bytes, in_place) = self.each(requests);
+        Ok(Answer { outputs: each.into_iter().collect::<Result<_, _>>()?, copied_bytes, in_place })
+    }
+
+    /// Computes requests in one launch. Each lies in a window of its own, so that a batch is never contiguous. Returns what
+    /// became of each, the bytes that the runtime copied, and whether the outputs were in slots.
+    pub fn each(&mut self, requests: &[Request]) -> (Vec<Result<Vec<Data>, Failure>>, u64, bool) {
         let mut batch = Batch::default();
         let mut runs = Vec::new();
         for (index, request) in requests.iter().enumerate() {
@@ -117,7 +127,7 @@ impl Rig {
             runs.push(run(1));
         }
         let mut launch = Launch::default();
-        self.runtime.execute(&self.arena, &batch, &mut launch)?;
+        self.runtime.execute(&self.arena, &batch, &mut launch).unwrap();
         assert_eq!(launch.len(), requests.len());
         let (copied_bytes, mut in_place, mut outputs) = (launch.copied_bytes, false, Vec::new());
         for (index, run) in runs.iter().enumerate() {
@@ -136,6 +146,10 @@ impl Rig {
                     tensors.iter().map(read).collect()
                 }
                 Output::Owned(buffers) => buffers,
+                Output::Failed(status, text) => {
+                    outputs.push(Err((status, text)));
+                    continue;
+                }
                 Output::Input => panic!("tract never answers with its input"),
             };
             let data = tensors.iter().zip(buffers).map(|(desc, bytes)| Data {
@@ -143,13 +157,13 @@ impl Rig {
                 dims: desc.shape.dims().to_vec(),
                 bytes,
             });
-            outputs.push(data.collect());
+            outputs.push(Ok(data.collect()));
         }
-        Ok(Answer { outputs, copied_bytes, in_place })
+        (outputs, copied_bytes, in_place)
     }
 
     /// Computes one request.
-    pub fn one(&mut self, request: Request) -> Result<Vec<Data>, RuntimeError> {
+    pub fn one(&mut self, request: Request) -> Result<Vec<Data>, Failure> {
         self.launch(&[request]).map(|mut answer| answer.outputs.remove(0))
     }
 }

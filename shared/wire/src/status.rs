@@ -88,7 +88,7 @@ statuses! {
     UnknownSession = 3, Client, true, 14, 503, "session unknown to the server; open a new one";
     /// No such model.
     UnknownModel = 4, Client, false, 5, 404, "no such model";
-    /// Tensor names, types or shapes are not what the model takes.
+    /// Tensor names, types, shapes or values are not what the model takes.
     BadTensor = 5, Client, false, 3, 400, "tensors are not what the model takes";
     /// Larger than a configured limit.
     TooLarge = 6, Client, false, 8, 413, "larger than the server's limit";

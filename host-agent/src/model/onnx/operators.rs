@@ -6,27 +6,43 @@ use tract_onnx::Onnx;
 use tract_onnx::pb::tensor_proto::DataType;
 use tract_onnx::pb::{AttributeProto, GraphProto, ModelProto, NodeProto, TypeProto, type_proto};
 
+use super::Operators;
+
 /// Names of the operators that cannot be computed, in all graphs, sorted.
 pub(super) fn unsupported(onnx: &Onnx, proto: &ModelProto, graph: &GraphProto) -> Vec<String> {
     let local: HashSet<(&str, &str)> =
         proto.functions.iter().map(|f| (f.domain.as_deref().unwrap_or(""), f.name.as_deref().unwrap_or(""))).collect();
     let half = uses_half(graph);
     let mut unsupported = BTreeSet::new();
-    let mut graphs = vec![graph];
-    while let Some(graph) = graphs.pop() {
-        for node in &graph.node {
-            let domain = Some(node.domain.as_str()).filter(|d| !d.is_empty());
-            let name = || domain.map_or(node.op_type.clone(), |d| format!("{d}.{}", node.op_type));
-            if !known(onnx, &local, node) {
-                unsupported.insert(name());
-            } else if let Some(what) = misread(node, half) {
-                unsupported.insert(format!("{} with {what}", name()));
-            }
-            graphs.extend(node.attribute.iter().filter_map(|a| a.g.as_ref()));
-            graphs.extend(node.attribute.iter().flat_map(|a| &a.graphs));
+    for node in nodes(graph) {
+        let domain = Some(node.domain.as_str()).filter(|d| !d.is_empty());
+        let name = || domain.map_or(node.op_type.clone(), |d| format!("{d}.{}", node.op_type));
+        if !known(onnx, &local, node) {
+            unsupported.insert(name());
+        } else if let Some(what) = misread(node, half) {
+            unsupported.insert(format!("{} with {what}", name()));
         }
     }
     unsupported.into_iter().collect()
+}
+
+/// The operator of each node of all graphs, by the name that tract gives the node: its own, or that of its first output.
+pub(super) fn by_node(graph: &GraphProto) -> Operators {
+    let name = |node: &NodeProto| Some(&node.name).filter(|n| !n.is_empty()).or(node.output.first()).cloned();
+    nodes(graph).into_iter().filter_map(|node| Some((name(node)?, node.op_type.clone()))).collect()
+}
+
+/// The nodes of a graph and of those inside it.
+fn nodes(graph: &GraphProto) -> Vec<&NodeProto> {
+    let (mut graphs, mut nodes) = (vec![graph], Vec::new());
+    while let Some(graph) = graphs.pop() {
+        for node in &graph.node {
+            graphs.extend(node.attribute.iter().filter_map(|a| a.g.as_ref()));
+            graphs.extend(node.attribute.iter().flat_map(|a| &a.graphs));
+            nodes.push(node);
+        }
+    }
+    nodes
 }
 
 fn known(onnx: &Onnx, local: &HashSet<(&str, &str)>, node: &NodeProto) -> bool {

@@ -5,7 +5,7 @@ use splitrpc_wire::DType;
 use tract_onnx::prelude::{DatumType, TValue, TVec, Tensor};
 
 use super::data::{tensor, words};
-use super::program::{self, Found, FoundDim, Plan, Program, Shapes, datum_type};
+use super::program::{Found, FoundDim, Plan, Program, Shapes, datum_type};
 use crate::runtime::RuntimeError;
 
 /// What was found out about a batched program.
@@ -33,12 +33,12 @@ pub(crate) fn batched(program: &Program, shapes: impl Fn(u32) -> Shapes) -> Resu
     let row = |row: usize| inputs.iter().map(|t| t.slice(0, row, row + 1).map(TValue::from)).collect::<Result<_, _>>();
     let (Ok(first), Ok(second)) = (row(0), row(1)) else { return Ok(probed) };
     // Made-up values may be nothing that the model takes; but if it takes one row of them, it must take two.
-    let Ok(first) = program::run(&one, first) else { return Ok(probed) };
-    let together = program::run(&two, inputs.clone())?;
+    let Ok(first) = program.run(&one, first) else { return Ok(probed) };
+    let together = program.run(&two, inputs.clone())?;
     for ((found, alone), together) in probed.outputs.iter_mut().zip(&first).zip(&together) {
         observe(found, alone.shape(), together.shape());
     }
-    if let Ok(second) = program::run(&one, second) {
+    if let Ok(second) = program.run(&one, second) {
         probed.independent = Some(same_rows(&[first, second], &together));
     }
     Ok(probed)
@@ -75,8 +75,8 @@ fn same_rows(alone: &[TVec<TValue>], together: &[TValue]) -> bool {
 /// computes something else. Shapes that the model does not take prove nothing.
 fn general(program: &Program, shapes: &Shapes) {
     let outputs = program.general().zip(made_up_inputs(program, shapes)).and_then(|(general, inputs)| {
-        let exact = program::run(&program.exact(shapes).ok()?, inputs.clone()).ok()?;
-        Some((exact, program::run(&general, inputs)))
+        let exact = program.run(&program.exact(shapes).ok()?, inputs.clone()).ok()?;
+        Some((exact, program.run(&general, inputs)))
     });
     if let Some((exact, general)) = outputs
         && !general.is_ok_and(|general| general.iter().zip(&exact).all(|(a, b)| alike(a, b)))

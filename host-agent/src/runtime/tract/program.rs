@@ -5,14 +5,19 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use splitrpc_wire::DType;
 use tract_onnx::prelude::{
-    DatumType, InferenceFact, InferenceModel, InferenceModelExt, IntoRunnable, OutletId, Symbol, TDim, TValue, TVec,
-    TypedModel, TypedRunnableModel,
+    DatumType, InferenceFact, InferenceModel, InferenceModelExt, IntoRunnable, Symbol, TDim, TValue, TVec, TypedModel,
+    TypedNode, TypedRunnableModel, tensor1,
 };
+use tract_onnx::tract_core::internal::EvalContext;
+use tract_onnx::tract_core::ops::binary::TypedBinOp;
+use tract_onnx::tract_core::ops::einsum::EinSum;
+use tract_onnx::tract_core::ops::element_wise::ElementWiseOp;
 use tract_onnx::tract_core::ops::nn::{Reduce, Reducer};
 use tract_onnx::tract_core::ops::scan::Scan;
 use tract_onnx::tract_hir::infer::Factoid;
 
-use crate::model::onnx::{Dim, brief, panic_text};
+use super::compute::{self, Failure};
+use crate::model::onnx::{Dim, Operators, brief, panic_text};
 use crate::quiet::caught;
 use crate::runtime::RuntimeError;
 
@@ -51,6 +56,8 @@ pub(crate) struct ProgramInput {
 #[derive(Debug)]
 pub(crate) struct Program {
     graph: InferenceModel,
+    /// The file's operators, by the name that tract gives each node.
+    operators: Arc<Operators>,
     inputs: Vec<ProgramInput>,
     batched: bool,
     exact: Mutex<Plans>,
@@ -66,9 +73,33 @@ type Plans = Vec<(Shapes, Plan)>;
 const MOST_EXACT: usize = 32;
 
 impl Program {
-    pub(crate) fn new(graph: InferenceModel, inputs: Vec<ProgramInput>, batched: bool) -> Program {
+    pub(crate) fn new(
+        graph: InferenceModel,
+        operators: Arc<Operators>,
+        inputs: Vec<ProgramInput>,
+        batched: bool,
+    ) -> Program {
         let (exact, general) = (Mutex::default(), OnceLock::new());
-        Program { graph, inputs, batched, exact, general, general_failed: AtomicBool::new(false) }
+        Program { graph, operators, inputs, batched, exact, general, general_failed: AtomicBool::new(false) }
+    }
+
+    /// Computes inputs with a plan of this program.
+    pub(crate) fn run(&self, plan: &Plan, inputs: TVec<TValue>) -> Result<TVec<TValue>, Failure> {
+        compute::run(plan, inputs, |name, operator| self.describe(name, operator))
+    }
+
+    /// A node in the file's own words. tract makes several nodes of some, whose names begin with the file's.
+    fn describe(&self, name: &str, operator: &str) -> String {
+        let mut known = name;
+        loop {
+            if let Some(operator) = self.operators.get(known) {
+                return format!("node {known:?} ({operator})");
+            }
+            match known.rsplit_once('.') {
+                Some((front, _)) => known = front,
+                None => return format!("node {name:?} ({operator})"),
+            }
+        }
     }
 
     pub(crate) fn inputs(&self) -> &[ProgramInput] {
@@ -181,7 +212,11 @@ impl Program {
     /// Names the node that is not.
     pub(crate) fn check(&self) -> Result<(), RuntimeError> {
         // A graph that cannot be typed for any shape may be for those that come; then this is looked at again.
-        let wrong = guarded(|| Ok(self.typed(self.symbolic_facts()).ok().and_then(|typed| miscount(&typed))));
+        let wrong = guarded(|| {
+            let Ok(typed) = self.typed(self.symbolic_facts()) else { return Ok(None) };
+            let found = self.first(&typed, unfit);
+            Ok(found.or_else(|| self.first(&typed, multiplies_integers).filter(|_| self.optimised(typed).is_err())))
+        });
         wrong.ok().flatten().map_or(Ok(()), |text| Err(RuntimeError(text)))
     }
 
@@ -196,29 +231,74 @@ impl Program {
     fn compile(&self, facts: Vec<InferenceFact>) -> Result<Plan, RuntimeError> {
         let compiled = guarded(|| {
             let typed = self.typed(facts)?;
-            if let Some(text) = miscount(&typed) {
+            if let Some(text) = self.first(&typed, unfit) {
                 return Err(text);
             }
-            let plan = typed.into_optimized().and_then(IntoRunnable::into_runnable);
-            plan.map_err(|e| format!("{e:#}"))
+            self.optimised(typed)?.into_runnable().map_err(|e| format!("{e:#}"))
         });
         compiled.map_err(|e| RuntimeError(brief(&format!("the model cannot be computed with these shapes: {e}"))))
     }
+
+    fn optimised(&self, typed: TypedModel) -> Result<TypedModel, String> {
+        // tract may yet find another way to compute a product; only where it fails is this the reason.
+        let suspect = self.first(&typed, multiplies_integers);
+        let optimised = guarded(|| typed.into_optimized().map_err(|e| format!("{e:#}")));
+        optimised.map_err(|error| suspect.unwrap_or(error))
+    }
+
+    /// What is said of the first node of which something is said, after its name.
+    fn first(&self, graph: &TypedModel, why: fn(&TypedModel, &TypedNode) -> Option<String>) -> Option<String> {
+        graph.nodes().iter().find_map(|node| match node.op_as::<Scan>() {
+            Some(scan) => self.first(&scan.body, why),
+            None => why(graph, node).map(|why| format!("{} {why}", self.describe(&node.name, &node.op().name()))),
+        })
+    }
 }
 
-/// Says which node adds up 64-bit integers: tract does so with 32 bits, and no answer is better than a wrong one.
-fn miscount(graph: &TypedModel) -> Option<String> {
-    graph.nodes().iter().find_map(|node| {
-        if let Some(scan) = node.op_as::<Scan>() {
-            return miscount(&scan.body);
-        }
-        let wide = |input: &OutletId| {
-            let fact = graph.outlet_fact(*input);
-            fact.is_ok_and(|fact| matches!(fact.datum_type, DatumType::I64 | DatumType::U64))
-        };
-        let wrong = node.op_as::<Reduce>().is_some_and(|op| op.reducer == Reducer::Sum) && node.inputs.iter().any(wide);
-        wrong.then(|| format!("node {} adds up 64-bit integers, which are computed with 32 bits here", node.name))
-    })
+/// Why tract cannot compute a node with the types that it is given, or would compute something else.
+fn unfit(graph: &TypedModel, node: &TypedNode) -> Option<String> {
+    let types = types(graph, node)?;
+    let sums = node.op_as::<Reduce>().is_some_and(|op| op.reducer == Reducer::Sum);
+    if sums && types.iter().any(|kind| matches!(kind, DatumType::I64 | DatumType::U64)) {
+        // No answer is better than a wrong one.
+        return Some("adds up 64-bit integers, which are computed with 32 bits here".into());
+    }
+    if !node.op_is::<ElementWiseOp>() && !node.op_is::<TypedBinOp>() {
+        return None;
+    }
+    // What such an operator says of one element it says of all, and tract would ask it only when it runs.
+    let one = |kind: &DatumType| Some(TValue::from(tensor1(&[1_i64]).cast_to_dt(*kind).ok()?.into_owned()));
+    let ones = types.iter().filter(|kind| kind.is_number()).map(one).collect::<Option<TVec<TValue>>>()?;
+    if ones.len() < types.len() {
+        return None;
+    }
+    let tried = guarded(|| node.op().eval(&EvalContext::out_of_plan(), ones).map_err(|e| format!("{e:#}")));
+    tried.err().map(|why| format!("cannot be computed with {}: {why}", named(&types)))
+}
+
+/// Says so where matrices of integers are multiplied that tract has no product for.
+fn multiplies_integers(graph: &TypedModel, node: &TypedNode) -> Option<String> {
+    let types = types(graph, node)?;
+    let has_none =
+        |kind: &DatumType| kind.is_integer() && !matches!(kind.unquantized().size_of(), 1) && *kind != DatumType::I32;
+    let wrong = node.op_is::<EinSum>() && types.iter().any(has_none);
+    wrong.then(|| format!("multiplies matrices of {}, which is not supported", named(&types)))
+}
+
+/// The types of a node's inputs.
+fn types(graph: &TypedModel, node: &TypedNode) -> Option<TVec<DatumType>> {
+    node.inputs.iter().map(|input| Some(graph.outlet_fact(*input).ok()?.datum_type)).collect()
+}
+
+/// Types as they are called on the wire.
+fn named(types: &[DatumType]) -> String {
+    let name = |kind: &DatumType| match DType::ALL.iter().find(|d| datum_type(**d) == *kind) {
+        Some(dtype) => dtype.name().to_owned(),
+        None => format!("{kind:?}"),
+    };
+    let mut names: Vec<String> = types.iter().map(name).collect();
+    names.dedup();
+    names.join(" and ")
 }
 
 /// A plan from the list, which is then the most recently used.
@@ -228,14 +308,8 @@ fn find(plans: &mut Plans, shapes: &[Vec<u32>]) -> Option<Plan> {
     plans.last().map(|(_, plan)| plan.clone())
 }
 
-/// Computes. Every run starts from a fresh state, so that nothing of one request is left for the next.
-pub(crate) fn run(plan: &Plan, inputs: TVec<TValue>) -> Result<TVec<TValue>, RuntimeError> {
-    let outputs = guarded(|| plan.spawn().and_then(|mut state| state.run(inputs)).map_err(|e| format!("{e:#}")));
-    outputs.map_err(|e| RuntimeError(brief(&format!("the model failed: {e}"))))
-}
-
 /// Turns a panic inside tract into an error.
-fn guarded<T>(work: impl FnOnce() -> Result<T, String>) -> Result<T, String> {
+pub(super) fn guarded<T>(work: impl FnOnce() -> Result<T, String>) -> Result<T, String> {
     // tract's plans and graphs are only read inside, and what was being made is dropped.
     caught(work).unwrap_or_else(|panic| Err(panic_text(&*panic)))
 }

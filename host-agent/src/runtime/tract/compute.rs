@@ -1,0 +1,96 @@
+//! Running a plan, and saying which node failed and whose fault that is.
+
+use std::cell::Cell;
+
+use splitrpc_wire::Status;
+use tract_onnx::prelude::{DatumType, TValue, TVec, TractResult, TypedNode};
+use tract_onnx::tract_core::ops::array::{Gather, GatherElements, GatherNd, ScatterElements, ScatterNd};
+
+use super::program::{Plan, guarded};
+use crate::model::onnx::brief;
+use crate::runtime::RuntimeError;
+
+/// Why a request was not computed: what its client is told.
+#[derive(Debug)]
+pub(crate) struct Failure {
+    /// [`Status::BadTensor`] where the request's own values are at fault, else [`Status::ModelFailed`].
+    pub(crate) status: Status,
+    pub(crate) text: String,
+}
+
+impl From<RuntimeError> for Failure {
+    fn from(RuntimeError(text): RuntimeError) -> Failure {
+        Failure { status: Status::ModelFailed, text }
+    }
+}
+
+impl From<Failure> for RuntimeError {
+    fn from(failure: Failure) -> RuntimeError {
+        RuntimeError(failure.text)
+    }
+}
+
+/// Computes. Every run starts from a fresh state, so that nothing of one request is left for the next. `describe` gives the
+/// words for a node, by its name and its operator.
+pub(super) fn run(
+    plan: &Plan,
+    inputs: TVec<TValue>,
+    describe: impl Fn(&str, &str) -> String,
+) -> Result<TVec<TValue>, Failure> {
+    // Here and not in the closure's state: a panic has to leave them behind.
+    let (at, status) = (Cell::new(None), Cell::new(Status::ModelFailed));
+    let outputs = guarded(|| {
+        let run = plan.spawn().and_then(|mut state| {
+            state.run_plan_with_eval(inputs, |context, op_state, node, inputs| {
+                at.set(Some(node.id));
+                if let Some(why) = astray(node, &inputs)? {
+                    status.set(Status::BadTensor);
+                    return Err(anyhow::anyhow!(why));
+                }
+                match op_state {
+                    Some(op_state) => op_state.eval(context, node.op(), inputs),
+                    None => node.op().eval(context, inputs),
+                }
+            })
+        });
+        run.map_err(|e| format!("{e:#}"))
+    });
+    outputs.map_err(|error| {
+        let node = at.get().map(|id| plan.model().node(id));
+        let node = node.map(|node| format!("{}: ", describe(&node.name, &node.op().name())));
+        Failure { status: status.get(), text: brief(&format!("{}{error}", node.unwrap_or_default())) }
+    })
+}
+
+/// Says which index points past what it is an index into. tract itself notices only where that lies past the whole tensor, and
+/// for some ways of keeping a tensor not even then.
+fn astray(node: &TypedNode, inputs: &[TValue]) -> TractResult<Option<String>> {
+    // For each operator: the axis at which its indexes point, or the first of the axes, and whether one may count from the end.
+    let (axis, each, from_end) = if let Some(op) = node.op_as::<Gather>() {
+        (op.axis, false, true)
+    } else if let Some(op) = node.op_as::<GatherElements>() {
+        (op.axis, false, true)
+    } else if let Some(op) = node.op_as::<ScatterElements>() {
+        (op.axis, false, true)
+    } else if let Some(op) = node.op_as::<GatherNd>() {
+        (op.batch_dims, true, false)
+    } else if node.op_is::<ScatterNd>() {
+        (0, true, false)
+    } else {
+        return Ok(None);
+    };
+    let [data, indexes, ..] = inputs else { return Ok(None) };
+    let indexes = indexes.cast_to_dt(DatumType::I64)?;
+    let indexes = indexes.to_plain_array_view::<i64>()?;
+    let coordinates = if each { indexes.shape().last().copied().unwrap_or(1).max(1) } else { 1 };
+    for (place, &index) in indexes.iter().enumerate() {
+        let size = data.shape().get(axis + place % coordinates).copied().unwrap_or(0);
+        let size = i64::try_from(size).unwrap_or(i64::MAX);
+        // What is packed for multiplication is not read from its end.
+        let least = if from_end && data.is_plain_ram() { -size } else { 0 };
+        if !(least..size).contains(&index) {
+            return Ok(Some(format!("index {index} is outside of {least} to {}", size - 1)));
+        }
+    }
+    Ok(None)
+}
