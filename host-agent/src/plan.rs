@@ -1,6 +1,6 @@
 //! How the models' tensors are laid out: which pools there are, and which belong to whom.
 
-use splitrpc_arena::{LayoutError, PoolLayout};
+use splitrpc_arena::{LayoutError, MAX_ARENA_BYTES, PoolLayout};
 use splitrpc_engine::{InputPlan, ModelPlan};
 use splitrpc_wire::catalog::{TensorInfo, write_model};
 use splitrpc_wire::manifest::{MANIFEST_ENTRY_LEN, MANIFEST_HEAD_LEN};
@@ -44,17 +44,15 @@ impl Plan {
         let specs: Vec<&ModelSpec> = specs.into_iter().collect();
         let mut plan = Plan { inputs: Vec::new(), outputs: Vec::new(), models: Vec::new() };
         for spec in &specs {
-            let refuse = |error| PlanError::Layout { model: spec.name.clone(), error };
             check_size(spec, limits)?;
             let mut inputs = Vec::new();
-            for layout in input_layouts(spec, limits).map_err(refuse)? {
+            for layout in input_layouts(spec, limits)? {
                 inputs.push(plan.inputs.len() as u16);
                 plan.inputs.push((plan.inputs.len() as u16, layout));
             }
             plan.models.push(ModelPools { inputs, output: None });
         }
         for (spec, pools) in specs.iter().zip(&mut plan.models) {
-            let refuse = |error| PlanError::Layout { model: spec.name.clone(), error };
             let Some(row) = row_bytes(spec, &spec.outputs) else { continue };
             // Outputs larger than a request may be are left to the runtime's own memory.
             if row.iter().map(|b| u64::from(*b)).sum::<u64>() > u64::from(limits.max_request_bytes) {
@@ -63,8 +61,13 @@ impl Plan {
             // Replies stay in their slots while they are sent, and for duplicates.
             let slots = limits.slots_per_model.saturating_add(limits.kept_replies);
             let id = (plan.inputs.len() + plan.outputs.len()) as u16;
-            plan.outputs.push((id, layout(spec, &row, slots, limits).map_err(refuse)?));
+            plan.outputs.push((id, layout(spec, ("output", &spec.outputs), &row, slots, limits)?));
             pools.output = Some(id);
+        }
+        // No pool has more than 2^48 bytes, and no plan more than 2^16 pools.
+        let bytes = plan.all().iter().map(|(_, layout)| layout.bytes()).sum();
+        if bytes > MAX_ARENA_BYTES {
+            return Err(PlanError::TooMuch { models: specs.iter().map(|s| s.name.clone()).collect(), bytes });
         }
         Ok(plan)
     }
@@ -86,6 +89,41 @@ pub enum PlanError {
         model: String,
         /// Why.
         error: LayoutError,
+    },
+    /// A full batch of one tensor cannot be addressed.
+    #[error(
+        "model {model}: {rows} rows (max_batch_size) of {what} {tensor:?}, {bytes} bytes each{}, are more than a batch can \
+         have, 4294967295 bytes: lower max_batch_size to {most}{}",
+        if *.varies { " (its size varies, up to limits.max_request_bytes)" } else { "" },
+        if *.varies { ", or lower limits.max_request_bytes" } else { "" }
+    )]
+    Window {
+        /// Its name.
+        model: String,
+        /// Input or output.
+        what: &'static str,
+        /// The tensor's name.
+        tensor: String,
+        /// Bytes of one row.
+        bytes: u32,
+        /// Rows of a batch.
+        rows: u16,
+        /// Rows that fit.
+        most: u32,
+        /// Whether rows differ in size.
+        varies: bool,
+    },
+    /// There are not so many addresses.
+    #[error(
+        "requests of {} may take {bytes} bytes, and there is room for {MAX_ARENA_BYTES}: lower limits.class_bytes, \
+         limits.slots_per_model, limits.max_request_bytes, or max_batch_size of the models",
+        .models.join(", ")
+    )]
+    TooMuch {
+        /// The models.
+        models: Vec<String>,
+        /// What they would take.
+        bytes: u64,
     },
     /// No request could ever be taken.
     #[error("model {model}: its smallest request has {bytes} bytes, and limits.max_request_bytes is {limit}")]
@@ -116,9 +154,9 @@ fn row_bytes(spec: &ModelSpec, tensors: &[TensorSpec]) -> Option<Vec<u32>> {
     tensors.iter().map(|t| spec.row_bytes(t)).collect()
 }
 
-fn input_layouts(spec: &ModelSpec, limits: &Limits) -> Result<Vec<PoolLayout>, LayoutError> {
+fn input_layouts(spec: &ModelSpec, limits: &Limits) -> Result<Vec<PoolLayout>, PlanError> {
     if let Some(row) = row_bytes(spec, &spec.inputs) {
-        return Ok(vec![layout(spec, &row, limits.slots_per_model, limits)?]);
+        return Ok(vec![layout(spec, ("input", &spec.inputs), &row, limits.slots_per_model, limits)?]);
     }
     let mut classes: Vec<u32> = CLASSES.into_iter().filter(|c| *c < limits.max_request_bytes).collect();
     while let Some(next) = classes.last().and_then(|c| c.checked_mul(2)) {
@@ -133,19 +171,37 @@ fn input_layouts(spec: &ModelSpec, limits: &Limits) -> Result<Vec<PoolLayout>, L
         .map(|class| {
             // A tensor of fixed size takes that; the others may each be as large as the whole class.
             let row: Vec<u32> = spec.inputs.iter().map(|t| spec.row_bytes(t).unwrap_or(class)).collect();
-            layout(spec, &row, limits.slots_per_model, limits)
+            layout(spec, ("input", &spec.inputs), &row, limits.slots_per_model, limits)
         })
         .collect()
 }
 
-fn layout(spec: &ModelSpec, row: &[u32], slots: u32, limits: &Limits) -> Result<PoolLayout, LayoutError> {
+/// The pool of a model's inputs or outputs, `row` being the bytes of a row of each.
+fn layout(
+    spec: &ModelSpec,
+    (what, tensors): (&'static str, &[TensorSpec]),
+    row: &[u32],
+    slots: u32,
+    limits: &Limits,
+) -> Result<PoolLayout, PlanError> {
     let max_batch = spec.max_batch.max(1);
+    if let Some((tensor, &bytes)) = tensors.iter().zip(row).find(|(_, b)| b.checked_mul(max_batch.into()).is_none()) {
+        return Err(PlanError::Window {
+            model: spec.name.clone(),
+            what,
+            tensor: tensor.name.clone(),
+            bytes,
+            rows: max_batch,
+            most: u32::MAX / bytes,
+            varies: spec.row_bytes(tensor).is_none(),
+        });
+    }
     let row_total = row.iter().map(|b| u64::from(*b)).sum::<u64>().max(1);
     let fit = u32::try_from(limits.class_bytes / row_total).unwrap_or(u32::MAX);
     let slots = slots.min(fit.max(FEW));
     // A second window, so that one batch can gather while another is computed.
     let windows = slots.div_ceil(u32::from(max_batch)).max(2);
-    PoolLayout::new(row, max_batch, windows)
+    PoolLayout::new(row, max_batch, windows).map_err(|error| PlanError::Layout { model: spec.name.clone(), error })
 }
 
 /// What the engine needs to know of a model, owned.
@@ -281,6 +337,32 @@ mod tests {
         // More than 32 bits, and than 64.
         assert!(plan(&[Some(3_500_000_000)], 0).is_err());
         assert!(plan(&[Some(u32::MAX); 4], 0).is_err());
+    }
+
+    #[test]
+    fn a_batch_that_cannot_be_addressed_is_refused_with_what_to_lower() {
+        let plan = |max_batch, input: &[Option<u32>], output: &[Option<u32>]| {
+            Plan::new(&[spec(max_batch, input, output)], &Limits::default()).map_err(|e| e.to_string())
+        };
+        // 64 MB a row.
+        let large = [None, Some(16_000_000)];
+        assert!(plan(67, &large, &[None]).is_ok());
+        let said = plan(68, &large, &[None]).unwrap_err();
+        for part in ["model m: 68 rows", "input \"IN\", 64000000 bytes each,", "max_batch_size to 67"] {
+            assert!(said.contains(part), "{said}");
+        }
+        assert!(!said.contains("limits."), "{said}");
+        let said = plan(68, &[None, Some(1)], &large).unwrap_err();
+        assert!(said.contains("output \"OUT\""), "{said}");
+        let said = plan(64, &[None, None], &[None]).unwrap_err();
+        assert!(said.contains("to 63, or lower limits.max_request_bytes"), "{said}");
+    }
+
+    #[test]
+    fn more_memory_than_there_are_addresses_is_refused_with_what_to_lower() {
+        let limits = Limits { class_bytes: u64::MAX, slots_per_model: 1 << 20, ..Limits::default() };
+        let said = Plan::new(&[spec(0, &[None], &[None])], &limits).unwrap_err().to_string();
+        assert!(said.starts_with("requests of m may take ") && said.contains("limits.class_bytes"), "{said}");
     }
 
     #[test]

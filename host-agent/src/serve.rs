@@ -12,7 +12,7 @@ use crate::metrics::{ModelReport, ModelState, Status};
 use crate::model::spec::ModelSpec;
 use crate::model::{ModelError, embedded, load_repository};
 use crate::orchestrator::Served;
-use crate::plan::{self, Plan};
+use crate::plan::{self, Plan, PlanError};
 use crate::runtime::echo::Echo;
 use crate::runtime::null::Null;
 use crate::runtime::{Factory, RuntimeError};
@@ -48,6 +48,9 @@ pub enum BuildError {
     /// The model repository cannot be read.
     #[error("model repository: {0}")]
     Repository(#[from] ModelError),
+    /// The models that can be served take too much together.
+    #[error(transparent)]
+    Plan(#[from] PlanError),
     /// Not one model can be served.
     #[error("no model can be served:\n{}", reasons(.0))]
     NoModel(Vec<ModelReport>),
@@ -104,8 +107,8 @@ pub fn build(config: Config) -> Result<Built, BuildError> {
         return Err(BuildError::NoModel(failed));
     }
     let specs = || models.iter().map(|m| m.factory.spec());
-    // `serve` has tried each of them.
-    let plan = Plan::new(specs(), &config.limits).expect("pools of models that were tried one by one");
+    // `serve` has tried each of them, but not all together.
+    let plan = Plan::new(specs(), &config.limits)?;
     let catalog = plan::catalog(specs()).expect("records of models that were tried one by one");
     let telemetry: Vec<_> = (0..config.data.threads).map(|_| Arc::new(Telemetry::new(models.len()))).collect();
     reports.append(&mut failed);
