@@ -11,8 +11,8 @@ use crate::storage::Engine;
 /// Bytes of the longest status payload.
 const STATUS_LEN: usize = 8 + MAX_STATUS_TEXT;
 
-/// A copy of a meta area.
-pub(crate) type Meta = [u8; META_BYTES as usize];
+/// A copy of a meta area: what the host wrote beside a request's slots.
+pub type Meta = [u8; META_BYTES as usize];
 
 /// Gives a completion to the engine. What the meta area says is copied to `bytes` first and only the copy is looked at,
 /// since the host may write there at any time.

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use splitrpc_arena::{Arena, META_BYTES};
+use splitrpc_arena::Arena;
 use splitrpc_engine::{MS, Peer, Time};
 use splitrpc_ring::NicLink;
 use splitrpc_socket::{Events, Interest, MAX_GSO_SEGMENTS, Poller, pin_current_thread};
@@ -122,7 +122,7 @@ impl<L: NicLink, H: Host> DataThread<L, H> {
             stop: Arc::new(AtomicBool::new(false)),
             telemetry,
             departures: Departures::default(),
-            meta: Box::new([0; META_BYTES as usize]),
+            meta: Box::new([0; size_of::<completion::Meta>()]),
             start: Instant::now(),
             unpublished: true,
             next_publish: Time::default(),

@@ -15,7 +15,7 @@ mod tcp;
 mod udp;
 mod wait;
 
-pub use completion::copy_manifest;
+pub use completion::{Meta, copy_manifest};
 pub use data_thread::DataThread;
 pub use settings::{DataThreadConfig, Host, Stop};
 pub use storage::{BuildError, BuiltEngine, Engine, build_engine};

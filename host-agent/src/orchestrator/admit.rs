@@ -1,7 +1,7 @@
 //! A submission held against the model that it names. Neither the link nor the engine is taken at its word.
 
-use nic_app::copy_manifest;
-use splitrpc_arena::{Arena, META_BYTES};
+use nic_app::{Meta, copy_manifest};
+use splitrpc_arena::Arena;
 use splitrpc_ring::Run;
 use splitrpc_wire::{Manifest, Status, TensorDesc};
 
@@ -18,7 +18,7 @@ pub(super) fn admit(
     input: Run,
     spec: &ModelSpec,
     pools: &ModelPools,
-    copy: &mut [u8; META_BYTES as usize],
+    copy: &mut Meta,
     tensors: &mut Vec<TensorDesc>,
 ) -> Result<u64, Refusal> {
     if !pools.inputs.contains(&input.pool) {

@@ -4,7 +4,8 @@ use std::borrow::Cow;
 use std::collections::VecDeque;
 use std::sync::Arc;
 
-use splitrpc_arena::{Arena, EXTERNAL_POOL, External, META_BYTES, SlotAllocator};
+use nic_app::Meta;
+use splitrpc_arena::{Arena, EXTERNAL_POOL, External, SlotAllocator};
 use splitrpc_engine::Time;
 use splitrpc_ring::{Completion, HostLink, RequestKey, Run};
 use splitrpc_telemetry::{Event, Shard};
@@ -97,7 +98,7 @@ pub(super) struct Desk<'a> {
     outputs: SlotAllocator<'a>,
     records: Vec<Record>,
     /// Scratch: a copy of a request's meta area.
-    pub(super) copy: Box<[u8; META_BYTES as usize]>,
+    pub(super) copy: Box<Meta>,
     /// Scratch: a response's manifest.
     manifest: ManifestWriter,
     /// Completions on their way to the link, each with whether a record waits for it.
@@ -128,7 +129,7 @@ impl<'a> Desk<'a> {
             telemetry,
             outputs,
             records: (0..requests).map(|_| record()).collect(),
-            copy: Box::new([0; META_BYTES as usize]),
+            copy: Box::new([0; size_of::<Meta>()]),
             manifest: ManifestWriter::with_path(),
             // Every record's completion, and as many again that belong to none: see `has_room`.
             outbox: VecDeque::with_capacity(2 * requests),
@@ -206,7 +207,7 @@ impl<'a> Desk<'a> {
     pub(super) fn fail(&mut self, request: u32, status: Status, text: &str) {
         let input = self.records[request as usize].input;
         if let Some(meta) = self.arena.meta(input) {
-            let mut bytes = [0; META_BYTES as usize];
+            let mut bytes: Meta = [0; size_of::<Meta>()];
             let len = StatusPayload { status, retry_after_us: 0, text }.write(&mut bytes);
             meta.copy_from(&bytes[..len]);
         }
