@@ -166,3 +166,26 @@ fn resident_bytes() -> Option<u64> {
     let pages: u64 = statm.split_ascii_whitespace().nth(1)?.parse().ok()?;
     Some(pages * rustix::param::page_size() as u64)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_manual_lists_every_metric_as_it_is_explained_here() {
+        let metrics = Status::new(Vec::new(), vec![Arc::new(Shard::new(0))]).metrics();
+        let published = metrics.lines().filter_map(|line| line.strip_prefix("# HELP splitrpc_")?.split_once(' '));
+        let published: Vec<(&str, &str)> = published.collect();
+        assert!(published.len() > 50, "{metrics}");
+        let manual = include_str!("../../docs/operating.md");
+        let rows = manual.lines().skip_while(|line| !line.starts_with("| metric ")).skip(2);
+        let listed: Vec<(&str, &str)> = rows
+            .take_while(|line| line.starts_with('|'))
+            .map(|row| {
+                let cells: Vec<&str> = row.split('|').map(str::trim).collect();
+                (cells[1].trim_matches('`'), cells[2])
+            })
+            .collect();
+        assert_eq!(listed, published);
+    }
+}

@@ -69,15 +69,20 @@ fn the_built_in_models_answer_and_are_counted() {
     assert!(TcpStream::connect(http).is_err());
 }
 
-#[test]
-fn what_is_in_flight_when_the_server_is_told_to_stop_is_answered() {
-    // A model that waits for batch mates for longer than the server waits for anything.
+/// A folder with a model that waits for batch mates for longer than the server waits for anything.
+fn patient() -> tempfile::TempDir {
     let folder = tempfile::tempdir().unwrap();
     std::fs::create_dir_all(folder.path().join("digits/1")).unwrap();
     let own = Path::new(env!("CARGO_MANIFEST_DIR")).join("models/digits/1/model.onnx");
     std::fs::copy(own, folder.path().join("digits/1/model.onnx")).unwrap();
     let patient = "max_batch_size: 16 dynamic_batching { max_queue_delay_microseconds: 3600000000 }";
     std::fs::write(folder.path().join("digits/config.pbtxt"), patient).unwrap();
+    folder
+}
+
+#[test]
+fn what_is_in_flight_when_the_server_is_told_to_stop_is_answered() {
+    let folder = patient();
     let mut config = config();
     config.models.builtins = vec![Builtin::Echo];
     config.models.repository = Some(folder.path().to_owned());
@@ -187,6 +192,38 @@ fn a_client_for_which_there_is_no_place_hears_why() {
         assert!(told && error.to_string().contains("limits.sessions"), "{error}");
     }
     drop(first);
+}
+
+#[test]
+fn a_datagram_client_for_which_there_is_no_place_is_counted() {
+    let folder = patient();
+    let mut config = config();
+    (config.listen.tcp, config.listen.udp) = (None, Some(SocketAddr::from(([127, 0, 0, 1], 0))));
+    (config.limits.datagram_sessions, config.limits.drain_ms) = (1, 0);
+    config.models.builtins = vec![Builtin::Echo];
+    config.models.repository = Some(folder.path().to_owned());
+    let server = Server::start(build(config).unwrap()).unwrap();
+    let status = Arc::clone(&server.built.status);
+    assert!(status.metrics().contains("\nsplitrpc_sessions_refused_total 0\n"));
+    let address = server.udp().unwrap().to_string();
+    let connect = || Connection::connect(&address, Transport::Udp, &ConnectOptions::default());
+    // A request that waits keeps its client's place.
+    let mut client = connect().unwrap();
+    let model = client.catalogue().model("digits").unwrap().handle;
+    let image = [0; 64 * 4];
+    let tensors = [Tensor::new(0, DType::Fp32, &[1, 8, 8], &image[..]).unwrap()];
+    client.submit(&Request::new(model, &tensors)).unwrap();
+    let until = Instant::now() + Duration::from_secs(20);
+    while !status.metrics().contains("\nsplitrpc_requests_queued 1\n") {
+        assert!(Instant::now() < until, "the request does not wait");
+        assert!(client.poll().unwrap().is_none(), "answered too soon");
+    }
+    let refused = connect().unwrap_err();
+    assert!(matches!(&refused, Error::Refused(f) if f.status == Status::TooManySessions), "{refused}");
+    while status.metrics().contains("\nsplitrpc_sessions_refused_total 0\n") {
+        assert!(Instant::now() < until, "it is never counted");
+        std::thread::yield_now();
+    }
 }
 
 #[test]

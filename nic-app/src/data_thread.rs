@@ -424,7 +424,8 @@ impl<L: NicLink, H: Host> DataThread<L, H> {
     }
 
     fn publish(&mut self, now: Time) {
-        publish::publish(&self.telemetry, &self.engine, self.input_pools, self.tcp.as_ref(), self.udp.as_ref());
+        let (link, tcp, udp) = (self.link.faults(), self.tcp.as_ref(), self.udp.as_ref());
+        publish::publish(&self.telemetry, &self.engine, link, self.input_pools, tcp, udp);
         self.unpublished = false;
         self.next_publish = now + PUBLISH;
     }

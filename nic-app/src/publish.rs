@@ -1,63 +1,141 @@
 //! What a data thread counted, handed to whoever exports it.
 
 use splitrpc_engine::Stats;
+use splitrpc_ring::Faults;
 use splitrpc_telemetry::{Event, Level, Shard};
 use splitrpc_wire::manifest::MANIFEST_HEAD_LEN;
 use splitrpc_wire::path::PATH_LEN;
 use splitrpc_wire::{Flags, Header, Kind, Path, Stage, Status, WireError};
 
 use crate::storage::Engine;
-use crate::tcp::TcpPort;
-use crate::udp::UdpPort;
+use crate::tcp::{TcpPort, TcpStats};
+use crate::udp::{UdpPort, UdpStats};
 
-/// Takes over the totals of engine and ports.
-pub(crate) fn publish(to: &Shard, engine: &Engine, input_pools: u16, tcp: Option<&TcpPort>, udp: Option<&UdpPort>) {
-    let stats: &Stats = engine.stats();
-    let tcp = tcp.map(TcpPort::stats).unwrap_or_default();
-    let udp = udp.map(UdpPort::stats).unwrap_or_default();
-    to.set(Event::FramesReceived, stats.frames_in);
-    to.set(Event::FramesSent, stats.frames_out);
-    to.set(Event::BytesReceived, tcp.bytes_in + udp.bytes_in);
-    to.set(Event::BytesSent, tcp.bytes_out + udp.bytes_out);
-    to.set(Event::StreamsAccepted, tcp.accepted);
-    to.set(Event::StreamsRefused, tcp.refused);
-    to.set(Event::StreamsClosed, tcp.closed);
-    to.set(Event::StreamsStalled, tcp.stalled);
-    to.set(Event::StreamsOverrun, tcp.overrun);
-    to.set(Event::SessionsOpened, stats.sessions_opened);
-    to.set(Event::SessionsClosed, stats.sessions_closed + stats.sessions_expired);
-    to.set(Event::AddressChallenges, stats.challenges);
-    to.set(Event::RequestsAdmitted, stats.submitted);
-    to.set(Event::DuplicateFrames, stats.duplicates);
-    to.set(Event::FramesLost, stats.frames_lost);
-    to.set(Event::FramesMoved, tcp.misjudged + udp.misjudged);
-    to.set(Event::RepliesGivenUp, stats.replies_evicted);
-    to.set(Event::ControlDropped, stats.control_dropped);
-    to.set(Event::FramesDiscarded, stats.unknown_session + stats.before_manifest + stats.fragmented + stats.outside);
-    to.set(Event::FaultHookDrops, udp.dropped);
-    to.set(Event::BurstsReceived, udp.bursts_in);
-    to.set(Event::BurstsSent, udp.bursts_out);
-    to.set(Event::BurstsWithoutOffload, udp.without_offload);
-    to.set(Event::DatagramsUnsent, udp.no_room + udp.too_large + udp.refused);
-    to.set(Event::PathsShrunk, stats.datagram_shrunk);
-    to.level(Level::Streams, u64::from(tcp.open));
+/// Takes over the totals of engine, its end of the link, and ports.
+pub(crate) fn publish(
+    to: &Shard,
+    engine: &Engine,
+    link: Faults,
+    input_pools: u16,
+    tcp: Option<&TcpPort>,
+    udp: Option<&UdpPort>,
+) {
+    // Every counter is named, so that none can be forgotten.
+    let Stats {
+        frames_in,
+        frames_out,
+        sessions_opened,
+        sessions_closed,
+        sessions_expired,
+        sessions_refused,
+        challenges,
+        unknown_session,
+        duplicates,
+        before_manifest,
+        fragmented,
+        outside,
+        wrong_direction,
+        control_dropped,
+        submitted,
+        bytes_placed,
+        bytes_copied,
+        bytes_fixup,
+        bytes_sent,
+        frames_lost,
+        replies_evicted,
+        stray_completions,
+        datagram_shrunk,
+        malformed,
+        ended,
+    } = *engine.stats();
+    to.set(Event::FramesReceived, frames_in);
+    to.set(Event::FramesSent, frames_out);
+    to.set(Event::SessionsOpened, sessions_opened);
+    to.set(Event::SessionsClosed, sessions_closed + sessions_expired);
+    to.set(Event::SessionsRefused, sessions_refused);
+    to.set(Event::AddressChallenges, challenges);
+    to.set(Event::RequestsAdmitted, submitted);
+    to.set(Event::DuplicateFrames, duplicates);
+    to.set(Event::FramesLost, frames_lost);
+    to.set(Event::FramesDiscarded, unknown_session + before_manifest + fragmented + outside + wrong_direction);
+    to.set(Event::BytesPlaced, bytes_placed);
+    to.set(Event::BytesCopied, bytes_copied);
+    to.set(Event::BytesMoved, bytes_fixup);
+    to.set(Event::BytesAnswered, bytes_sent);
+    to.set(Event::RepliesGivenUp, replies_evicted);
+    to.set(Event::ControlDropped, control_dropped);
+    to.set(Event::PathsShrunk, datagram_shrunk);
+    to.set(Event::StrayCompletions, stray_completions);
+    to.set(Event::EngineLinkFaults, link.total());
+    publish_ports(to, tcp.map(TcpPort::stats).unwrap_or_default(), udp.map(UdpPort::stats).unwrap_or_default());
     to.level(Level::RequestsInFlight, u64::from(engine.live_requests()));
     to.level(Level::InputSlotsFree, (0..input_pools).map(|pool| u64::from(engine.free_slots(pool))).sum());
-    for (error, total) in WireError::ALL.iter().zip(stats.malformed) {
+    for (error, total) in WireError::ALL.iter().zip(malformed) {
         to.set_wire_error(*error, total);
     }
     let mut refused = 0;
     let failures = || Status::ALL.iter().enumerate().filter(|(_, status)| **status != Status::Ok);
     for (at, status) in failures() {
-        let mut unnamed = stats.ended[at];
+        let mut unnamed = ended[at];
         refused += unnamed;
-        for (model, ended) in engine.ended().iter().enumerate() {
-            to.set_refused(Some(model as u16), *status, ended[at]);
-            unnamed -= ended[at];
+        for (model, its) in engine.ended().iter().enumerate() {
+            to.set_refused(Some(model as u16), *status, its[at]);
+            unnamed -= its[at];
         }
         to.set_refused(None, *status, unnamed);
     }
     to.set(Event::RequestsRefused, refused);
+}
+
+fn publish_ports(to: &Shard, tcp: TcpStats, udp: UdpStats) {
+    let TcpStats {
+        accepted,
+        refused,
+        closed,
+        stalled,
+        overrun,
+        bytes_in: stream_bytes_in,
+        bytes_out: stream_bytes_out,
+        foreseen: requests_foreseen,
+        misjudged: requests_misjudged,
+        open,
+    } = tcp;
+    let UdpStats {
+        bytes_in,
+        bytes_out,
+        datagrams_in,
+        datagrams_out,
+        bursts_in,
+        bursts_out,
+        looks,
+        foreseen,
+        misjudged,
+        dropped,
+        send_waits,
+        no_room,
+        too_large,
+        refused: datagrams_refused,
+        without_offload,
+    } = udp;
+    to.set(Event::BytesReceived, stream_bytes_in + bytes_in);
+    to.set(Event::BytesSent, stream_bytes_out + bytes_out);
+    to.set(Event::FramesForeseen, requests_foreseen + foreseen);
+    to.set(Event::FramesMoved, requests_misjudged + misjudged);
+    to.set(Event::StreamsAccepted, accepted);
+    to.set(Event::StreamsRefused, refused);
+    to.set(Event::StreamsClosed, closed);
+    to.set(Event::StreamsStalled, stalled);
+    to.set(Event::StreamsOverrun, overrun);
+    to.level(Level::Streams, u64::from(open));
+    to.set(Event::DatagramsReceived, datagrams_in);
+    to.set(Event::DatagramsLookedAt, looks);
+    to.set(Event::DatagramsSent, datagrams_out);
+    to.set(Event::DatagramsDelayed, send_waits);
+    to.set(Event::DatagramsUnsent, no_room + too_large + datagrams_refused);
+    to.set(Event::BurstsReceived, bursts_in);
+    to.set(Event::BurstsSent, bursts_out);
+    to.set(Event::BurstsWithoutOffload, without_offload);
+    to.set(Event::FaultHookDrops, dropped);
 }
 
 /// Answers whose stages are still to be recorded: that can wait until they have left.

@@ -241,6 +241,7 @@ impl<'a, L: HostLink> Orchestrator<'a, L> {
             }
         }
         telemetry.level(Level::RequestsQueued, queued);
+        telemetry.set(Event::HostLinkFaults, self.link.faults().total());
         let pools = self.models.iter().filter_map(|m| m.pools().output);
         telemetry.level(Level::OutputSlotsFree, self.desk.outputs_free(pools));
     }

@@ -50,6 +50,13 @@ impl Faults {
         }
     }
 
+    /// How many there are, of all kinds.
+    #[must_use]
+    pub fn total(&self) -> u64 {
+        let Faults { torn, alien, bad_head, malformed } = *self;
+        torn + alien + bad_head + malformed
+    }
+
     /// Whether nothing was amiss.
     #[must_use]
     pub fn is_none(&self) -> bool {

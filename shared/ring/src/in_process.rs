@@ -26,15 +26,6 @@ pub struct InProcessNic {
     malformed: u64,
 }
 
-impl InProcessNic {
-    /// What this end has seen amiss; anything but zeros is a fault of this program.
-    #[must_use]
-    pub fn faults(&self) -> Faults {
-        let malformed = Faults { malformed: self.malformed, ..Faults::default() };
-        self.submissions.faults().plus(self.completions.faults()).plus(malformed)
-    }
-}
-
 impl NicLink for InProcessNic {
     fn submit(&mut self, submission: &Submission) -> Result<(), Full> {
         self.submissions.push(&submission.to_words())
@@ -42,6 +33,12 @@ impl NicLink for InProcessNic {
 
     fn completion(&mut self) -> Option<Completion> {
         next(&mut self.completions, &mut self.malformed, |words| Completion::from_words(words).ok())
+    }
+
+    // Anything but zeros is a fault of this program.
+    fn faults(&self) -> Faults {
+        let malformed = Faults { malformed: self.malformed, ..Faults::default() };
+        self.submissions.faults().plus(self.completions.faults()).plus(malformed)
     }
 }
 
@@ -53,15 +50,6 @@ pub struct InProcessHost {
     malformed: u64,
 }
 
-impl InProcessHost {
-    /// What this end has seen amiss; anything but zeros is a fault of this program.
-    #[must_use]
-    pub fn faults(&self) -> Faults {
-        let malformed = Faults { malformed: self.malformed, ..Faults::default() };
-        self.submissions.faults().plus(self.completions.faults()).plus(malformed)
-    }
-}
-
 impl HostLink for InProcessHost {
     fn submission(&mut self) -> Option<Submission> {
         next(&mut self.submissions, &mut self.malformed, |words| Submission::from_words(words).ok())
@@ -69,6 +57,12 @@ impl HostLink for InProcessHost {
 
     fn complete(&mut self, completion: &Completion) -> Result<(), Full> {
         self.completions.push(&completion.to_words())
+    }
+
+    // Anything but zeros is a fault of this program.
+    fn faults(&self) -> Faults {
+        let malformed = Faults { malformed: self.malformed, ..Faults::default() };
+        self.submissions.faults().plus(self.completions.faults()).plus(malformed)
     }
 }
 

@@ -1,6 +1,6 @@
 //! The two ends of a link, whatever carries it.
 
-use crate::{Completion, Submission};
+use crate::{Completion, Faults, Submission};
 
 /// The far end has not yet taken what was sent; try again later.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -16,6 +16,9 @@ pub trait NicLink {
 
     /// The next completion, if one has come. Malformed ones are counted and skipped.
     fn completion(&mut self) -> Option<Completion>;
+
+    /// What this end has seen amiss.
+    fn faults(&self) -> Faults;
 }
 
 /// The orchestrator's end of a link.
@@ -28,4 +31,7 @@ pub trait HostLink {
     /// # Errors
     /// [`Full`], and nothing was sent.
     fn complete(&mut self, completion: &Completion) -> Result<(), Full>;
+
+    /// What this end has seen amiss.
+    fn faults(&self) -> Faults;
 }
