@@ -24,7 +24,7 @@ struct Cli {
     #[command(subcommand)]
     command: Command,
     /// How log lines on standard error look.
-    #[arg(long, global = true, value_enum, default_value = "text", env = "SPLITRPC_LOG_FORMAT")]
+    #[arg(long, global = true, value_enum, default_value = "text", env = "SPLITRPC_LOG_FORMAT", display_order = 100)]
     log_format: LogFormat,
 }
 
@@ -39,32 +39,42 @@ enum Command {
     /// Serves models until SIGTERM or SIGINT, then finishes what is in flight; a second signal ends it at once.
     ///
     /// Without arguments it serves the built-in models null, echo and digits on loopback.
+    #[command(after_help = KEYS)]
     Serve(Sources),
     /// Says what this machine offers and whether a server could start on it, and what to do where it falls short.
     ///
     /// ok: as it should be, or not needed. warn: it works, with something lost. runs: a splitrpc server has the address already.
     /// FAIL: the server could not start, and the exit status is 1.
+    #[command(after_help = KEYS)]
     Doctor(Sources),
-    /// Checks a configuration against this machine and shows every key with its value.
+    /// Shows every key of a configuration with its value, and what this machine cannot serve of it.
+    ///
+    /// What it prints is a configuration file. The exit status is 1 where something is wrong, which standard error tells by key.
+    #[command(after_help = KEYS)]
     CheckConfig(Sources),
 }
 
-/// Where the configuration comes from. The environment sets keys as well: SPLITRPC_LIMITS_SESSIONS is `limits.sessions`.
+/// What stands below the options of each command.
+const KEYS: &str = "Every key of the configuration can also come from the environment: SPLITRPC_LIMITS_SESSIONS is \
+    limits.sessions. What the command line says outranks the environment, and that the file. check-config shows all keys, and \
+    docs/operating.md explains them. SPLITRPC_LOG sets what is logged, such as debug or host_agent=debug,warn.";
+
+/// Where the configuration comes from.
 #[derive(Debug, Args)]
 struct Sources {
     /// Configuration file (TOML).
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
-    /// Directory with a folder for each model, laid out as MODEL/VERSION/model.onnx.
+    /// Directory with a folder for each model, laid out as MODEL/VERSION/model.onnx; none by default.
     #[arg(long, value_name = "DIR")]
     model_repository: Option<PathBuf>,
-    /// Address for requests over TCP, or "off".
+    /// Address for requests over TCP, or "off"; 127.0.0.1:7100 if nothing names another.
     #[arg(long, value_name = "ADDR")]
     tcp: Option<String>,
-    /// Address for requests over UDP, or "off".
+    /// Address for requests over UDP, or "off"; 127.0.0.1:7100 if nothing names another.
     #[arg(long, value_name = "ADDR")]
     udp: Option<String>,
-    /// Address for metrics, health and model states over HTTP, or "off".
+    /// Address for metrics, health and model states over HTTP, or "off"; 127.0.0.1:7180 if nothing names another.
     #[arg(long, value_name = "ADDR")]
     http: Option<String>,
 }

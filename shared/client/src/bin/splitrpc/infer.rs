@@ -22,7 +22,7 @@ pub(crate) struct Infer {
     reach: Reach,
     /// The model's name.
     model: String,
-    /// An input as NAME=FILE.npy; FILE.npy alone where the model has one input. Where there are several `=`, the name ends at
+    /// An input as NAME=FILE.npy, once for each; FILE.npy alone where the model has one input. Where there are several `=`, the name ends at
     /// the first behind which stands a file that exists. `a=b=./c.npy` is `a=b` even where there is a file `b=c.npy`.
     #[arg(long = "input", value_name = "[NAME=]FILE.npy")]
     inputs: Vec<String>,

@@ -33,6 +33,9 @@ struct Cli {
 #[derive(Subcommand)]
 enum Command {
     /// Runs a model on .npy files and writes one .npy file for each of its outputs.
+    #[command(
+        after_help = "Example: splitrpc infer HOST digits --input IMAGE=sample.npy --output-dir /tmp/out --explain"
+    )]
     Infer(infer::Infer),
     /// Lists the models that the server serves, with what they take and give.
     Models(models::Models),
