@@ -117,8 +117,12 @@ fn assert_echoes(client: &mut Client) {
 
 fn server() -> Server {
     let any = Some(SocketAddr::from(([127, 0, 0, 1], 0)));
+    server_at(any, any)
+}
+
+fn server_at(udp: Option<SocketAddr>, http: Option<SocketAddr>) -> Server {
     let mut config = Config::default();
-    (config.listen.tcp, config.listen.udp, config.listen.http) = (None, any, any);
+    (config.listen.tcp, config.listen.udp, config.listen.http) = (None, udp, http);
     config.models.builtins = vec![Builtin::Null, Builtin::Echo];
     Server::start(build(config).unwrap()).unwrap()
 }
@@ -185,5 +189,16 @@ fn a_path_on_which_the_hello_vanishes_is_named_as_a_cause() {
         let error = remote.connect().err().unwrap();
         assert!(matches!(error, Error::TimedOut { .. }), "{error:?}");
         assert!(error.to_string().contains("MTU"), "{error}");
+    });
+}
+
+#[test]
+fn a_server_starts_where_there_is_no_loopback() {
+    over(1500, "a_server_starts_where_there_is_no_loopback", || {
+        run("ip addr flush dev lo");
+        run("ip link add near type veth peer name far");
+        run("ip addr add 10.9.0.1/24 dev near");
+        run("ip link set near up");
+        server_at(Some(SocketAddr::from(([0, 0, 0, 0], 7100))), None);
     });
 }

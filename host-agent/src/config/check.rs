@@ -85,7 +85,7 @@ pub(super) fn sessions_for(open_files: u64, threads: u16) -> u32 {
 
 /// Asks the kernel by setting both options on a socket that is never used.
 fn udp_offload() -> bool {
-    let any = SocketAddr::from(([127, 0, 0, 1], 0));
+    let any = SocketAddr::from(([0, 0, 0, 0], 0));
     let options = UdpOptions { gro: true, gso: true, ..UdpOptions::default() };
     UdpSocket::bind(any, &options).is_ok_and(|s| s.gso_supported() && s.gro_supported())
 }

@@ -109,7 +109,7 @@ impl UdpPort {
     /// Those of the kernel.
     pub fn receive_room(config: &UdpPortConfig) -> io::Result<u64> {
         let options = UdpOptions { recv_buffer: config.recv_buffer, ..UdpOptions::default() };
-        let probe = UdpSocket::bind(SocketAddr::from(([127, 0, 0, 1], 0)), &options)?;
+        let probe = UdpSocket::bind(SocketAddr::from(([0, 0, 0, 0], 0)), &options)?;
         // The kernel counts its own overhead, which for small datagrams is as large as they are.
         Ok(probe.buffers()?.0 as u64 / 2)
     }
