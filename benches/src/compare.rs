@@ -204,8 +204,9 @@ fn run_all(
             scope.not_run.push(point.id());
             continue;
         }
-        // Floors that disagree get more rounds, but not in time that loads to come are to have.
-        let spare = end.checked_sub(left).unwrap_or(end);
+        // Floors that disagree get more rounds, but not in time that loads to come are to have; and those may take longer
+        // than planned.
+        let spare = end.checked_sub(left.mul_f64(1.1)).unwrap_or(end);
         runs.append(&mut runner.run(point, time.mul_f64(share), end, spare)?);
     }
     Ok((runs, runner.idle(idle_time)?))

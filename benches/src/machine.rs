@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::net::{IpAddr, SocketAddr, UdpSocket};
+use std::time::Duration;
 
 use rustix::thread::CpuSet;
 use serde::Serialize;
@@ -40,6 +41,21 @@ impl Machine {
             tcp_congestion_control: read("/proc/sys/net/ipv4/tcp_congestion_control").trim().to_owned(),
         }
     }
+}
+
+/// CPU time that this machine has spent on anything since it started, on all its cores, and how many those are.
+pub(crate) fn busy() -> Option<(Duration, usize)> {
+    busy_in(&fs::read_to_string("/proc/stat").ok()?, rustix::param::clock_ticks_per_second())
+}
+
+/// The same in the text of `/proc/stat`.
+fn busy_in(stat: &str, ticks_per_second: u64) -> Option<(Duration, usize)> {
+    let fields = stat.lines().next()?.strip_prefix("cpu ")?.split_ascii_whitespace().map(str::parse);
+    let ticks: Vec<u64> = fields.collect::<Result<_, _>>().ok()?;
+    // User, nice, system, then idle and waiting for disks, then interrupts hard and soft, and what a host took away.
+    let spent: u64 = ticks.get(..3)?.iter().chain(ticks.get(5..8)?).sum();
+    let cores = stat.lines().filter(|line| line.starts_with("cpu")).count() - 1;
+    Some((Duration::from_secs_f64(spent as f64 / ticks_per_second as f64), cores))
 }
 
 /// Cores for client and server: two that are not threads of one, where there are two at all.
@@ -138,6 +154,14 @@ mod tests {
     fn loopback_is_told_from_the_rest() {
         assert_eq!(crossed("127.0.0.1:1".parse().unwrap()), Crossed::Loopback);
         assert_eq!(crossed("[::1]:1".parse().unwrap()), Crossed::Loopback);
+    }
+
+    #[test]
+    fn time_spent_is_all_that_is_not_idle() {
+        let stat = "cpu  100 20 3 9000 800 40 5 6 7 7\ncpu0 1 1 1 1 1 1 1 1 0 0\ncpu1 1\nintr 1\n";
+        assert_eq!(busy_in(stat, 100), Some((Duration::from_millis(1_740), 2)));
+        assert_eq!(busy_in("cpu  1 2 x", 100), None);
+        assert!(busy().is_some_and(|(busy, cores)| !busy.is_zero() && cores > 0));
     }
 
     #[test]

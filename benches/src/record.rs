@@ -1,6 +1,6 @@
 //! The JSON file: what a comparison found, one record a run.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde::Serialize;
 use splitrpc_wire::Stage;
@@ -14,6 +14,9 @@ use crate::plan::Basis;
 use crate::scope::Scope;
 use crate::stats::LatencyUs;
 use crate::wait::Wait;
+
+/// Share of the CPU time above which what others used is worth a warning.
+const DISTURBING: f64 = 0.05;
 
 /// The whole file.
 #[derive(Clone, Debug, Serialize)]
@@ -151,6 +154,8 @@ pub(crate) struct Run {
     pub(crate) latency_target_us: Option<f64>,
     /// Answers a second within that.
     pub(crate) goodput_rps: Option<f64>,
+    /// Share of this machine's CPU time that other programs used, or a host took away, while this load was run.
+    pub(crate) others_cpu_share: Option<f64>,
     /// Whether the floors of this comparison disagree.
     pub(crate) void: bool,
     /// How they disagree.
@@ -193,6 +198,24 @@ pub(crate) struct PathRecord {
     pub(crate) runtime_copies: f64,
     /// Rows of the batch of the last request.
     pub(crate) batch_rows: u16,
+}
+
+impl Report {
+    /// How much CPU other programs used, where that was enough to disturb what was measured.
+    pub(crate) fn disturbance(&self) -> Option<String> {
+        let disturbed = |run: &&Run| run.others_cpu_share.is_some_and(|share| share > DISTURBING);
+        let share = |run: &Run| run.others_cpu_share.unwrap_or_default();
+        let most = self.runs.iter().max_by(|one, other| share(one).total_cmp(&share(other))).filter(disturbed)?;
+        let names: BTreeSet<&str> = self.runs.iter().filter(disturbed).map(|run| run.point.as_str()).collect();
+        Some(format!(
+            "Disturbed: during {} of the loads other programs, or the host, took more than {:.0} % of the CPU time; the most \
+             was {:.0} %, during {}.",
+            names.len(),
+            DISTURBING * 100.0,
+            share(most) * 100.0,
+            most.point
+        ))
+    }
 }
 
 impl Run {
@@ -290,6 +313,7 @@ pub(crate) mod tests {
             cpu_s_per_gb: Some(0.4),
             latency_target_us: None,
             goodput_rps: None,
+            others_cpu_share: None,
             void: false,
             void_reason: None,
             error_kinds: BTreeMap::new(),

@@ -13,7 +13,7 @@ use crate::load::arrivals::Schedule;
 use crate::load::connection::Connection;
 use crate::load::driver;
 use crate::load::window::{Load, Measured, Window};
-use crate::machine::Crossed;
+use crate::machine::{self, Crossed};
 use crate::plan::{Drive, Entrant, Point};
 use crate::process::{CpuClock, Server};
 use crate::record::{Idle, Run};
@@ -80,6 +80,7 @@ impl Runner {
         for tally in &tallies {
             self.server(&tally.entrant, point)?;
         }
+        let (before, others) = (Instant::now(), self.others());
         let (started, windows) = (Instant::now(), point.rounds * tallies.len() as u32);
         let mut overhead = point.overhead();
         for round in 0..point.rounds {
@@ -99,6 +100,12 @@ impl Runner {
             self.learn(point, &tallies);
             let target_us = self.floor_us.get(&point.request_bytes).map(|floor| floor * TARGET_OF_FLOOR);
             let mut runs: Vec<Run> = tallies.iter().map(|tally| tally.record(point, self.crossed, target_us)).collect();
+            let others_cpu_share = self.others().zip(others).map(|((now, cores), (then, _))| {
+                now.saturating_sub(then).as_secs_f64() / (before.elapsed().as_secs_f64() * cores as f64)
+            });
+            for run in &mut runs {
+                run.others_cpu_share = others_cpu_share;
+            }
             if !mark_void(&mut runs) || more == 0 || Instant::now() >= patience {
                 return Ok(runs);
             }
@@ -222,6 +229,13 @@ impl Runner {
                 Ok((server.address, server.cpu()))
             }
         }
+    }
+
+    /// CPU time that others than this program and its servers have used on this machine, from some time on, and its cores.
+    fn others(&self) -> Option<(Duration, usize)> {
+        let servers = self.local.values().filter_map(|server| server.cpu().read()).sum::<Duration>();
+        let (busy, cores) = machine::busy()?;
+        Some((busy.saturating_sub(servers + CpuClock::Own.read()?), cores))
     }
 
     fn learn(&mut self, point: &Point, tallies: &[Tally]) {

@@ -148,6 +148,7 @@ impl Tally {
             cpu_s_per_gb: cpu_s.filter(|_| self.completed > 0).map(|cpu| cpu / (self.completed as f64 * payload / 1e9)),
             latency_target_us,
             goodput_rps: latency_target_us.map(|target| throughput_rps * self.latencies.share_within(target)),
+            others_cpu_share: None,
             void: false,
             void_reason: None,
             error_kinds: self.errors.clone(),

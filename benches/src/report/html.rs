@@ -80,6 +80,9 @@ fn head(report: &Report, out: &mut String) -> anyhow::Result<()> {
         report.elapsed_s,
         report.seed
     )?;
+    if let Some(disturbance) = report.disturbance() {
+        write!(out, "<p class=\"warn\">{}</p>", escape(&disturbance))?;
+    }
     if report.runs.iter().any(|run| run.emulated) {
         *out += "<p class=\"warn\">Arms marked <em>emulated</em> ran on a software BlueField: their times are not those \
                  of a card.</p>";

@@ -19,6 +19,9 @@ pub(crate) fn print(report: &Report, out: &mut dyn Write) -> io::Result<()> {
         report.elapsed_s,
         report.scope.plan()
     )?;
+    if let Some(disturbance) = report.disturbance() {
+        writeln!(out, "{disturbance}")?;
+    }
     writeln!(
         out,
         "\n{:<34} {:<16} {:>9} {:>7} {:>9} {:>9} {:>9} {:>10} {:>7} {:>8} {:>8} {:>8} {:>6}",

@@ -37,6 +37,7 @@ fn every_part_has_something_in_it_and_says_what_it_shows() {
 fn parts_that_would_be_empty_are_left_out() {
     let loss = Run { section: Section::Loss.name(), ..run(Arm::CommodityUdp, "loss", 100.0) };
     let page = page(&report(vec![loss])).unwrap();
+    assert!(!page.contains("Disturbed"));
     assert!(!page.contains("<svg") && !page.contains("Throughput against latency"));
     assert!(page.contains("No such load was run") && page.contains("All runs"));
 }
@@ -59,4 +60,12 @@ fn arms_are_explained_and_it_is_seen_why_runs_are_void_or_have_no_latency() {
     assert_eq!(page.matches(">void: the two runs are far apart<").count(), 2);
     assert!(!page.contains(" title="));
     assert!(page.contains("9000</td><td class=\"n\">8000</td><td class=\"n\" colspan=\"4\">saturated<"));
+}
+
+#[test]
+fn a_comparison_that_was_disturbed_says_so() {
+    let during = |point, share| Run { others_cpu_share: Some(share), ..run(Arm::CommodityTcp, point, 100.0) };
+    let page = page(&report(vec![during("calm", 0.01), during("busy", 0.5), during("busy", 0.5), during("full", 0.2)]));
+    let page = page.unwrap();
+    assert!(page.contains("during 2 of the loads") && page.contains("the most was 50 %, during busy."), "{page}");
 }
