@@ -232,7 +232,11 @@ impl Runner {
     }
 
     /// CPU time that others than this program and its servers have used on this machine, from some time on, and its cores.
+    /// Not known where somebody else's servers may be on it.
     fn others(&self) -> Option<(Duration, usize)> {
+        if matches!(self.source, Servers::Remote(..)) && self.crossed != Crossed::Wire {
+            return None;
+        }
         let servers = self.local.values().filter_map(|server| server.cpu().read()).sum::<Duration>();
         let (busy, cores) = machine::busy()?;
         Some((busy.saturating_sub(servers + CpuClock::Own.read()?), cores))

@@ -133,6 +133,8 @@ fn servers_started_by_others_are_compared_as_own_ones_are() {
     assert_eq!(runs.len(), ARMS.len());
     assert!(runs.iter().all(|run| run["cpu_us_per_request"]["server"].is_null() && run["wait"] == "adaptive"));
     assert!(report["idle"].as_array().unwrap().is_empty() && report["crowd"].is_null());
+    // They are on this machine, but not known to be no others.
+    assert!(runs.iter().all(|run| run["others_cpu_share"].is_null()) && !page.contains("Disturbed"));
     // No figure of the project is read off this load, and that is said.
     assert_eq!(report["figures"], Value::Array(Vec::new()));
     assert!(report["scope"]["unjudged"].as_array().is_some_and(|unjudged| unjudged.len() > 10));
