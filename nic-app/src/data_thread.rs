@@ -23,8 +23,9 @@ use crate::wait::{WaitMode, Waker};
 const WAKER: u64 = u64::MAX - 1;
 /// Events taken from the poller at once.
 const EVENTS: usize = 256;
-/// Tries of sockets that were active lately, after which the poller is asked about all.
-const POLLER_EVERY: u32 = 64;
+/// Tries of sockets that were active lately, after which the poller is asked about all: few after it has named others than
+/// these, and more each time that it has not.
+const POLLER_EVERY: core::ops::RangeInclusive<u32> = 4..=64;
 /// How long it is not asked at most while those are tried: one of them may keep every round busy for long.
 const POLLER_WITHIN: u64 = MS / 5;
 /// Rounds between engine and host in one step; what is left then waits for the next.
@@ -67,8 +68,9 @@ pub struct DataThread<L, H> {
     events: Events,
     /// `events` holds what a sleep brought.
     roused: bool,
-    /// Tries of sockets since the poller was last asked.
+    /// Tries of sockets since the poller was last asked, and how many there are to be until it is asked again.
     tries: u32,
+    poller_every: u32,
     /// When it was last asked.
     asked: Time,
     /// Short rounds since the last whole one.
@@ -116,6 +118,7 @@ impl<L: NicLink, H: Host> DataThread<L, H> {
             events: Events::with_capacity(EVENTS),
             roused: false,
             tries: 0,
+            poller_every: *POLLER_EVERY.end(),
             asked: Time::default(),
             short_rounds: 0,
             waker,
@@ -280,10 +283,15 @@ impl<L: NicLink, H: Host> DataThread<L, H> {
         let mut moved = false;
         if roused {
             moved = self.take_events(now);
-        } else if direct == 0 || self.tries > POLLER_EVERY || now.since(self.asked) >= POLLER_WITHIN {
+        } else if direct == 0 || self.tries > self.poller_every || now.since(self.asked) >= POLLER_WITHIN {
             (self.tries, self.asked) = (0, now);
             // An error here would come back from the next wait, which says so.
-            moved = self.poller.wait(&mut self.events, Some(Duration::ZERO)).is_ok() && self.take_events(now);
+            let asked = self.poller.wait(&mut self.events, Some(Duration::ZERO)).is_ok();
+            self.poller_every = match asked && self.names_others() {
+                true => *POLLER_EVERY.start(),
+                false => (2 * self.poller_every).min(*POLLER_EVERY.end()),
+            };
+            moved = asked && self.take_events(now);
         }
         let DataThread { engine, arena, tcp, udp, poller, .. } = self;
         if let Some(udp) = udp.as_mut().filter(|_| udp_is_hot) {
@@ -293,6 +301,12 @@ impl<L: NicLink, H: Host> DataThread<L, H> {
             moved |= tcp.poll_hot(now, poller, engine, arena);
         }
         moved
+    }
+
+    /// Whether the poller has named connections that are not tried anyway.
+    fn names_others(&self) -> bool {
+        let Some(tcp) = &self.tcp else { return false };
+        self.events.iter().any(|event| event.token <= u64::from(u32::MAX) && !tcp.is_hot(event.token as u32))
     }
 
     /// Deals with what the poller said. Returns whether anything moved.

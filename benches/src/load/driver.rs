@@ -54,6 +54,8 @@ struct Driver<'a> {
     waiter: Waiter,
     spins: bool,
     alarms: bool,
+    /// None rings before this. Early at times, never late.
+    next_alarm: Option<Instant>,
     watched: bool,
     load: Load,
     window: Window,
@@ -103,6 +105,7 @@ impl<'a> Driver<'a> {
             waiter,
             spins: wait == Wait::Spin,
             alarms,
+            next_alarm: None,
             watched,
             load,
             window: *window,
@@ -257,7 +260,10 @@ impl<'a> Driver<'a> {
         self.busy += 1;
         self.states[index] = State::Busy { due, begun: Instant::now() };
         match self.connections[index].begin() {
-            Ok(()) => self.watch_writes(index),
+            Ok(()) => {
+                self.note_alarm(index);
+                self.watch_writes(index)
+            }
             Err(error) => self.broke(index, &Fault::Refused(error.to_string())),
         }
     }
@@ -280,6 +286,7 @@ impl<'a> Driver<'a> {
                 self.free.push_back(index);
             }
         }
+        self.note_alarm(index);
         self.watch_writes(index)?;
         Ok(step != Step::Idle)
     }
@@ -354,13 +361,28 @@ impl<'a> Driver<'a> {
         Ok(())
     }
 
+    fn note_alarm(&mut self, index: usize) {
+        if self.alarms
+            && let State::Busy { .. } = self.states[index]
+            && let Some(alarm) = self.connections[index].alarm()
+        {
+            self.next_alarm = Some(self.next_alarm.map_or(alarm, |next| next.min(alarm)));
+        }
+    }
+
     fn ring_alarms(&mut self) -> io::Result<()> {
         let now = Instant::now();
+        if self.next_alarm.is_none_or(|next| now < next) {
+            return Ok(());
+        }
+        self.next_alarm = None;
         for index in 0..self.connections.len() {
             let due = matches!(self.states[index], State::Busy { .. })
                 && self.connections[index].alarm().is_some_and(|alarm| alarm <= now);
             if due {
                 self.advance(index)?;
+            } else {
+                self.note_alarm(index);
             }
         }
         Ok(())
@@ -373,10 +395,8 @@ impl<'a> Driver<'a> {
         } else if self.counted.is_none() {
             until = until.min(self.start + self.window.warm_up);
         }
-        for (connection, state) in self.connections.iter().zip(&self.states).filter(|_| self.alarms) {
-            if let (State::Busy { .. }, Some(alarm)) = (state, connection.alarm()) {
-                until = until.min(alarm);
-            }
+        if let Some(alarm) = self.next_alarm {
+            until = until.min(alarm);
         }
         if let Some(due) = self.next_due.filter(|&due| !self.over(due)) {
             until = until.min(due.checked_sub(WAKE_EARLY).unwrap_or(due));

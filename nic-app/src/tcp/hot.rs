@@ -1,9 +1,11 @@
 //! Which connections a spinning thread tries itself, so that a ping-pong needs no question to the poller.
 
 /// Connections that are tried directly.
-const HOT: usize = 8;
+const HOT: usize = 4;
 /// Tries in vain after which a connection is left to the poller.
 const PATIENCE: u32 = 256;
+/// Tries in vain after which another may take its place.
+const COLD: u32 = PATIENCE / 2;
 /// Polls during which only the poller is asked after more connections were active than can be tried directly.
 const CROWDED: u32 = 1024;
 
@@ -21,7 +23,7 @@ impl Hot {
             entry.1 = 0;
         } else if self.crowded == 0 && self.entries.push((id, 0)).is_err() {
             match self.entries.iter_mut().max_by_key(|e| e.1) {
-                Some(coldest) if coldest.1 > 2 * HOT as u32 => *coldest = (id, 0),
+                Some(coldest) if coldest.1 > COLD => *coldest = (id, 0),
                 _ => {
                     self.entries.clear();
                     self.crowded = CROWDED;
@@ -38,6 +40,10 @@ impl Hot {
                 self.entries.swap_remove(at);
             }
         }
+    }
+
+    pub(super) fn contains(&self, id: u32) -> bool {
+        self.entries.iter().any(|e| e.0 == id)
     }
 
     /// A connection is gone.
@@ -90,7 +96,7 @@ mod tests {
     fn a_newcomer_takes_the_place_of_the_coldest() {
         let mut hot = Hot::default();
         (0..HOT as u32).for_each(|id| hot.touched(id));
-        for _ in 0..20 {
+        for _ in 0..=COLD {
             (1..HOT as u32).for_each(|id| {
                 hot.missed(id);
                 hot.touched(id);

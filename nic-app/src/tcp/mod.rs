@@ -158,6 +158,11 @@ impl TcpPort {
         self.hot.tick()
     }
 
+    /// Whether [`TcpPort::poll_hot`] tries this connection.
+    pub(crate) fn is_hot(&self, id: u32) -> bool {
+        self.hot.contains(id)
+    }
+
     /// Takes new connections. Not called while frames for closed connections may still be under way in the engine, since
     /// their numbers are used again.
     pub(crate) fn accept(&mut self, now: Time, poller: &Poller, engine: &mut Engine) {
