@@ -114,6 +114,8 @@ pub(crate) struct Run {
     pub(crate) latency_us: LatencyUs,
     /// Requests answered a second, over all rounds.
     pub(crate) throughput_rps: f64,
+    /// The same of each round.
+    pub(crate) rounds_rps: Vec<f64>,
     /// CPU time for each request.
     pub(crate) cpu_us_per_request: CpuUs,
     /// Mean time in each of the server's stages, for arms that tell.
@@ -226,6 +228,17 @@ impl Run {
         if self.concurrency > 1 { self.latency_us.p50 } else { self.latency_us.p10_of_medians }
     }
 
+    /// How many times another run's throughput this one's is: the median over the rounds, in each of which both had their turn.
+    pub(crate) fn throughput_over(&self, other: &Run) -> f64 {
+        let mut ratios: Vec<f64> = self.rounds_rps.iter().zip(&other.rounds_rps).map(|(of, to)| of / to).collect();
+        ratios.retain(|ratio| ratio.is_finite());
+        ratios.sort_unstable_by(f64::total_cmp);
+        match ratios.len() {
+            0 => self.throughput_rps / other.throughput_rps,
+            n => f64::midpoint(ratios[(n - 1) / 2], ratios[n / 2]),
+        }
+    }
+
     /// Whether throughput is compared, too: where connections send as fast as they are answered.
     pub(crate) fn compares_throughput(&self) -> bool {
         self.concurrency > 1 && self.offered_rps.is_none()
@@ -293,6 +306,7 @@ pub(crate) mod tests {
             errors: 0,
             latency_us: LatencyUs { p50: figure_us * 1.1, p10_of_medians: figure_us, ..LatencyUs::default() },
             throughput_rps: 1e6 / figure_us,
+            rounds_rps: Vec::new(),
             cpu_us_per_request: CpuUs { client: 10.0, server: Some(11.0), nic: None },
             stages_us: None,
             path: None,

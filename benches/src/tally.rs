@@ -27,7 +27,7 @@ pub(crate) struct Tally {
     offered: Rate,
     /// Windows of an open loop at whose end more was left undone than at its beginning.
     behind: u32,
-    rounds: u32,
+    rounds: Vec<f64>,
     errors: BTreeMap<String, u64>,
     completed: u64,
     measured: Duration,
@@ -46,7 +46,7 @@ impl Tally {
             pace: Rate::default(),
             offered: Rate::default(),
             behind: 0,
-            rounds: 0,
+            rounds: Vec::new(),
             errors: BTreeMap::new(),
             completed: 0,
             measured: Duration::ZERO,
@@ -85,7 +85,7 @@ impl Tally {
         if measured.turned_away > 0 {
             *self.errors.entry("the client's queue was full".to_owned()).or_default() += measured.turned_away;
         }
-        self.rounds += 1;
+        self.rounds.push(measured.completed as f64 / measured.elapsed.as_secs_f64().max(1e-9));
         self.completed += measured.completed;
         self.measured += measured.elapsed;
         self.client_cpu += measured.client_cpu;
@@ -108,7 +108,8 @@ impl Tally {
         let errors = self.errors.values().sum();
         // In half of the windows, since a stall at the end of one is no saturation. At a low fixed rate a window holds so few requests
         // that what is under way at its ends would decide.
-        let saturated = matches!(point.drive, Drive::Saturation(..)) && self.behind * 2 >= self.rounds.max(1);
+        let saturated =
+            matches!(point.drive, Drive::Saturation(..)) && self.behind as usize * 2 >= self.rounds.len().max(1);
         let latency_target_us = target_us.filter(|_| point.drive != Drive::Closed);
         let (arrivals, of_saturation, saturation_of) = match point.drive {
             Drive::Closed => (None, None, None),
@@ -128,6 +129,7 @@ impl Tally {
             errors,
             latency_us: self.latencies.summary(),
             throughput_rps,
+            rounds_rps: self.rounds.clone(),
             cpu_us_per_request: CpuUs { client: each(self.client_cpu), server: self.server_cpu.map(each), nic: None },
             stages_us: stages(&self.paths),
             path,
@@ -141,7 +143,7 @@ impl Tally {
             saturated,
             datagram: (arm.transport() == Transport::Udp).then_some(datagram),
             drop,
-            rounds: self.rounds,
+            rounds: self.rounds.len() as u32,
             connections: self.latencies.connections(),
             measured_s: self.measured.as_secs_f64(),
             bytes_per_s: throughput_rps * payload,

@@ -31,8 +31,10 @@ fn disagree_in_latency(floor: &Run, again: &Run) -> Option<String> {
 
 fn disagree_in_throughput(floor: &Run, again: &Run) -> Option<String> {
     let compared = floor.compares_throughput();
-    let reason =
-        || void_reason(&format!("{} in requests a second", floor.arm), floor.throughput_rps, again.throughput_rps);
+    let reason = || {
+        let what = format!("{} in requests a second, round by round,", floor.arm);
+        void_reason(&what, floor.throughput_rps, floor.throughput_rps * again.throughput_over(floor))
+    };
     compared.then(reason).flatten()
 }
 
@@ -131,7 +133,7 @@ impl<'a> Picked<'a> {
             let [floor, again] = Arm::floors(arm.transport()).map(|arm| self.run(arm));
             let void = floor.zip(again).and_then(|(floor, again)| disagree_in_throughput(floor, again));
             let detail = format!("{}; {other} {}", carried(run), carried(other), other = other.arm);
-            (run.bytes_per_s / other.bytes_per_s, detail, void)
+            (run.throughput_over(other), detail, void)
         });
         Some(Figure::new(what, Sense::AtLeast, target, measured))
     }
@@ -247,11 +249,9 @@ fn loss(found: &Found<'_>) -> [Option<Figure>; 2] {
     };
     let kept = || {
         let (one, whole) = (lossy(0.01)?, lossy(0.0)?);
-        let (one, whole) = (one.throughput_rps, whole.throughput_rps);
-        if whole == 0.0 {
-            return Err(unmeasured(udp));
-        }
-        Ok((one / whole, format!("{one:.0} of {whole:.0} requests a second"), None))
+        let detail = format!("{:.0} of {:.0} requests a second", one.throughput_rps, whole.throughput_rps);
+        let kept = one.throughput_over(whole);
+        if kept.is_finite() { Ok((kept, detail, None)) } else { Err(unmeasured(udp)) }
     };
     let unended = || {
         let ten = lossy(0.1)?;
@@ -377,6 +377,15 @@ mod tests {
         assert!(mark_void(&mut runs));
         assert!(verdicts(&runs).iter().all(|figure| figure.verdict() == "void"));
         assert!(runs[3].void_reason.as_ref().is_some_and(|why| why.contains("floor-tcp in requests a second")));
+        // The machine stood still for a part of the second floor's rounds, and was at half its pace in others.
+        for (run, pace) in runs.iter_mut().zip([1.0, 1.02, 0.8, 1.1]) {
+            run.rounds_rps = vec![5.0, 2.5, 2.5, 5.0, 5.0].into_iter().map(|rps| rps * pace).collect();
+        }
+        runs[1].rounds_rps[0] = 0.5;
+        mark_void(&mut runs);
+        let figures = verdicts(&runs);
+        assert!(figures.iter().all(|figure| figure.verdict() == "met"), "{figures:?}");
+        assert!((figures[1].value.unwrap() - 1.1).abs() < 1e-9);
     }
 
     #[test]

@@ -55,6 +55,30 @@ fn who_comes_back_is_seen_soon_beside_a_busy_client_whose_every_round_takes_long
 }
 
 #[test]
+fn where_one_has_come_back_others_are_looked_for_too() {
+    let (mut thread, ..) = thread(&config(), WaitMode::Spin, &UdpPortConfig::default());
+    let address = thread.tcp().unwrap().local_addr();
+    let mut clients = [(); 3].map(|()| connect(&mut thread, address));
+    (0..COLD).for_each(|_| _ = thread.poll());
+    let mut answered = 0;
+    let rounds = clients.each_mut().map(|client| {
+        client.send(NULL, &[&noise(1, 100)]);
+        answered += 1;
+        let rounds = (0..COLD).take_while(|_| {
+            thread.poll();
+            thread.host().answered < answered
+        });
+        let rounds = rounds.count();
+        if answered == 1 {
+            // It alone is tried, and the poller has nothing to tell for a while.
+            (0..100).for_each(|_| _ = thread.poll());
+        }
+        rounds
+    });
+    assert!(rounds[1] < COLD && rounds[2] < 10, "seen after {rounds:?} rounds");
+}
+
+#[test]
 fn what_the_last_look_before_a_sleep_brings_is_published() {
     let server = Server::start(&config(), WaitMode::Block);
     let mut client = Client::connect(server.tcp);

@@ -27,7 +27,7 @@ impl Ratios {
         let ratio = |of: f64, to: f64| Some(of / to).filter(|ratio| comparable && ratio.is_finite() && *ratio > 0.0);
         Ratios {
             latency: ratio(run.figure_us(), floor.figure_us()),
-            throughput: ratio(run.throughput_rps, floor.throughput_rps).filter(|_| run.compares_throughput()),
+            throughput: ratio(run.throughput_over(floor), 1.0).filter(|_| run.compares_throughput()),
         }
     }
 }
