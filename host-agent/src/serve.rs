@@ -2,6 +2,7 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::AtomicUsize;
 use std::time::{Duration, Instant};
 
 use splitrpc_telemetry::Shard as Telemetry;
@@ -208,7 +209,8 @@ impl Server {
             server.http = Some(Http::start(address, Arc::clone(status), Bounds::USUAL).map_err(listen)?);
         }
         let crowded = usize::from(config.data.threads) >= machine.cores.len();
-        let common = Common { config, plan, models, catalog, crowded };
+        let busy = Arc::new(AtomicUsize::new(telemetry.len()));
+        let common = Common { config, plan, models, catalog, crowded, busy };
         let mut addresses = Addresses { tcp: config.listen.tcp, udp: config.listen.udp };
         for (number, telemetry) in telemetry.iter().enumerate() {
             let running = shard::start(&common, number, addresses, Arc::clone(telemetry))?;

@@ -3,6 +3,7 @@
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::AtomicUsize;
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
@@ -35,6 +36,8 @@ pub struct Common<'c> {
     pub catalog: &'c [u8],
     /// There are more data threads than cores.
     pub crowded: bool,
+    /// How many shards there are, as those count down that are to end.
+    pub busy: Arc<AtomicUsize>,
 }
 
 /// Where a data thread listens.
@@ -145,7 +148,8 @@ fn assemble(
         Addresses { tcp: tcp.as_ref().map(TcpPort::local_addr), udp: udp.as_ref().map(UdpPort::local_addr) };
     let settings = thread_config(config, shard, common.crowded);
     let input_pools = plan.inputs.len() as u16;
-    let mut data = DataThread::new(settings, engine, arena, input_pools, nic, host, waker, telemetry)?;
+    let mut data = DataThread::new(settings, engine, arena, input_pools, nic, host, waker, telemetry)?
+        .among(Arc::clone(&common.busy));
     if let Some(port) = tcp {
         data = data.with_tcp(port)?;
     }
@@ -262,7 +266,7 @@ mod tests {
         config.models.builtins = vec![Builtin::Null, Builtin::Echo];
         let built = build(config).unwrap();
         let (config, plan, models, catalog) = (&built.config, &built.plan, &built.models[..], &built.catalog[..]);
-        let common = Common { config, plan, models, catalog, crowded: true };
+        let common = Common { config, plan, models, catalog, crowded: true, busy: Arc::new(AtomicUsize::new(1)) };
         let (mut data, at) =
             assemble(&common, 0, Addresses { tcp: any, udp: any }, Arc::clone(&built.telemetry[0])).unwrap();
         let phase = Arc::new(AtomicU32::new(0));

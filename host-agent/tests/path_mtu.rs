@@ -177,7 +177,8 @@ fn a_path_that_does_not_take_the_smallest_datagrams_is_named_as_the_cause() {
 fn large_requests_and_answers_get_through_where_longer_packets_vanish() {
     over(1500, "large_requests_and_answers_get_through_where_longer_packets_vanish", || {
         let remote = Remote::start(1300);
-        let mut client = remote.connect().unwrap();
+        // The kernel may take a second or two until it lets packets through a new cable.
+        let mut client = (0..5).find_map(|_| remote.connect().ok()).expect("a session");
         assert_echoes(&mut client);
     });
 }

@@ -2,7 +2,7 @@
 
 use std::io;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use splitrpc_arena::Arena;
@@ -47,8 +47,8 @@ enum Ending {
     No,
     /// It finishes what is under way, until then at most.
     Draining { until: Time },
-    /// It tells everyone, until then.
-    Parting { until: Time },
+    /// It tells everyone, until then, and for as long as another thread of the server drains, but not past `limit`.
+    Parting { until: Time, limit: Time },
     /// Nothing is left to do.
     Over,
 }
@@ -77,6 +77,8 @@ pub struct DataThread<L, H> {
     short_rounds: u32,
     waker: Waker,
     stop: Arc<AtomicBool>,
+    /// How many threads of the server have something under way that they finish, or were not told to end.
+    busy: Arc<AtomicUsize>,
     telemetry: Arc<Shard>,
     departures: Departures,
     /// Scratch: what the host wrote beside a request's slots.
@@ -123,6 +125,7 @@ impl<L: NicLink, H: Host> DataThread<L, H> {
             short_rounds: 0,
             waker,
             stop: Arc::new(AtomicBool::new(false)),
+            busy: Arc::new(AtomicUsize::new(1)),
             telemetry,
             departures: Departures::default(),
             meta: Box::new([0; size_of::<completion::Meta>()]),
@@ -150,6 +153,14 @@ impl<L: NicLink, H: Host> DataThread<L, H> {
         port.register(&self.poller)?;
         self.udp = Some(port);
         Ok(self)
+    }
+
+    /// Makes it one of several threads that listen at the same addresses; `busy` is their number, and theirs. They end
+    /// together: the kernel would hand the datagrams of one that has ended to another, which knows nothing of them.
+    #[must_use]
+    pub fn among(mut self, busy: Arc<AtomicUsize>) -> Self {
+        self.busy = busy;
+        self
     }
 
     /// What ends [`DataThread::run`].
@@ -425,10 +436,15 @@ impl<L: NicLink, H: Host> DataThread<L, H> {
                 Ending::Draining { until: now + (allowed - farewell) }
             }
             Ending::Draining { until } if now < until && !(self.engine.is_idle() && self.host.is_idle()) => ending,
-            Ending::Draining { .. } => Ending::Parting { until: now + farewell },
-            Ending::Parting { until } => {
+            Ending::Draining { until } => {
+                self.busy.fetch_sub(1, Ordering::Relaxed);
+                Ending::Parting { until: now + farewell, limit: now.max(until) + farewell }
+            }
+            Ending::Parting { until, limit } => {
                 let connections = self.tcp.as_ref().map_or(0, |tcp| tcp.stats().open);
-                let is_last = now >= until || self.engine.open_sessions() == 0 && connections == 0;
+                let none_left = self.engine.open_sessions() == 0 && connections == 0;
+                let all_part = self.busy.load(Ordering::Relaxed) == 0 || now >= limit;
+                let is_last = all_part && (now >= until || none_left);
                 self.engine.say_farewell(is_last);
                 self.send(now);
                 if is_last { Ending::Over } else { ending }

@@ -4,6 +4,8 @@ mod support;
 
 use std::io::{Read, Write};
 use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::AtomicUsize;
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
@@ -132,6 +134,44 @@ fn what_is_not_done_in_time_is_left_open() {
         hold.open();
         support::assert_no_slot_lost(&mut thread);
     }
+}
+
+#[test]
+fn threads_of_one_server_end_together() {
+    let busy = Arc::new(AtomicUsize::new(2));
+    let [quiet, working] = [(); 2].map(|()| Server::start_among(&busy));
+    let mut client = Client::connect(working.tcp);
+    let hold = working.hold.clone();
+    hold.close();
+    let id = client.send(ECHO, &[&noise(1, 100)]);
+    wait_for(|| hold.waiting() == 1);
+    let address = quiet.tcp;
+    let stopping = [stop(quiet), stop(working)];
+    // As long as the quiet one would listen if it were alone, and longer.
+    for _ in 0..5 {
+        thread::sleep(Duration::from_millis(100));
+        let (_, header, payload) = Client::say_hello(address);
+        is_end(&header, &payload, 0);
+    }
+    hold.open();
+    assert_eq!(client.answer().0, id);
+    expect_end(client);
+    stopping.map(|stopping| stopping.join().unwrap());
+}
+
+#[test]
+fn who_was_told_and_goes_on_sending_is_hung_up_on() {
+    let server = Server::start(&config(), WaitMode::Spin);
+    let mut client = Client::connect(server.tcp);
+    client.stream.write_all(&request_bytes(client.session, 0, ECHO, &[&noise(1, 100)])).unwrap();
+    assert_eq!((client.receive().0.request, client.stream.read(&mut [0; 1]).unwrap()), (0, 0));
+    let junk = vec![0; 1 << 16];
+    let ended = (0..60_000).any(|_| {
+        thread::sleep(Duration::from_micros(100));
+        client.stream.write_all(&junk).is_err()
+    });
+    assert!(ended, "it is listened to for ever");
+    server.stop();
 }
 
 #[test]

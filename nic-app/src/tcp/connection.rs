@@ -33,8 +33,8 @@ pub(super) struct Connection {
     pub(super) watches_write: bool,
     /// The poller does not watch for input, because too much waits to be written.
     pub(super) paused: bool,
-    /// Its last frame has been handed over: what still comes is nobody's.
-    pub(super) parted: bool,
+    /// When its last frame was handed over: what comes after that is nobody's.
+    pub(super) parted: Option<Time>,
 }
 
 impl Connection {
@@ -49,13 +49,13 @@ impl Connection {
             out_since: Time::default(),
             watches_write: false,
             paused: false,
-            parted: false,
+            parted: None,
         }
     }
 
     /// Ends this side of a connection that has parted, once all is written.
     pub(super) fn shut(&self) {
-        if self.parted && self.out.is_empty() {
+        if self.parted.is_some() && self.out.is_empty() {
             // Who is gone already need not be told.
             let _ = self.stream.shutdown(Shutdown::Write);
         }

@@ -249,10 +249,13 @@ impl TcpPort {
         if connection.paused {
             return false;
         }
-        let turn = match connection.parted {
-            true => self.reader.ignore(connection),
-            false => self.reader.turn(&mut Context { now, engine, arena }, connection),
-        };
+        if connection.parted.is_some() {
+            if self.reader.ignore(connection) == Turn::Over {
+                self.close(poller, engine, id);
+            }
+            return false;
+        }
+        let turn = self.reader.turn(&mut Context { now, engine, arena }, connection);
         if !connection.unread.is_empty() && !self.unread.contains(&id) {
             self.unread.push(id);
         }
@@ -278,8 +281,9 @@ impl TcpPort {
         };
         if is_last(&frame.header) {
             // Were its bytes left unread, the kernel would break the stream off, and the frame perhaps be lost with it.
-            connection.parted = true;
+            connection.parted = Some(now);
             self.reader.reclaim(connection);
+            self.hot.forget(id);
         }
         let mut written = 0;
         if connection.out.is_empty() {
@@ -365,7 +369,11 @@ impl TcpPort {
         for id in 0..self.connections.len() as u32 {
             let Some(connection) = &self.connections[id as usize] else { continue };
             let unsent = (!connection.out.is_empty()).then_some(connection.out_since);
-            if [unsent, connection.partial_since()].into_iter().flatten().any(|since| now.since(since) > self.grace) {
+            if [unsent, connection.partial_since(), connection.parted]
+                .into_iter()
+                .flatten()
+                .any(|since| now.since(since) > self.grace)
+            {
                 self.stats.stalled += 1;
                 self.close(poller, engine, id);
             }

@@ -124,23 +124,16 @@ impl Reader {
         if moved > 0 { Turn::Moved } else { Turn::Quiet }
     }
 
-    /// Reads what a connection has, for the sake of its being read.
+    /// Reads once from a connection, for the sake of its being read.
     pub(super) fn ignore(&mut self, connection: &mut Connection) -> Turn {
-        let mut turn = Turn::Quiet;
-        for _ in 0..STEPS_PER_TURN {
-            match finish(connection.stream.read(&mut self.sink), SINK) {
-                Ok(Step::Read { bytes, dry }) => {
-                    self.bytes += bytes as u64;
-                    turn = Turn::Moved;
-                    if dry {
-                        break;
-                    }
-                }
-                Ok(Step::Quiet | Step::Again) => break,
-                Err(Over) => return Turn::Over,
+        match finish(connection.stream.read(&mut self.sink), SINK) {
+            Ok(Step::Read { bytes, .. }) => {
+                self.bytes += bytes as u64;
+                Turn::Moved
             }
+            Ok(Step::Quiet | Step::Again) => Turn::Quiet,
+            Err(Over) => Turn::Over,
         }
-        turn
     }
 
     /// Forgets what a connection has brought of a frame that is not whole, and what the engine had no room for.

@@ -8,6 +8,7 @@ pub mod udp;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::AtomicUsize;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -112,6 +113,12 @@ impl Server {
     pub fn start_to_drain(wait: WaitMode, drain: Duration) -> Server {
         let settings = DataThreadConfig { wait, drain, ..DataThreadConfig::default() };
         Server::run(thread_with(&config(), &settings, &UdpPortConfig::default()))
+    }
+
+    /// One of several threads of a server.
+    pub fn start_among(busy: &Arc<AtomicUsize>) -> Server {
+        let (thread, hold, telemetry) = thread(&config(), WaitMode::Block, &UdpPortConfig::default());
+        Server::run((thread.among(Arc::clone(busy)), hold, telemetry))
     }
 
     fn run((mut thread, hold, telemetry): (Thread, Hold, Arc<Shard>)) -> Server {

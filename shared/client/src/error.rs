@@ -112,7 +112,7 @@ impl Error {
                 | Error::TimedOut { .. }
                 | Error::Protocol { .. }
                 | Error::Refused(_)
-        )
+        ) || matches!(self, Error::Failed(failure) if failure.status == Status::Draining)
     }
 
     /// Whether the connection cannot be used any more.
@@ -153,6 +153,7 @@ impl fmt::Display for Error {
                 f.write_str("the server speaks another version of the protocol; use a client of the same release")
             }
             Error::Protocol { error, context } => write!(f, "the server broke the protocol: {context}: {error}"),
+            Error::Refused(failure) if failure.status == Status::Draining => failure.fmt(f),
             Error::Refused(failure) => write!(f, "the server refused the session: {failure}"),
             Error::Failed(failure) => failure.fmt(f),
             Error::TooManyInFlight { limit } => write!(f, "{limit} requests are in flight, which is the limit"),

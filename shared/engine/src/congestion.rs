@@ -111,8 +111,9 @@ impl Congestion for DelayControl {
     fn on_ack(&mut self, sample: &AckSample) {
         self.roll_round(sample.now, sample.smoothed_rtt_ns);
         self.round_acked += sample.bytes;
-        let target = sample.min_rtt_ns + self.queue_target(sample.min_rtt_ns);
         if let Some(rtt) = sample.rtt_ns
+            && rtt > sample.min_rtt_ns + QUEUE_TARGET
+            && let target = sample.min_rtt_ns + self.queue_target(sample.min_rtt_ns)
             && rtt > target
         {
             let excess = 100 * (rtt - target) / rtt;

@@ -44,30 +44,32 @@ impl<C: Congestion> Server<'_, C> {
             if !session.open || session.departed {
                 continue;
             }
-            // A request that has a record may have been executed without its client knowing of it.
-            let owed = session.first != NO_INDEX;
-            if owed && !self.farewell.at_last {
+            if session.first != NO_INDEX && !self.farewell.at_last {
                 continue;
             }
-            let session = &mut self.sessions[index];
-            session.departed = true;
-            let (kind, body) = match owed {
-                true => (Kind::Goodbye, Body::Empty),
-                false => (Kind::Error, Body::status(Status::Draining, "")),
-            };
-            let header = Header { session: session.id, ..Header::new(kind) };
-            let control = Control { peer: session.peer, header, body };
+            self.sessions[index].departed = true;
             self.stats.frames_out += 1;
+            let control = self.farewell_to(index as u32);
             return Some(self.control_frame(control));
         }
         None
     }
 
+    fn farewell_to(&self, session: u32) -> Control {
+        let session = &self.sessions[session as usize];
+        // A request that has a record may have been executed without its client knowing of it.
+        let (kind, body) = match session.first != NO_INDEX || session.unconfirmed {
+            true => (Kind::Goodbye, Body::Empty),
+            false => (Kind::Error, Body::status(Status::Draining, "")),
+        };
+        Control { peer: session.peer, header: Header { session: session.id, ..Header::new(kind) }, body }
+    }
+
     /// A session that was told already says something: it has not heard, or not yet.
     pub(super) fn repeat_farewell(&mut self, session: u32, kind: Kind) -> Verdict {
         if matches!(kind, Kind::Request | Kind::List | Kind::Ping) {
-            let header = Header { session: self.sessions[session as usize].id, ..Header::new(Kind::Error) };
-            self.answer(session, header, Body::status(Status::Draining, ""));
+            let control = self.farewell_to(session);
+            self.push_control(control);
         }
         Verdict::Discard
     }

@@ -22,6 +22,8 @@ pub struct SessionSlot {
     pub(crate) greeted: bool,
     /// It was told that the server goes.
     pub(crate) departed: bool,
+    /// An answer was given up that its client may not have: something was executed of which it does not know.
+    pub(crate) unconfirmed: bool,
     pub(crate) peer: Peer,
     pub(crate) id: u64,
     pub(crate) nonce: u64,
@@ -53,6 +55,7 @@ impl Default for SessionSlot {
             open: false,
             greeted: false,
             departed: false,
+            unconfirmed: false,
             peer: Peer::Datagram(SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), 0)),
             id: 0,
             nonce: 0,

@@ -408,7 +408,7 @@ impl<C: Congestion> Server<'_, C> {
         }
     }
 
-    pub(super) fn answer(&mut self, session: u32, header: Header, body: Body) {
+    fn answer(&mut self, session: u32, header: Header, body: Body) {
         let peer = self.sessions[session as usize].peer;
         self.push_control(Control { peer, header, body });
     }

@@ -183,6 +183,7 @@ impl<C: Congestion> Server<'_, C> {
         let at = self.channel_index(session);
         self.channels[at].channel.flight.forget(self.flight, key, |_| {});
         self.stats.replies_evicted += 1;
+        self.sessions[session as usize].unconfirmed = true;
         match slot.state {
             State::Responding => self.finish_reply(index),
             _ => self.retire(index),

@@ -219,13 +219,12 @@ impl<C: Congestion> Server<'_, C> {
         if let Some(data) = self.next_data(now, session, at, most) {
             return Some(data);
         }
-        let window = self.window(now);
-        let channel = &mut self.channels[at].channel;
-        let with_data = self.in_a_row > 0 && channel.received.may_ride();
-        let due = channel.received.due() <= now;
-        if !due && !with_data {
+        let received = &self.channels[at].channel.received;
+        if received.due() > now && !(self.in_a_row > 0 && received.may_ride()) {
             return None;
         }
+        let window = self.window(now);
+        let channel = &mut self.channels[at].channel;
         let length = channel.take_ack(now, window, &mut self.ranges).write(&mut self.scratch);
         Some(Next::Ack { length, rides_along: self.in_a_row > 0 })
     }

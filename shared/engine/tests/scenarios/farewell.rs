@@ -122,6 +122,24 @@ fn at_last_those_are_told_too_whose_requests_are_not_done() {
 }
 
 #[test]
+fn an_answer_that_was_given_up_unconfirmed_is_not_forgotten() {
+    serve(&config(), |rig| {
+        let (from, session) = (Peer::Datagram(addr(1)), rig.open_datagram(addr(1), 1, 1 << 20));
+        let (key, _) = rig.submit(from, session, 1, &Ask::rows(1));
+        rig.answer(key, 10);
+        rig.sent();
+        rig.pass(2 * rig.config.keep_reply);
+        rig.sent();
+        assert_eq!(rig.server.live_requests(), 0);
+        rig.server.begin_drain();
+        rig.server.say_farewell(false);
+        assert_eq!(rig.sent_one().header.kind, Kind::Goodbye);
+        rig.control(from, Header { session, ..Header::new(Kind::Ping) }, &[]);
+        assert_eq!(rig.sent_one().header.kind, Kind::Goodbye, "what was said once is said again");
+    });
+}
+
+#[test]
 fn who_has_not_heard_is_told_again_when_it_asks() {
     serve(&config(), |rig| {
         let (from, session) = (Peer::Datagram(addr(1)), rig.open_datagram(addr(1), 1, 1 << 20));
