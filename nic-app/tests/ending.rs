@@ -156,7 +156,9 @@ fn threads_of_one_server_end_together() {
     hold.open();
     assert_eq!(client.answer().0, id);
     expect_end(client);
-    stopping.map(|stopping| stopping.join().unwrap());
+    for stopping in stopping {
+        stopping.join().unwrap();
+    }
 }
 
 #[test]
