@@ -2,10 +2,14 @@
 
 mod model_support;
 
+use std::sync::Arc;
+
 use host_agent::model::load_model;
 use host_agent::model::spec::TensorSpec;
 use host_agent::runtime::Factory;
 use host_agent::runtime::tract::TractModel;
+use host_agent::warmup::warm_up;
+use host_agent::worker::Instance;
 use model_support::onnx::{Attr, BOOL, D, FLOAT, Graph, INT64, UINT8};
 use model_support::put;
 use model_support::rig::{Data, Request, Rig, plain};
@@ -229,6 +233,38 @@ fn every_operator_that_takes_indexes_looks_at_them() {
         assert_eq!(status, Status::BadTensor, "{op}");
         assert!(text.contains(&format!("node \"y\" ({op}): index {wrong} is outside of")), "{text}");
     }
+}
+
+#[test]
+fn more_values_than_there_are_are_not_made_up() {
+    let graph = Graph::default()
+        .input("x", FLOAT, &[D::N(4)])
+        .input("k", INT64, &[D::N(1)])
+        .node("TopK", &["x", "k"], &["y", "at"], vec![])
+        .output_without_shape("y", FLOAT)
+        .output_without_shape("at", INT64);
+    let mut rig = Rig::new(&load(&graph, Some("max_batch_size: 0")));
+    let mut ask = |k: i64| rig.one(plain(vec![Data::f32(&[4], &[2.0, 9.0, 4.0, 7.0]), Data::i64(&[1], &[k])]));
+    assert_eq!(ask(2).unwrap()[0].to_f32(), [9.0, 7.0]);
+    assert_eq!(ask(4).unwrap()[0].to_f32(), [9.0, 7.0, 4.0, 2.0]);
+    for wrong in [5, -1, i64::MAX, i64::MIN] {
+        let (status, text) = ask(wrong).unwrap_err();
+        assert_eq!(status, Status::BadTensor);
+        assert!(text.contains(&format!("k is {wrong}, and there are 4 values")), "{text}");
+    }
+}
+
+#[test]
+fn a_model_that_does_not_take_zeros_is_warmed_up_with_something_else() {
+    let whole = [D::N(4)];
+    let graph = Graph::default()
+        .input("a", INT64, &whole)
+        .input("b", INT64, &whole)
+        .node("Div", &["a", "b"], &["y"], vec![])
+        .output("y", INT64, &whole);
+    let factory: Arc<dyn Factory> = Arc::new(load(&graph, Some("max_batch_size: 0")));
+    let mut instance = Instance::new(&factory).unwrap();
+    warm_up(&mut instance, factory.spec()).unwrap();
 }
 
 #[test]

@@ -4,7 +4,7 @@ use std::cell::Cell;
 
 use splitrpc_wire::Status;
 use tract_onnx::prelude::{DatumType, TValue, TVec, TractResult, TypedNode};
-use tract_onnx::tract_core::ops::array::{Gather, GatherElements, GatherNd, ScatterElements, ScatterNd};
+use tract_onnx::tract_core::ops::array::{Gather, GatherElements, GatherNd, ScatterElements, ScatterNd, Topk};
 
 use super::program::{Plan, guarded};
 use crate::model::onnx::brief;
@@ -62,9 +62,15 @@ pub(super) fn run(
     })
 }
 
-/// Says which index points past what it is an index into. tract itself notices only where that lies past the whole tensor, and
-/// for some ways of keeping a tensor not even then.
+/// Says which index points past what it is an index into, or that more values are wanted than there are. tract itself notices
+/// only where an index lies past the whole tensor, for some ways of keeping a tensor not even then, and makes values up.
 fn astray(node: &TypedNode, inputs: &[TValue]) -> TractResult<Option<String>> {
+    if let (Some(op), [data, k]) = (node.op_as::<Topk>(), inputs) {
+        let k = k.cast_to_scalar::<i64>()?;
+        let size = data.shape().get(op.axis).copied().unwrap_or(0);
+        let fits = usize::try_from(k).is_ok_and(|k| k <= size);
+        return Ok((!fits).then(|| format!("k is {k}, and there are {size} values")));
+    }
     // For each operator: the axis at which its indexes point, or the first of the axes, and whether one may count from the end.
     let (axis, each, from_end) = if let Some(op) = node.op_as::<Gather>() {
         (op.axis, false, true)
