@@ -99,6 +99,12 @@ impl Config {
         if self.listen.tcp.is_none() && self.listen.udp.is_none() {
             wrong("listen.tcp", "both tcp and udp are off, so nobody could send a request".into());
         }
+        if let (Some(tcp), Some(http)) = (self.listen.tcp, self.listen.http)
+            && tcp == http
+            && tcp.port() != 0
+        {
+            wrong("listen.http", format!("{http} is where requests are taken (listen.tcp); give it another port"));
+        }
         let data = &self.data;
         if data.threads == 0 {
             wrong("data.threads", "must be at least 1".into());

@@ -198,6 +198,7 @@ fn what_the_machine_lacks_is_named_by_key() {
     assert_eq!(problems(|c| c.data.max_datagram = 100), ["data.max_datagram"]);
     assert_eq!(problems(|c| c.limits.datagrams_in_flight = 1000), ["limits.datagrams_in_flight"]);
     assert_eq!(problems(|c| c.models.builtins.clear()), ["models.builtins"]);
+    assert_eq!(problems(|c| c.listen.http = c.listen.tcp), ["listen.http"]);
     assert_eq!(problems(|c| c.models.builtins = vec![Builtin::Null; 2]), ["models.builtins"]);
 }
 
