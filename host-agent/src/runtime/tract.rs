@@ -15,9 +15,9 @@ use tract_onnx::prelude::{TValue, TVec, Tensor};
 use super::{Batch, BatchItem, Factory, Launch, Runtime, RuntimeError};
 use crate::model::config_pbtxt::Warmup;
 use crate::model::spec::{ModelSpec, TensorSpec};
-use compute::Failure;
+use compute::{Failure, Plan};
 use data::{bytes_of, copy_in, plain, tensor, wire_dims};
-use program::{Plan, Program, Shapes};
+use program::{Program, Shapes};
 
 mod compute;
 mod data;

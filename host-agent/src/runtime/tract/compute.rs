@@ -1,14 +1,18 @@
 //! Running a plan, and saying which node failed and whose fault that is.
 
 use std::cell::Cell;
+use std::sync::Arc;
 
 use splitrpc_wire::Status;
-use tract_onnx::prelude::{DatumType, TValue, TVec, TractResult, TypedNode};
+use tract_onnx::prelude::{DatumType, TValue, TVec, TractResult, TypedNode, TypedRunnableModel};
 use tract_onnx::tract_core::ops::array::{Gather, GatherElements, GatherNd, ScatterElements, ScatterNd, Topk};
 
-use super::program::{Plan, guarded};
-use crate::model::onnx::brief;
+use crate::model::onnx::{brief, panic_text};
+use crate::quiet::caught;
 use crate::runtime::RuntimeError;
+
+/// A graph made ready for certain shapes.
+pub(crate) type Plan = Arc<TypedRunnableModel>;
 
 /// Why a request was not computed: what its client is told.
 #[derive(Debug)]
@@ -60,6 +64,12 @@ pub(super) fn run(
         let node = node.map(|node| format!("{}: ", describe(&node.name, &node.op().name())));
         Failure { status: status.get(), text: brief(&format!("{}{error}", node.unwrap_or_default())) }
     })
+}
+
+/// Turns a panic inside tract into an error.
+pub(super) fn guarded<T>(work: impl FnOnce() -> Result<T, String>) -> Result<T, String> {
+    // tract's plans and graphs are only read inside, and what was being made is dropped.
+    caught(work).unwrap_or_else(|panic| Err(panic_text(&*panic)))
 }
 
 /// Says which index points past what it is an index into, or that more values are wanted than there are. tract itself notices

@@ -4,8 +4,9 @@
 use splitrpc_wire::DType;
 use tract_onnx::prelude::{DatumType, TValue, TVec, Tensor};
 
+use super::compute::Plan;
 use super::data::{tensor, words};
-use super::program::{Found, FoundDim, Plan, Program, Shapes, datum_type};
+use super::program::{Found, FoundDim, Program, Shapes, datum_type};
 use crate::runtime::RuntimeError;
 
 /// What was found out about a batched program.

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use splitrpc_wire::DType;
 use tract_onnx::prelude::{
     DatumType, InferenceFact, InferenceModel, InferenceModelExt, IntoRunnable, Symbol, TDim, TValue, TVec, TypedModel,
-    TypedNode, TypedRunnableModel, tensor1,
+    TypedNode, tensor1,
 };
 use tract_onnx::tract_core::internal::EvalContext;
 use tract_onnx::tract_core::ops::binary::TypedBinOp;
@@ -16,13 +16,9 @@ use tract_onnx::tract_core::ops::nn::{Reduce, Reducer};
 use tract_onnx::tract_core::ops::scan::Scan;
 use tract_onnx::tract_hir::infer::Factoid;
 
-use super::compute::{self, Failure};
-use crate::model::onnx::{Dim, Operators, brief, panic_text};
-use crate::quiet::caught;
+use super::compute::{self, Failure, Plan, guarded};
+use crate::model::onnx::{Dim, Operators, brief};
 use crate::runtime::RuntimeError;
-
-/// A graph made ready for certain shapes.
-pub(crate) type Plan = Arc<TypedRunnableModel>;
 
 /// Dimensions of each input.
 pub(crate) type Shapes = Vec<Vec<u32>>;
@@ -306,12 +302,6 @@ fn find(plans: &mut Plans, shapes: &[Vec<u32>]) -> Option<Plan> {
     let at = plans.iter().position(|(known, _)| known == shapes)?;
     plans[at..].rotate_left(1);
     plans.last().map(|(_, plan)| plan.clone())
-}
-
-/// Turns a panic inside tract into an error.
-pub(super) fn guarded<T>(work: impl FnOnce() -> Result<T, String>) -> Result<T, String> {
-    // tract's plans and graphs are only read inside, and what was being made is dropped.
-    caught(work).unwrap_or_else(|panic| Err(panic_text(&*panic)))
 }
 
 /// Whether a name can be nothing but a symbol; tract reads others as expressions.
