@@ -41,10 +41,8 @@ impl<C: Congestion> Server<'_, C> {
         while let Some(session) = self.sessions.get(self.farewell.next) {
             let index = self.farewell.next;
             self.farewell.next += 1;
-            if !session.open || session.departed {
-                continue;
-            }
-            if session.first != NO_INDEX && !self.farewell.at_last {
+            let too_soon = session.first != NO_INDEX && !self.farewell.at_last;
+            if !session.open || session.departed || too_soon {
                 continue;
             }
             self.sessions[index].departed = true;
