@@ -274,35 +274,38 @@ impl Planner<'_> {
 /// The short plan: the sizes and settings at which figures are read.
 pub(crate) fn quick(arms: &[Arm]) -> Vec<Point> {
     let mut planner = Planner { arms, points: Vec::new() };
-    for wait in [Wait::Spin, Wait::Adaptive] {
-        for size in [64, IMAGE] {
-            planner.closed(size, 1, wait, FRESH_CONNECTIONS, 10);
-        }
+    for (size, measure) in [(64, 5), (IMAGE, 8)] {
+        planner.closed(size, 1, Wait::Spin, FRESH_CONNECTIONS, measure);
     }
     // Light loads cannot be shortened: what they take longer than planned is to be shared by those behind them.
     for size in [64, IMAGE] {
         planner.light(size, 16);
     }
-    planner.jumbo(10);
-    planner.closed(IMAGE, 16, Wait::Spin, 14, 50);
+    planner.jumbo(8);
+    planner.closed(IMAGE, 16, Wait::Spin, 40, 16);
     planner.loss(6, 100);
+    // Nothing is promised of these, so they have what time the others leave.
+    for size in [64, IMAGE] {
+        planner.closed(size, 1, Wait::Adaptive, FRESH_CONNECTIONS, 5);
+    }
     planner.points
 }
 
 /// The whole plan.
 pub(crate) fn full(arms: &[Arm]) -> Vec<Point> {
     let mut planner = Planner { arms, points: Vec::new() };
-    for wait in [Wait::Spin, Wait::Adaptive] {
-        for size in [64, IMAGE] {
-            planner.closed(size, 1, wait, FRESH_CONNECTIONS, 16);
-        }
+    for (size, measure) in [(64, 8), (IMAGE, 16)] {
+        planner.closed(size, 1, Wait::Spin, FRESH_CONNECTIONS, measure);
     }
     for size in [64, IMAGE] {
         planner.light(size, 24);
     }
     planner.jumbo(16);
-    planner.closed(IMAGE, 16, Wait::Spin, 24, 70);
+    planner.closed(IMAGE, 16, Wait::Spin, 80, 20);
     planner.loss(12, 160);
+    for size in [64, IMAGE] {
+        planner.closed(size, 1, Wait::Adaptive, FRESH_CONNECTIONS, 8);
+    }
     for size in SIZES.into_iter().filter(|size| ![64, IMAGE].contains(size)) {
         planner.closed(size, 1, Wait::Spin, FRESH_CONNECTIONS, 10);
         planner.closed(size, 1, Wait::Adaptive, FRESH_CONNECTIONS / 3, 10);

@@ -10,7 +10,7 @@ use crate::crowd::Crowd;
 use crate::load::arrivals::Arrivals;
 use crate::load::window::PathSums;
 use crate::machine::{Crossed, Machine};
-use crate::plan::Basis;
+use crate::plan::{Basis, Section};
 use crate::scope::Scope;
 use crate::stats::LatencyUs;
 use crate::wait::Wait;
@@ -226,6 +226,11 @@ impl Run {
     /// that and no more: there it is the median over all requests.
     pub(crate) fn figure_us(&self) -> f64 {
         if self.concurrency > 1 { self.latency_us.p50 } else { self.latency_us.p10_of_medians }
+    }
+
+    /// Whether that latency would be much the same if a few connections had been slower or faster.
+    pub(crate) fn is_settled(&self) -> bool {
+        self.section != Section::Single.name() || self.latency_us.is_settled()
     }
 
     /// How many times another run's throughput this one's is: the median over the rounds, in each of which both had their turn.

@@ -66,8 +66,8 @@ impl Runner {
         }
     }
 
-    /// Runs a point in about the time `budget`; no round begins after `end`. While the floors disagree, up to as many
-    /// rounds again are run, until `patience`. What is void after that is marked.
+    /// Runs a point in about the time `budget`; no round begins after `end`. While the floors disagree, or an arm's figure
+    /// is not settled, up to as many rounds again are run, until `patience`. What is void after that is marked.
     pub(crate) fn run(
         &mut self,
         point: &Point,
@@ -106,7 +106,9 @@ impl Runner {
             for run in &mut runs {
                 run.others_cpu_share = others_cpu_share;
             }
-            if !mark_void(&mut runs) || more == 0 || Instant::now() >= patience {
+            let void = mark_void(&mut runs);
+            let settled = !void && runs.iter().all(Run::is_settled);
+            if settled || more == 0 || Instant::now() >= patience {
                 return Ok(runs);
             }
             more -= 1;

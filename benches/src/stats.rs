@@ -6,6 +6,9 @@ use serde::Serialize;
 /// How far a floor and its second run may lie apart before what was compared with them is void.
 pub(crate) const FLOOR_TOLERANCE: f64 = 1.05;
 
+/// How far the 5th and the 15th percentile of connections' medians may lie apart where the 10th is settled.
+const SETTLED: f64 = 1.1;
+
 /// The percentiles of which a distribution's curve is drawn.
 const CURVE: [f64; 19] =
     [0.0, 5.0, 10.0, 20.0, 30.0, 40.0, 50.0, 60.0, 70.0, 80.0, 90.0, 95.0, 98.0, 99.0, 99.5, 99.8, 99.9, 99.95, 99.99];
@@ -32,8 +35,20 @@ pub(crate) struct LatencyUs {
     pub(crate) mean: f64,
     /// Slowest.
     pub(crate) max: f64,
+    /// 5th percentile of the connections' medians.
+    pub(crate) p5_of_medians: f64,
     /// 10th percentile of the connections' medians: the arm's figure.
     pub p10_of_medians: f64,
+    /// 15th percentile of the connections' medians.
+    pub(crate) p15_of_medians: f64,
+}
+
+impl LatencyUs {
+    /// Whether the figure would be much the same if a few connections had been slower or faster. Where a machine is at one
+    /// pace for about a tenth of the time, it may be of that pace in one arm and of the other in the next.
+    pub(crate) fn is_settled(&self) -> bool {
+        self.p15_of_medians <= self.p5_of_medians * SETTLED
+    }
 }
 
 impl Default for Latencies {
@@ -82,14 +97,10 @@ impl Latencies {
         self.histogram.count_between(0, (limit_us * 1e3) as u64) as f64 / self.len() as f64
     }
 
-    /// The arm's figure in microseconds: the 10th percentile of its connections' medians.
-    pub(crate) fn figure_us(&self) -> Option<f64> {
-        p10_of_medians(&self.medians).map(|ns| ns / 1e3)
-    }
-
     /// All that reports want.
     pub(crate) fn summary(&self) -> LatencyUs {
         let at = |percentile| self.histogram.value_at_percentile(percentile) as f64 / 1e3;
+        let of_medians = |quantile| quantile_of(&self.medians, quantile).unwrap_or_default() / 1e3;
         LatencyUs {
             p50: at(50.0),
             p90: at(90.0),
@@ -97,7 +108,9 @@ impl Latencies {
             p999: at(99.9),
             mean: self.histogram.mean() / 1e3,
             max: self.histogram.max() as f64 / 1e3,
-            p10_of_medians: self.figure_us().unwrap_or_default(),
+            p5_of_medians: of_medians(0.05),
+            p10_of_medians: of_medians(0.1),
+            p15_of_medians: of_medians(0.15),
         }
     }
 
@@ -120,12 +133,12 @@ pub(crate) fn median(values: &mut [u64]) -> Option<u64> {
     }
 }
 
-/// The 10th percentile of connections' medians, by linear interpolation between the neighbouring ones.
-pub(crate) fn p10_of_medians(medians: &[u64]) -> Option<f64> {
-    let mut values = medians.to_vec();
+/// A quantile, by linear interpolation between the neighbouring values.
+fn quantile_of(values: &[u64], quantile: f64) -> Option<f64> {
+    let mut values = values.to_vec();
     values.sort_unstable();
     let last = values.len().checked_sub(1)?;
-    let at = 0.1 * last as f64;
+    let at = quantile * last as f64;
     let below = values[at as usize] as f64;
     let above = values[(at as usize + 1).min(last)] as f64;
     Some(below + (above - below) * at.fract())
@@ -194,9 +207,21 @@ mod tests {
             values.extend([1_000_000; 10]);
             latencies.add_connection(&mut values);
         }
-        assert_eq!(latencies.figure_us(), Some(2.0));
-        assert_eq!(p10_of_medians(&[]), None);
-        assert_eq!(p10_of_medians(&[10, 20]), Some(11.0));
+        assert_eq!(latencies.summary().p10_of_medians, 2.0);
+        assert_eq!(quantile_of(&[], 0.1), None);
+        assert_eq!(quantile_of(&[10, 20], 0.1), Some(11.0));
+    }
+
+    #[test]
+    fn a_figure_at_the_edge_between_two_paces_is_not_settled() {
+        let settled = |fast: usize| {
+            let mut latencies = Latencies::new();
+            for connection in 0..60 {
+                latencies.add_connection(&mut [if connection < fast { 70_000 } else { 150_000 }]);
+            }
+            latencies.summary().is_settled()
+        };
+        assert_eq!([0, 2, 4, 6, 8, 12, 60].map(settled), [true, true, false, false, false, true, true]);
     }
 
     #[test]

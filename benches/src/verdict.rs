@@ -122,7 +122,11 @@ impl<'a> Picked<'a> {
         let [floor, _] = Arm::floors(arm.transport());
         let measured = self.pair(arm, floor)?.map(|(run, floor)| {
             let (us, floor_us) = (run.latency_us.p10_of_medians, floor.latency_us.p10_of_medians);
-            (us / floor_us, format!("{us:.1} us, floor {floor_us:.1} us"), run.void_reason.clone())
+            let mut detail = format!("{us:.1} us, floor {floor_us:.1} us");
+            if !(run.is_settled() && floor.is_settled()) {
+                detail += "; not settled, the machine changed its pace";
+            }
+            (us / floor_us, detail, run.void_reason.clone())
         });
         Some(Figure::new(what, Sense::AtMost, target, measured))
     }
