@@ -133,7 +133,8 @@ impl Instance {
     }
 }
 
-/// The worker threads of one model. Dropping them lets batches under way finish.
+/// The worker threads of one model. Dropping them waits for those that are idle; one that computes is left to itself, since
+/// nobody waits for its result any more and it may take as long as it likes.
 #[derive(Debug)]
 pub struct Workers {
     shared: Arc<Shared>,
@@ -269,11 +270,11 @@ impl Shared {
     fn next_job(&self, index: usize) -> Option<Box<Job>> {
         let mut spins = 0;
         loop {
-            if let Some(job) = self.workers[index].inbox.pop() {
-                return Some(job);
-            }
             if self.stop.load(Ordering::SeqCst) {
                 return None;
+            }
+            if let Some(job) = self.workers[index].inbox.pop() {
+                return Some(job);
             }
             if spins < SPINS {
                 spins += 1;
@@ -304,10 +305,71 @@ impl Shared {
 impl Drop for Workers {
     fn drop(&mut self) {
         self.shared.stop.store(true, Ordering::SeqCst);
-        for thread in self.threads.drain(..) {
+        for (worker, thread) in self.shared.workers.iter().zip(self.threads.drain(..)) {
             thread.thread().unpark();
-            // A worker only panics in code of its own that cannot; the thread is over either way.
-            let _ = thread.join();
+            if !worker.busy.load(Ordering::SeqCst) {
+                // A worker only panics in code of its own that cannot; the thread is over either way.
+                let _ = thread.join();
+            }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Mutex;
+    use std::sync::mpsc::{Receiver, Sender, channel};
+
+    use super::*;
+    use crate::model::spec::ModelSpec;
+    use crate::runtime::null::Null;
+
+    /// A model that says when it begins to compute, and computes until it is told to stop.
+    struct Endless {
+        spec: ModelSpec,
+        ends: Mutex<Option<(Sender<()>, Receiver<()>)>>,
+    }
+
+    impl Factory for Endless {
+        fn spec(&self) -> &ModelSpec {
+            &self.spec
+        }
+
+        fn inline(&self) -> bool {
+            false
+        }
+
+        fn instance(&self) -> Result<Box<dyn Runtime>, RuntimeError> {
+            let (began, end) = self.ends.lock().unwrap().take().ok_or_else(|| RuntimeError("one is enough".into()))?;
+            Ok(Box::new(Computing { began, end }))
+        }
+    }
+
+    struct Computing {
+        began: Sender<()>,
+        end: Receiver<()>,
+    }
+
+    impl Runtime for Computing {
+        fn execute(&mut self, _: &Arena, _: &Batch, _: &mut Launch) -> Result<(), RuntimeError> {
+            self.began.send(()).unwrap();
+            // An error means that nobody can tell it any more.
+            let _ = self.end.recv();
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn who_computes_without_end_does_not_hold_up_the_end() {
+        let ((began, begins), (end, ends)) = (channel(), channel());
+        let spec = Null::new(1).spec().clone();
+        let factory: Arc<dyn Factory> = Arc::new(Endless { spec, ends: Mutex::new(Some((began, ends))) });
+        let workers = Workers::start("endless", vec![Instance::new(&factory).unwrap()], 1).unwrap();
+        let claim = workers.claim(0).unwrap();
+        workers.hand_over(claim, Box::new(Job::new(Arena::new("test", &[], 1).unwrap(), 0, 1)));
+        begins.recv().unwrap();
+        drop(workers);
+        // It is still at it: else nobody would be there to hear this.
+        end.send(()).unwrap();
     }
 }
