@@ -103,7 +103,8 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
     let idle_servers = local.then_some(&*idle);
     let figures = verdict::figures(&Found { points: &points, runs: &runs, idle: idle_servers, crowd: crowd.as_ref() });
     let all = Found { points: &whole, runs: &[], idle: Some(&[]), crowd: Some(&Err(String::new())) };
-    scope.judge(&figures, verdict::figures(&all));
+    let given: Vec<&str> = figures.iter().map(|figure| &*figure.what).collect();
+    scope.judge(&given, verdict::figures(&all).into_iter().map(|figure| figure.what));
     let report = Report {
         format: 1,
         machine,

@@ -4,7 +4,6 @@ use serde::Serialize;
 
 use crate::arms::{Arm, DATAGRAM};
 use crate::plan::Point;
-use crate::record::Figure;
 use crate::wait::Wait;
 
 /// Which part of the plan was run.
@@ -45,10 +44,9 @@ impl Scope {
         }
     }
 
-    /// Notes which of the verdicts that a whole comparison gives this one does not.
-    pub(crate) fn judge(&mut self, given: &[Figure], all: Vec<Figure>) {
-        let missing = all.into_iter().map(|figure| figure.what).filter(|what| given.iter().all(|g| g.what != *what));
-        self.unjudged = missing.collect();
+    /// Notes which of all verdicts, those that a whole comparison gives, are not among those given.
+    pub(crate) fn judge(&mut self, given: &[&str], all: impl IntoIterator<Item = String>) {
+        self.unjudged = all.into_iter().filter(|what| !given.contains(&what.as_str())).collect();
     }
 
     /// What was run, to stand at the beginning of a sentence.
@@ -103,10 +101,13 @@ mod tests {
 
     fn scope(points: &[Point], arms: &[Arm], wait: Option<Wait>) -> (Scope, usize) {
         let whole = plan::quick(&Arm::ALL);
-        let figures = |points| verdict::figures(&Found { points, runs: &[], idle: Some(&[]), crowd: None });
+        let names = |points| {
+            let figures = verdict::figures(&Found { points, runs: &[], idle: Some(&[]), crowd: None });
+            figures.into_iter().map(|figure| figure.what).collect::<Vec<_>>()
+        };
         let mut scope = Scope::new(true, points, &whole, arms, wait);
-        let given = figures(points);
-        scope.judge(&given, figures(&whole));
+        let given = names(points);
+        scope.judge(&given.iter().map(String::as_str).collect::<Vec<_>>(), names(&whole));
         (scope, given.len())
     }
 

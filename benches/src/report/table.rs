@@ -5,6 +5,12 @@ use std::io::{self, Write};
 use super::{Ratios, micros, void_reasons};
 use crate::record::{Report, Run};
 
+/// What the columns are, where their heads do not say it.
+const LEGEND: &str = "\
+figure us: by which arms are compared; of one request at a time the 10th percentile of the connections' medians, else the median
+x floor: how many times the floor's that is, and how many times its requests a second
+cpu us c, s: CPU time of client and server for each request; s/GB: CPU seconds of both for each gigabyte of payload";
+
 /// Prints figures and runs.
 pub(crate) fn print(report: &Report, out: &mut dyn Write) -> io::Result<()> {
     let machine = &report.machine;
@@ -22,9 +28,11 @@ pub(crate) fn print(report: &Report, out: &mut dyn Write) -> io::Result<()> {
     if let Some(disturbance) = report.disturbance() {
         writeln!(out, "{disturbance}")?;
     }
+    let width = report.runs.iter().map(|run| run.point.len()).max().unwrap_or_default();
+    writeln!(out, "\n{LEGEND}")?;
     writeln!(
         out,
-        "\n{:<34} {:<16} {:>9} {:>7} {:>9} {:>9} {:>9} {:>10} {:>7} {:>8} {:>8} {:>8} {:>6}",
+        "\n{:<width$} {:<16} {:>9} {:>7} {:>9} {:>9} {:>9} {:>10} {:>7} {:>8} {:>8} {:>8} {:>6}",
         "load",
         "arm",
         "figure us",
@@ -41,10 +49,11 @@ pub(crate) fn print(report: &Report, out: &mut dyn Write) -> io::Result<()> {
     )?;
     for group in report.runs.chunk_by(|one, next| one.point == next.point) {
         for (at, run) in group.iter().enumerate() {
-            row(run, if at == 0 { &run.point } else { "" }, &report.runs, out)?;
+            let load = if at == 0 { &*run.point } else { "" };
+            row(run, &format!("{load:<width$}"), &report.runs, out)?;
         }
         for reason in void_reasons(group) {
-            writeln!(out, "{:<34} void: {reason}", "")?;
+            writeln!(out, "{:<width$} void: {reason}", "")?;
         }
     }
     for idle in &report.idle {
@@ -108,7 +117,7 @@ fn row(run: &Run, load: &str, runs: &[Run], out: &mut dyn Write) -> io::Result<(
     }
     writeln!(
         out,
-        "{load:<34} {name:<16} {:>9} {:>7} {:>9} {:>9} {:>9} {:>10.0} {:>7} {:>8.1} {:>8} {:>8} {:>6}{note}",
+        "{load} {name:<16} {:>9} {:>7} {:>9} {:>9} {:>9} {:>10.0} {:>7} {:>8.1} {:>8} {:>8} {:>6}{note}",
         if run.saturated { "-".to_owned() } else { micros(run.figure_us()) },
         optional(ratios.latency, 2),
         micros(latency.p50),
