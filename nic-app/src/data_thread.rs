@@ -373,7 +373,7 @@ impl<L: NicLink, H: Host> DataThread<L, H> {
         let mut sent = false;
         while let Some(frame) = engine.poll_train(now, MAX_GSO_SEGMENTS as u32) {
             sent = true;
-            departures.note(telemetry, &frame.header, frame.head);
+            departures.note(telemetry, &frame);
             match (frame.peer, &mut *tcp, &mut *udp) {
                 (Peer::Stream(id), Some(tcp), _) => {
                     let token = frame.token;

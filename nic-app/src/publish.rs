@@ -1,11 +1,11 @@
 //! What a data thread counted, handed to whoever exports it.
 
-use splitrpc_engine::Stats;
+use splitrpc_engine::{Stats, Transmit};
 use splitrpc_ring::Faults;
 use splitrpc_telemetry::{Event, Level, Shard};
 use splitrpc_wire::manifest::MANIFEST_HEAD_LEN;
 use splitrpc_wire::path::PATH_LEN;
-use splitrpc_wire::{Flags, Header, Kind, Path, Stage, Status, WireError};
+use splitrpc_wire::{Path, Stage, Status, WireError};
 
 use crate::storage::Engine;
 use crate::tcp::{TcpPort, TcpStats};
@@ -146,17 +146,17 @@ pub(crate) struct Departures(heapless::Vec<(u16, [u8; PATH_LEN]), DEPARTURES>);
 const DEPARTURES: usize = 16;
 
 impl Departures {
-    /// Remembers a frame if it begins an answer.
-    pub(crate) fn note(&mut self, to: &Shard, header: &Header, head: &[u8]) {
-        if header.kind != Kind::Response || !header.flags.has(Flags::MANIFEST) {
+    /// Remembers a frame if it answers a request.
+    pub(crate) fn note(&mut self, to: &Shard, frame: &Transmit<'_>) {
+        if !frame.answers {
             return;
         }
         if self.0.is_full() {
             self.record(to);
         }
-        if let Some(block) = head.get(MANIFEST_HEAD_LEN..).and_then(|rest| rest.first_chunk()) {
+        if let Some(block) = frame.head.get(MANIFEST_HEAD_LEN..).and_then(|rest| rest.first_chunk()) {
             // There is room: made just above.
-            let _ = self.0.push((header.model, *block));
+            let _ = self.0.push((frame.header.model, *block));
         }
     }
 

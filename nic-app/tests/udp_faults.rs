@@ -2,9 +2,11 @@
 
 mod support;
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use nic_app::WaitMode;
+use splitrpc_telemetry::{Event, Writer, render};
 use splitrpc_wire::{Flags, HEADER_LEN, Header, Kind, Status, StatusPayload};
 use support::client::{Answer, check, noise};
 use support::datagrams::Datagrams;
@@ -133,4 +135,27 @@ fn datagrams_that_lie_are_refused_by_name_or_dropped() {
     assert!(thread.engine().stats().malformed.iter().sum::<u64>() >= 4);
     assert_eq!(thread.engine().stats().submitted, 11);
     assert_no_slot_lost(&mut thread);
+}
+
+#[test]
+fn an_answer_sent_again_is_one_answered_request() {
+    let server = Server::start(&config(), WaitMode::Block);
+    let mut client = Datagrams::connect(server.udp, 1472);
+    let request = client.request(ECHO, &noise(1, 100));
+    // It confirms nothing, so the answer comes again and again by itself, and also where the request does.
+    for _ in 0..2 {
+        client.send(&request);
+        let mut answers = 0;
+        while answers < 2 {
+            answers += client.receive().iter().filter(|(header, _)| header.kind == Kind::Response).count();
+        }
+    }
+    let telemetry = Arc::clone(&server.telemetry);
+    server.stop();
+    let mut out = Writer::new();
+    render(&mut out, &["echo", "pair", "null"], &[&telemetry]);
+    let metrics = out.finish();
+    let answered: Vec<_> = metrics.lines().filter(|line| line.starts_with("splitrpc_requests_total{")).collect();
+    assert!(matches!(answered[..], [line] if line.ends_with(" 1")), "{answered:?}");
+    assert_eq!(telemetry.event(Event::RequestsRefused), 0);
 }

@@ -87,11 +87,14 @@ impl Placement {
 pub struct ChannelSlot<C = DelayControl> {
     channel: Channel<C>,
     executed: Executed,
+    /// Requests that were refused without a record, each counted once.
+    refused: Executed,
 }
 
 impl<C: Congestion> Default for ChannelSlot<C> {
     fn default() -> Self {
-        ChannelSlot { channel: Channel::new(Flight::new(0, 1), 1472), executed: Executed::default() }
+        let channel = Channel::new(Flight::new(0, 1), 1472);
+        ChannelSlot { channel, executed: Executed::default(), refused: Executed::default() }
     }
 }
 

@@ -113,7 +113,8 @@ impl<C: Congestion> Server<'_, C> {
             let executed = &mut self.channels[at].executed;
             if executed.contains(header.request) {
                 self.acknowledge_duplicate(now, session, header, packets);
-                return Err(self.refuse(session, header, Status::ReplyGone, ""));
+                // How it ended is counted.
+                return Err(self.answer_refusal(session, header, Status::ReplyGone, ""));
             }
             executed.see(header.request);
         }
@@ -329,8 +330,26 @@ impl<C: Congestion> Server<'_, C> {
     /// Answers a frame of a request that gets no record. Only the frame with the manifest is answered, so that a request of
     /// many frames is refused once.
     fn refuse(&mut self, session: u32, header: &Header, status: Status, text: &'static str) -> Verdict {
-        if header.flags.has(Flags::MANIFEST) {
+        if header.flags.has(Flags::MANIFEST) && self.is_first_refusal(session, header.request) {
             self.count_end(header.model, status);
+        }
+        self.answer_refusal(session, header, status, text)
+    }
+
+    /// Whether a request was not refused before: over datagrams its frame may come again.
+    fn is_first_refusal(&mut self, session: u32, request: u64) -> bool {
+        if self.is_stream(session) {
+            return true;
+        }
+        let at = self.channel_index(session);
+        let refused = &mut self.channels[at].refused;
+        let first = !refused.contains(request);
+        refused.insert(request);
+        first
+    }
+
+    fn answer_refusal(&mut self, session: u32, header: &Header, status: Status, text: &'static str) -> Verdict {
+        if header.flags.has(Flags::MANIFEST) {
             let owner = &self.sessions[session as usize];
             let answer = Header { session: owner.id, request: header.request, ..Header::new(Kind::Error) };
             self.push_control(Control { peer: owner.peer, header: answer, body: Body::status(status, text) });

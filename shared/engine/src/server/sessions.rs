@@ -220,6 +220,7 @@ impl<C: Congestion> Server<'_, C> {
         let at = self.channel_index(index);
         self.channels[at].channel.reset(datagram, hello.window);
         self.channels[at].executed = Executed::default();
+        self.channels[at].refused = Executed::default();
         self.timers[at] = Time::NEVER;
         self.greet(now, index, peer, hello);
     }

@@ -32,6 +32,8 @@ pub struct Transmit<'e> {
     /// Datagrams: how many frames this is. More than one are a [`Train`](splitrpc_wire::Train) with `header` at its head,
     /// and `data` is that of all of them.
     pub frames: u32,
+    /// Whether this is the beginning of an answer that was never sent before: as often as that, a request was answered.
+    pub answers: bool,
 }
 
 /// A small frame that waits to be sent. Storage for these is lent to the engine.
@@ -177,11 +179,11 @@ impl<C: Congestion> Server<'_, C> {
             Body::Catalog { offset, length } => &self.catalog[offset as usize..(offset + length) as usize],
         };
         header.length = head.len() as u32;
-        Transmit { peer, header, head, data: nothing(), token: None, rides_along: false, frames: 1 }
+        Transmit { peer, header, head, data: nothing(), token: None, rides_along: false, frames: 1, answers: false }
     }
 
     fn whole_response(&mut self, now: Time, index: u32) -> Transmit<'_> {
-        self.build_header_stage(now, index);
+        let answers = self.build_header_stage(now, index);
         self.requests[index as usize].handed_out = true;
         let slot = &self.requests[index as usize];
         let session = &self.sessions[slot.session as usize];
@@ -208,6 +210,7 @@ impl<C: Congestion> Server<'_, C> {
             token: Some(slot.key(index)),
             rides_along: false,
             frames: 1,
+            answers,
         }
     }
 
@@ -283,12 +286,11 @@ impl<C: Congestion> Server<'_, C> {
                     token: None,
                     rides_along,
                     frames: 1,
+                    answers: false,
                 }
             }
             Next::Data { index, sent: Sent { chunk, packet, frames, ask } } => {
-                if matches!(chunk, Chunk::First { .. }) {
-                    self.build_header_stage(now, index);
-                }
+                let answers = matches!(chunk, Chunk::First { .. }) && self.build_header_stage(now, index);
                 let owner = &self.sessions[session as usize];
                 let slot = &self.requests[index as usize];
                 let head: &[u8] = match chunk {
@@ -316,20 +318,22 @@ impl<C: Congestion> Server<'_, C> {
                     token: None,
                     rides_along: false,
                     frames,
+                    answers,
                 }
             }
         }
     }
 
-    /// Completes the path that the response carries, the first time its header is built.
-    fn build_header_stage(&mut self, now: Time, index: u32) {
+    /// Completes the path that the response carries, the first time its header is built. Returns whether this is the first time.
+    fn build_header_stage(&mut self, now: Time, index: u32) -> bool {
         let slot = &mut self.requests[index as usize];
         if slot.header_built {
-            return;
+            return false;
         }
         slot.header_built = true;
         let respond = now.since(slot.settled_at);
         Path::set_stage_in(slot.path_block(), Stage::Respond, respond);
+        true
     }
 
     /// A datagram session may have something to send.

@@ -75,6 +75,7 @@ pub struct Sent {
     pub head: Vec<u8>,
     pub pieces: Vec<Piece>,
     pub token: Option<RequestKey>,
+    pub answers: bool,
 }
 
 impl Sent {
@@ -131,6 +132,7 @@ impl Rig<'_> {
                 head: transmit.head.to_vec(),
                 pieces: transmit.data.collect(),
                 token: transmit.token,
+                answers: transmit.answers,
             });
         }
         all

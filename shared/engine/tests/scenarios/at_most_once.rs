@@ -18,6 +18,12 @@ fn of(sent: &[Sent], kind: Kind) -> Vec<&Sent> {
     sent.iter().filter(|s| s.header.kind == kind).collect()
 }
 
+/// Requests that were counted as not answered.
+fn failures(rig: &Rig<'_>) -> u64 {
+    let ended = rig.server.stats().ended.iter().zip(Status::ALL);
+    ended.filter(|(_, status)| **status != Status::Ok).map(|(n, _)| n).sum()
+}
+
 #[test]
 fn in_every_state() {
     serve(&config(), |rig| {
@@ -30,13 +36,15 @@ fn in_every_state() {
         let acks = rig.sent();
         assert_eq!(of(&acks, Kind::Ack).len(), 1, "the client is told that it arrived: {acks:?}");
         let output = rig.answer(request, 100);
-        assert_eq!(of(&rig.sent(), Kind::Response).len(), 1);
+        let answer = rig.sent();
+        assert!(matches!(of(&answer, Kind::Response)[..], [Sent { answers: true, .. }]), "{answer:?}");
 
         rig.pass(20 * MS);
         rig.sent();
         let twice = again(rig, session, 1, 3, &ask);
         let responses = of(&twice, Kind::Response);
         assert_eq!(responses.len(), 1, "the reply was kept");
+        assert!(!responses[0].answers, "that was before");
         assert_eq!((responses[0].header.request, responses[0].pieces[0].run), (1, output));
 
         rig.pass(SEC);
@@ -44,6 +52,7 @@ fn in_every_state() {
         let late = again(rig, session, 1, 4, &ask);
         assert_eq!(of(&late, Kind::Error)[0].status().status, Status::ReplyGone);
         rig.assert_empty();
+        assert_eq!(failures(rig), 0, "it was answered");
     });
 }
 
@@ -85,6 +94,24 @@ fn when_it_failed() {
         rig.assert_empty();
         let late = again(rig, session, 1, 3, &ask);
         assert_eq!(of(&late, Kind::Error)[0].status().status, Status::ReplyGone);
+        assert_eq!(failures(rig), 1);
+    });
+}
+
+#[test]
+fn when_it_was_refused() {
+    serve(&config(), |rig| {
+        let session = rig.open_datagram(addr(1), 1, 1 << 20);
+        let ask = Ask { model: 99, ..Ask::rows(1) };
+        for (failed, id) in [(1, 1), (1, 1), (2, 2), (2, 1)] {
+            let refused = again(rig, session, id, 0, &ask);
+            assert_eq!(of(&refused, Kind::Error)[0].status().status, Status::UnknownModel);
+            assert_eq!(failures(rig), failed, "after {id}");
+        }
+        // A client that starts anew counts anew too.
+        let session = rig.open_datagram(addr(1), 2, 1 << 20);
+        again(rig, session, 1, 0, &ask);
+        assert_eq!(failures(rig), 3);
     });
 }
 
