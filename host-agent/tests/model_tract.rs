@@ -255,6 +255,93 @@ fn more_values_than_there_are_are_not_made_up() {
 }
 
 #[test]
+fn a_range_is_no_longer_than_it_may_be() {
+    let graph = Graph::default()
+        .input("start", INT64, &[])
+        .input("limit", INT64, &[])
+        .input("delta", INT64, &[])
+        .node("Range", &["start", "limit", "delta"], &["y"], vec![])
+        .output_without_shape("y", INT64);
+    let mut rig = Rig::new(&load(&graph, Some("max_batch_size: 0")));
+    let mut ask = |bounds: [i64; 3]| rig.one(plain(bounds.map(|bound| Data::i64(&[], &[bound])).into()));
+    assert_eq!(ask([1, 6, 2]).unwrap()[0].to_i64(), [1, 3, 5]);
+    assert_eq!(ask([3, 0, -2]).unwrap()[0].to_i64(), [3, 1]);
+    assert!(ask([3, 0, 1]).unwrap()[0].to_i64().is_empty());
+    for (wrong, why) in [
+        ([0, 1_000_000_000_000, 1], "there are 1000000000000 values from 0 to 1000000000000 in steps of 1"),
+        ([i64::MIN, i64::MAX, 1], "where 8388608 may be"),
+        ([i64::MAX, i64::MIN, -1], "where 8388608 may be"),
+        ([0, 8_388_609, 1], "where 8388608 may be"),
+        ([0, 5, 0], "there are no values from 0 to 5 in steps of 0"),
+    ] {
+        let (status, text) = ask(wrong).unwrap_err();
+        assert_eq!(status, Status::BadTensor);
+        assert!(text.starts_with("model \"m\": node \"y\" (Range): there are ") && text.contains(why), "{text}");
+    }
+}
+
+#[test]
+fn what_is_made_of_a_range_is_no_larger_than_what_can_be_sent() {
+    let graph = Graph::default()
+        .input("limit", INT64, &[])
+        .int64s("zero", &[], &[0])
+        .int64s("one", &[], &[1])
+        .int64s("last", &[1], &[1])
+        .node("Range", &["zero", "limit", "one"], &["row"], vec![])
+        .node("Unsqueeze", &["row", "last"], &["column"], vec![])
+        .node("Add", &["row", "column"], &["y"], vec![])
+        .output_without_shape("y", INT64);
+    let mut rig = Rig::new(&load(&graph, Some("max_batch_size: 0")));
+    let mut ask = |limit: i64| rig.one(plain(vec![Data::i64(&[], &[limit])]));
+    assert_eq!(ask(2).unwrap()[0].to_i64(), [0, 1, 1, 2]);
+    let (status, text) = ask(100_000).unwrap_err();
+    assert_eq!(status, Status::BadTensor);
+    assert!(text.contains("node \"y\" (Add): a tensor of [100000, 100000] with 8 bytes each"), "{text}");
+}
+
+#[test]
+fn sizes_that_a_requests_values_say_are_refused_by_node() {
+    for (dims, bounds) in [(D::N(4), ["at", "to"]), (D::S("K"), ["at", "to"]), (D::N(4), ["one", "to"])] {
+        let graph = Graph::default()
+            .input("x", FLOAT, &[dims])
+            .input("at", INT64, &[D::N(1)])
+            .input("to", INT64, &[D::N(1)])
+            .int64s("one", &[1], &[1])
+            .node("Slice", &["x", bounds[0], bounds[1]], &["y"], vec![])
+            .output_without_shape("y", FLOAT);
+        let text = refusal(&graph);
+        assert!(text.contains("node \"y\" (Slice) cuts at places that a request's values say"), "{text}");
+    }
+    let body = Graph::default()
+        .input("n", INT64, &[])
+        .int64s("zero", &[], &[0])
+        .int64s("one", &[], &[1])
+        .node("Range", &["zero", "n", "one"], &["many"], vec![])
+        .node("ReduceMax", &["many"], &["most"], vec![Attr::Int("keepdims", 0)])
+        .output("most", INT64, &[]);
+    let graph = Graph::default()
+        .input("limits", INT64, &[D::N(3)])
+        .node("Scan", &["limits"], &["y"], vec![Attr::Graph("body", body), Attr::Int("num_scan_inputs", 1)])
+        .output_without_shape("y", INT64);
+    let text = refusal(&graph);
+    assert!(text.contains("(Range) is in the body of another node"), "{text}");
+}
+
+#[test]
+fn a_slice_whose_bounds_follow_from_a_shape_is_computed() {
+    let graph = Graph::default()
+        .input("x", FLOAT, &[D::S("K")])
+        .int64s("one", &[1], &[1])
+        .node("Shape", &["x"], &["size"], vec![])
+        .node("Sub", &["size", "one"], &["end"], vec![])
+        .node("Slice", &["x", "one", "end"], &["y"], vec![])
+        .output_without_shape("y", FLOAT);
+    let mut rig = Rig::new(&load(&graph, Some("max_batch_size: 0")));
+    let answer = rig.one(plain(vec![Data::f32(&[4], &[1.0, 2.0, 3.0, 4.0])])).unwrap();
+    assert_eq!(answer[0].to_f32(), [2.0, 3.0]);
+}
+
+#[test]
 fn a_model_that_does_not_take_zeros_is_warmed_up_with_something_else() {
     let whole = [D::N(4)];
     let graph = Graph::default()

@@ -4,8 +4,8 @@ use std::cell::Cell;
 use std::sync::Arc;
 
 use splitrpc_wire::Status;
-use tract_onnx::prelude::{DatumType, TValue, TVec, TractResult, TypedNode, TypedRunnableModel};
-use tract_onnx::tract_core::ops::array::{Gather, GatherElements, GatherNd, ScatterElements, ScatterNd, Topk};
+use tract_onnx::prelude::{DatumType, SymbolValues, TValue, TVec, Tensor, TractResult, TypedNode, TypedRunnableModel};
+use tract_onnx::tract_core::ops::array::{Gather, GatherElements, GatherNd, Range, ScatterElements, ScatterNd, Topk};
 
 use crate::model::onnx::{brief, panic_text};
 use crate::quiet::caught;
@@ -47,7 +47,7 @@ pub(super) fn run(
         let run = plan.spawn().and_then(|mut state| {
             state.run_plan_with_eval(inputs, |context, op_state, node, inputs| {
                 at.set(Some(node.id));
-                if let Some(why) = astray(node, &inputs)? {
+                if let Some(why) = astray(node, &inputs)?.or_else(|| oversized(node, context.symbols)) {
                     status.set(Status::BadTensor);
                     return Err(anyhow::anyhow!(why));
                 }
@@ -72,6 +72,11 @@ pub(super) fn guarded<T>(work: impl FnOnce() -> Result<T, String>) -> Result<T, 
     caught(work).unwrap_or_else(|panic| Err(panic_text(&*panic)))
 }
 
+/// Bytes of a range, whose length follows from a request's values.
+const MOST_BY_VALUE: u64 = 64 << 20;
+/// Bytes of any tensor, whatever its size follows from. One with more could not be sent either.
+const MOST: u64 = u32::MAX as u64;
+
 /// Says which index points past what it is an index into, or that more values are wanted than there are. tract itself notices
 /// only where an index lies past the whole tensor, for some ways of keeping a tensor not even then, and makes values up.
 fn astray(node: &TypedNode, inputs: &[TValue]) -> TractResult<Option<String>> {
@@ -80,6 +85,11 @@ fn astray(node: &TypedNode, inputs: &[TValue]) -> TractResult<Option<String>> {
         let size = data.shape().get(op.axis).copied().unwrap_or(0);
         let fits = usize::try_from(k).is_ok_and(|k| k <= size);
         return Ok((!fits).then(|| format!("k is {k}, and there are {size} values")));
+    }
+    if let (true, [start, limit, delta]) = (node.op_is::<Range>(), inputs) {
+        // What follows from shapes is as large as the request makes it.
+        let by_value = inputs.iter().all(|value| !value.datum_type().is_tdim());
+        return if by_value { too_long(start, limit, delta) } else { Ok(None) };
     }
     // For each operator: the axis at which its indexes point, or the first of the axes, and whether one may count from the end.
     let (axis, each, from_end) = if let Some(op) = node.op_as::<Gather>() {
@@ -109,4 +119,31 @@ fn astray(node: &TypedNode, inputs: &[TValue]) -> TractResult<Option<String>> {
         }
     }
     Ok(None)
+}
+
+/// Says so where a range is not one, or is longer than may be.
+fn too_long(start: &Tensor, limit: &Tensor, delta: &Tensor) -> TractResult<Option<String>> {
+    let size = start.datum_type().size_of() as u64;
+    let [start, limit, delta] = [start, limit, delta].map(|value| value.cast_to_scalar::<f64>());
+    let (start, limit, delta) = (start?, limit?, delta?);
+    let values = ((limit - start) / delta).ceil();
+    let most = MOST_BY_VALUE / size;
+    Ok(if delta == 0.0 || values.is_nan() {
+        Some(format!("there are no values from {start} to {limit} in steps of {delta}"))
+    } else if values > most as f64 {
+        Some(format!("there are {values} values from {start} to {limit} in steps of {delta}, where {most} may be"))
+    } else {
+        None
+    })
+}
+
+/// Says which tensor a node would make that is larger than any may be.
+fn oversized(node: &TypedNode, sizes: &SymbolValues) -> Option<String> {
+    node.outputs.iter().find_map(|output| {
+        let dims = output.fact.shape.eval_to_usize(sizes).ok()?;
+        let size = output.fact.datum_type.size_of() as u64;
+        let bytes = dims.iter().try_fold(size, |bytes, &dim| bytes.checked_mul(dim as u64));
+        let fits = dims.contains(&0) || bytes.is_some_and(|bytes| bytes <= MOST);
+        (!fits).then(|| format!("a tensor of {dims:?} with {size} bytes each would have 4 GiB or more"))
+    })
 }

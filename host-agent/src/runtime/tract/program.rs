@@ -1,19 +1,23 @@
 //! A model as tract computes it: its graph, and plans made from it for the shapes that come.
 
+use std::collections::HashSet;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use splitrpc_wire::DType;
 use tract_onnx::prelude::{
-    DatumType, InferenceFact, InferenceModel, InferenceModelExt, IntoRunnable, Symbol, TDim, TValue, TVec, TypedModel,
-    TypedNode, tensor1,
+    DatumType, InferenceFact, InferenceModel, InferenceModelExt, IntoRunnable, OutletId, Symbol, TDim, TValue, TVec,
+    TypedModel, TypedNode, tensor1, tvec,
 };
 use tract_onnx::tract_core::internal::EvalContext;
+use tract_onnx::tract_core::ops::array::{Range, StridedSlice};
 use tract_onnx::tract_core::ops::binary::TypedBinOp;
 use tract_onnx::tract_core::ops::einsum::EinSum;
 use tract_onnx::tract_core::ops::element_wise::ElementWiseOp;
+use tract_onnx::tract_core::ops::logic::IfThenElse;
 use tract_onnx::tract_core::ops::nn::{Reduce, Reducer};
 use tract_onnx::tract_core::ops::scan::Scan;
+use tract_onnx::tract_core::ops::source::TypedSource;
 use tract_onnx::tract_hir::infer::Factoid;
 
 use super::compute::{self, Failure, Plan, guarded};
@@ -210,7 +214,7 @@ impl Program {
         // A graph that cannot be typed for any shape may be for those that come; then this is looked at again.
         let wrong = guarded(|| {
             let Ok(typed) = self.typed(self.symbolic_facts()) else { return Ok(None) };
-            let found = self.first(&typed, unfit);
+            let found = self.first(&typed, unfit).or_else(|| self.first_inside(&typed));
             Ok(found.or_else(|| self.first(&typed, multiplies_integers).filter(|_| self.optimised(typed).is_err())))
         });
         wrong.ok().flatten().map_or(Ok(()), |text| Err(RuntimeError(text)))
@@ -227,7 +231,7 @@ impl Program {
     fn compile(&self, facts: Vec<InferenceFact>) -> Result<Plan, RuntimeError> {
         let compiled = guarded(|| {
             let typed = self.typed(facts)?;
-            if let Some(text) = self.first(&typed, unfit) {
+            if let Some(text) = self.first(&typed, unfit).or_else(|| self.first_inside(&typed)) {
                 return Err(text);
             }
             self.optimised(typed)?.into_runnable().map_err(|e| format!("{e:#}"))
@@ -244,15 +248,36 @@ impl Program {
 
     /// What is said of the first node of which something is said, after its name.
     fn first(&self, graph: &TypedModel, why: fn(&TypedModel, &TypedNode) -> Option<String>) -> Option<String> {
-        graph.nodes().iter().find_map(|node| match node.op_as::<Scan>() {
-            Some(scan) => self.first(&scan.body, why),
-            None => why(graph, node).map(|why| format!("{} {why}", self.describe(&node.name, &node.op().name()))),
+        graph.nodes().iter().find_map(|node| {
+            let of_it =
+                || why(graph, node).map(|why| format!("{} {why}", self.describe(&node.name, &node.op().name())));
+            bodies(node).into_iter().find_map(|body| self.first(body, why)).or_else(of_it)
         })
+    }
+
+    /// The same of nodes that nobody looks at when they are run, since they are inside of others.
+    fn first_inside(&self, graph: &TypedModel) -> Option<String> {
+        let bodies = graph.nodes().iter().flat_map(bodies);
+        bodies.into_iter().find_map(|body| self.first(body, makes_any_size))
+    }
+}
+
+/// The graphs inside of a node.
+fn bodies(node: &TypedNode) -> TVec<&TypedModel> {
+    if let Some(scan) = node.op_as::<Scan>() {
+        tvec![&scan.body]
+    } else if let Some(either) = node.op_as::<IfThenElse>() {
+        tvec![&either.then_body, &either.else_body]
+    } else {
+        tvec![]
     }
 }
 
 /// Why tract cannot compute a node with the types that it is given, or would compute something else.
 fn unfit(graph: &TypedModel, node: &TypedNode) -> Option<String> {
+    if node.op_is::<StridedSlice>() && node.inputs[1..].iter().any(|bound| is_data(graph, *bound)) {
+        return Some("cuts at places that a request's values say, which is not supported".into());
+    }
     let types = types(graph, node)?;
     let sums = node.op_as::<Reduce>().is_some_and(|op| op.reducer == Reducer::Sum);
     if sums && types.iter().any(|kind| matches!(kind, DatumType::I64 | DatumType::U64)) {
@@ -270,6 +295,29 @@ fn unfit(graph: &TypedModel, node: &TypedNode) -> Option<String> {
     }
     let tried = guarded(|| node.op().eval(&EvalContext::out_of_plan(), ones).map_err(|e| format!("{e:#}")));
     tried.err().map(|why| format!("cannot be computed with {}: {why}", named(&types)))
+}
+
+/// Says so where a node makes as many values as a request's values say.
+fn makes_any_size(graph: &TypedModel, node: &TypedNode) -> Option<String> {
+    let any = node.op_is::<Range>() && node.inputs.iter().any(|bound| is_data(graph, *bound));
+    any.then(|| "is in the body of another node and as long as a request's values say, which is not supported".into())
+}
+
+/// Whether what comes out there follows from the values of an input of the graph, rather than from shapes and constants.
+fn is_data(graph: &TypedModel, outlet: OutletId) -> bool {
+    let (mut seen, mut ahead) = (HashSet::new(), vec![outlet]);
+    while let Some(outlet) = ahead.pop() {
+        let node = graph.node(outlet.node);
+        let known = graph.outlet_fact(outlet).is_ok_and(|fact| fact.konst.is_some() || fact.datum_type.is_tdim());
+        if known || !seen.insert(outlet) {
+            continue;
+        }
+        if node.op_is::<TypedSource>() {
+            return true;
+        }
+        ahead.extend(&node.inputs);
+    }
+    false
 }
 
 /// Says so where matrices of integers are multiplied that tract has no product for.
