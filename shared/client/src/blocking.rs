@@ -146,28 +146,54 @@ impl Client {
     /// # Errors
     /// Without a sign within the connection's timeout [`Error::TimedOut`]; or the connection's error.
     pub fn ping(&mut self) -> Result<Duration, Error> {
+        let until = Instant::now() + self.options.connect.timeout;
         self.revive()?;
-        self.connection.ping()?;
-        let timeout = self.options.connect.timeout;
-        let until = Instant::now() + timeout;
-        let mut waiter = self.options.wait.waiter();
-        let mut again = Instant::now() + PING_AGAIN;
         loop {
-            match self.connection.poll()? {
-                Some(Event::Pong { elapsed }) => return Ok(elapsed),
-                Some(_) => {}
-                None if Instant::now() >= until => {
-                    // Its answer, should it still come, must not be taken for a later ping's.
-                    self.reconnect()?;
-                    return Err(Error::TimedOut { waiting_for: "answer to a ping", after: timeout, hint: "" });
-                }
-                None if self.options.transport == Transport::Udp && Instant::now() >= again => {
-                    again = Instant::now() + PING_AGAIN;
-                    self.connection.ping()?;
-                }
-                None => self.wait(&mut waiter, Some(until.min(again))),
+            self.connection.ping()?;
+            let again = if self.options.transport == Transport::Udp { Instant::now() + PING_AGAIN } else { until };
+            if let Some(elapsed) = self.pong(until.min(again))? {
+                return Ok(elapsed);
+            }
+            if Instant::now() >= until {
+                return self.no_pong();
             }
         }
+    }
+
+    /// Asks the server for a sign of life, once, and returns how long it took; over UDP `None` where it or the question was
+    /// lost, which is so after `lost_after` or the connection's timeout.
+    ///
+    /// # Errors
+    /// Over TCP, without a sign within the connection's timeout, [`Error::TimedOut`]; or the connection's error.
+    pub fn ping_once(&mut self, lost_after: Duration) -> Result<Option<Duration>, Error> {
+        if self.options.transport == Transport::Tcp {
+            return self.ping().map(Some);
+        }
+        self.revive()?;
+        self.connection.ping()?;
+        let elapsed = self.pong(Instant::now() + lost_after.min(self.options.connect.timeout))?;
+        self.connection.forget_pings();
+        Ok(elapsed)
+    }
+
+    /// Waits for the answer to a ping.
+    fn pong(&mut self, until: Instant) -> Result<Option<Duration>, Error> {
+        let mut waiter = self.options.wait.waiter();
+        loop {
+            match self.connection.poll()? {
+                Some(Event::Pong { elapsed }) => return Ok(Some(elapsed)),
+                Some(_) => {}
+                None if Instant::now() >= until => return Ok(None),
+                None => self.wait(&mut waiter, Some(until)),
+            }
+        }
+    }
+
+    fn no_pong<T>(&mut self) -> Result<T, Error> {
+        // Its answer, should it still come, must not be taken for a later ping's.
+        self.reconnect()?;
+        let after = self.options.connect.timeout;
+        Err(Error::TimedOut { waiting_for: "answer to a ping", after, hint: "" })
     }
 
     /// Gives a response's memory back for later ones.

@@ -116,6 +116,13 @@ impl Connection {
         each!(self, c => c.ping())
     }
 
+    /// Takes no answer to earlier pings for one any more. Over TCP none is lost, and they come in turn.
+    pub(crate) fn forget_pings(&mut self) {
+        if let Connection::Udp(connection) = self {
+            connection.forget_pings();
+        }
+    }
+
     /// See [`UdpConnection::acknowledge`]. TCP does so itself.
     pub fn acknowledge(&mut self) {
         match self {

@@ -160,7 +160,7 @@ impl fmt::Display for Error {
             Error::Backpressure { unsent } => write!(f, "{unsent} bytes of earlier requests have not left yet"),
             Error::TooLarge { bytes, limit } => write!(
                 f,
-                "the request has {bytes} bytes, the server takes {limit}; send less, or raise the server's request limit"
+                "the request has {bytes} bytes, the server takes {limit}; send less, or raise limits.max_request_bytes of the server"
             ),
             Error::NoSuchModel { name, served } if served.is_empty() => {
                 write!(f, "no model `{name}`: the server serves none")

@@ -7,8 +7,8 @@ use std::time::Duration;
 pub struct ConnectOptions {
     /// Time for everything until the session is ready: connection, hello, catalogue.
     pub timeout: Duration,
-    /// Over TCP: how long a server may say nothing at all while an answer is due, before the session is given up. It is
-    /// asked for a sign of life well before. Dead machines are found by the kernel's keep-alive besides.
+    /// How long a server may say nothing at all while an answer is due, before the session is given up; over UDP 5 seconds at
+    /// most. It is asked for a sign of life well before. Over TCP dead machines are found by the kernel's keep-alive besides.
     pub silence: Duration,
     /// Most requests in flight; the server's own limit counts too.
     pub max_in_flight: u16,

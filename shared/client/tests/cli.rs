@@ -3,14 +3,15 @@
 mod common;
 
 use std::fs;
-use std::net::SocketAddr;
+use std::net::{SocketAddr, UdpSocket};
 use std::path::Path;
 use std::process::{Command, Output};
 use std::thread;
 
-use common::{Greeting, Peer, listen};
+use common::{Greeting, Peer, SESSION, catalogue, frame, hello_ack, listen};
 use splitrpc_client::npy;
-use splitrpc_client::wire::{DType, Status};
+use splitrpc_client::wire::hello::Hello;
+use splitrpc_client::wire::{DType, HEADER_LEN, Header, Kind, Status};
 
 /// Serves one connection.
 fn serve(script: fn(Peer)) -> (SocketAddr, thread::JoinHandle<()>) {
@@ -108,8 +109,97 @@ fn ping_counts() {
     let (addr, server) = serve(|mut p| assert!(p.request().is_none()));
     let output = splitrpc(&["ping", &addr.to_string(), "--count", "2"]);
     assert!(output.status.success());
-    assert!(text(&output.stdout).contains("2 answered: min"), "{}", text(&output.stdout));
+    assert!(text(&output.stdout).contains("2 sent, 2 answered, 0 lost: min"), "{}", text(&output.stdout));
     server.join().unwrap();
+}
+
+/// Opens a session over UDP and answers only the pings of these numbers, until the client goes.
+fn answer_pings(socket: &UdpSocket, answered: &[u64]) {
+    let mut datagram = [0; 2048];
+    let mut pings = 0;
+    loop {
+        let (length, from) = socket.recv_from(&mut datagram).unwrap();
+        let header = Header::parse(&datagram[..length]).unwrap();
+        let payload = &datagram[HEADER_LEN..HEADER_LEN + header.length as usize];
+        let session = Header { session: SESSION, request: header.request, ..Header::new(Kind::Pong) };
+        let answer = match header.kind {
+            Kind::Hello => {
+                let ack = hello_ack(&Hello::parse(payload).unwrap(), &Greeting::default(), catalogue().len());
+                frame(&Header { kind: Kind::HelloAck, ..session }, &ack.to_bytes())
+            }
+            Kind::List => {
+                let (from, total) = (header.offset as usize, catalogue().len() as u32);
+                let header = Header { kind: Kind::ListAck, offset: header.offset, total, ..session };
+                frame(&header, &catalogue()[from..])
+            }
+            Kind::Ping => {
+                pings += 1;
+                if !answered.contains(&pings) {
+                    continue;
+                }
+                frame(&session, &[])
+            }
+            Kind::Goodbye => return,
+            _ => continue,
+        };
+        socket.send_to(&answer, from).unwrap();
+    }
+}
+
+#[test]
+fn pings_that_are_lost_are_counted() {
+    for (answered, code, told) in
+        [(&[1, 3][..], 0, "3 sent, 2 answered, 1 lost: min"), (&[], 3, "3 sent, 0 answered, 3 lost\n")]
+    {
+        let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
+        let addr = socket.local_addr().unwrap().to_string();
+        let server = thread::spawn(move || answer_pings(&socket, answered));
+        let output = splitrpc(&["ping", &addr, "--transport", "udp", "--count", "3", "--timeout", "0.5"]);
+        let printed = text(&output.stdout);
+        assert_eq!(output.status.code(), Some(code), "{printed}{}", text(&output.stderr));
+        assert!(printed.contains(told) && printed.contains(": 2: no answer within 500ms"), "{printed}");
+        server.join().unwrap();
+    }
+}
+
+#[test]
+fn a_server_that_falls_silent_is_given_up_in_time() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = save(dir.path(), "x.npy", DType::Uint8, &[3], b"abc");
+    // It takes what comes, and says nothing.
+    let (addr, server) = serve(|mut p| while p.frame().is_some() {});
+    let out = dir.path().to_str().unwrap();
+    let infer = ["infer", &addr.to_string(), "echo", "--input", &file, "--output-dir", out, "--timeout", "0.4"];
+    let output = splitrpc(&infer);
+    let told = text(&output.stderr);
+    assert_eq!(output.status.code(), Some(3), "{told}");
+    assert!(told.contains("the server is silent") && told.contains("--repeatable"), "{told}");
+    server.join().unwrap();
+}
+
+#[test]
+fn files_and_folders_are_told_apart() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = save(dir.path(), "x.npy", DType::Uint8, &[3], b"abc");
+    let folder = dir.path().to_str().unwrap();
+    for (input, out, told) in [
+        (folder, folder, "is a folder; --input wants one .npy file of it"),
+        (&*file, &*file, "is a file; --output-dir wants a folder"),
+    ] {
+        // Nothing is asked of any server before.
+        let output = splitrpc(&["infer", "127.0.0.1:1", "echo", "--input", input, "--output-dir", out]);
+        assert_eq!(output.status.code(), Some(2));
+        assert!(text(&output.stderr).contains(told), "{}", text(&output.stderr));
+    }
+}
+
+#[test]
+fn short_and_long_help_begin_alike() {
+    for command in [&[][..], &["infer"], &["models"], &["ping"]] {
+        let help = |flag| text(&splitrpc(&[command, &[flag]].concat()).stdout);
+        let (short, long) = (help("-h"), help("--help"));
+        assert!(short.lines().next().is_some() && short.lines().next() == long.lines().next(), "{short}\n{long}");
+    }
 }
 
 #[test]

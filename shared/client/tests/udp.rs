@@ -34,6 +34,8 @@ struct Faults {
     lose: usize,
     repeat: usize,
     swap: usize,
+    /// Of the first so many pings none is answered.
+    deaf_to_pings: usize,
 }
 
 /// A server for one client that answers requests with their tensors.
@@ -191,6 +193,7 @@ impl Server {
                 let total = all.len() as u32;
                 self.send(&Header { kind: Kind::ListAck, offset: header.offset, total, ..session }, page);
             }
+            Kind::Ping if self.faults.deaf_to_pings > 0 => self.faults.deaf_to_pings -= 1,
             Kind::Ping => self.send(&Header { request: header.request, ..session }, &[]),
             Kind::Request => {
                 assert_eq!(header.session, SESSION);
@@ -393,8 +396,8 @@ fn loss_is_made_good() {
 
 #[test]
 fn repeated_and_reordered_datagrams_do_no_harm() {
-    sizes_come_back_whole(Faults { repeat: 5, swap: 7, lose: 0 });
-    sizes_come_back_whole(Faults { repeat: 6, swap: 5, lose: 17 });
+    sizes_come_back_whole(Faults { repeat: 5, swap: 7, ..Faults::default() });
+    sizes_come_back_whole(Faults { repeat: 6, swap: 5, lose: 17, ..Faults::default() });
 }
 
 #[test]
@@ -456,6 +459,19 @@ fn the_blocking_client_works_over_datagrams() {
     let response = client.infer("echo", &[input]).unwrap();
     assert!(response.data() == data);
     assert!(client.ping().unwrap() > Duration::ZERO);
+    drop(client);
+    server.join().unwrap();
+}
+
+#[test]
+fn a_ping_that_is_lost_is_told_or_sent_again() {
+    let (addr, server) = Server::start(Faults { deaf_to_pings: 3, ..Faults::default() });
+    let options = ClientOptions { transport: Transport::Udp, ..ClientOptions::default() };
+    let mut client = Client::connect(&addr.to_string(), options).unwrap();
+    let soon = Duration::from_millis(50);
+    assert_eq!([client.ping_once(soon).unwrap(), client.ping_once(soon).unwrap()], [None, None]);
+    assert!(client.ping().is_ok(), "it is sent again");
+    assert!(client.ping_once(Duration::from_secs(5)).unwrap().is_some());
     drop(client);
     server.join().unwrap();
 }

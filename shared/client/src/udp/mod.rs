@@ -29,6 +29,8 @@ const MAX_IN_FLIGHT: u16 = 64;
 const SOCKET_BUFFER: usize = 4 << 20;
 /// Pings that are remembered.
 const MAX_PINGS: usize = 16;
+/// How long a server may be silent at most.
+const SILENCE_MOST: Duration = Duration::from_secs(5);
 
 /// A session over datagrams: like [`crate::TcpConnection`], with the reliability made here.
 ///
@@ -111,7 +113,7 @@ impl UdpConnection {
             max_response: options.max_response,
             // The kernel counts its own overhead too, so about half of its buffer is data.
             receive_window: (granted as u64 / 2).clamp(64 << 10, SOCKET_BUFFER as u64),
-            ..ClientConfig::default()
+            silence_limit: SILENCE_MOST.min(options.silence).as_nanos() as u64,
         };
         let slots = usize::from(options.max_in_flight.clamp(1, MAX_IN_FLIGHT));
         let storage = Storage {
@@ -228,6 +230,10 @@ impl UdpConnection {
         let now = self.now();
         self.transmit(now);
         Ok(())
+    }
+
+    pub(crate) fn forget_pings(&mut self) {
+        self.pings.clear();
     }
 
     /// Acknowledges at once what has come. Who will not poll by [`UdpConnection::next_timeout`] calls it before: else the

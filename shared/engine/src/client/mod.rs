@@ -329,6 +329,8 @@ impl<S: ClientStorage, C: Congestion> Client<S, C> {
     /// Asks about requests of which nothing was heard for too long.
     fn check_news(&mut self, now: Time) {
         let mut earliest = Time::NEVER;
+        // A server that lives is to be heard in time, also where a question is lost.
+        let longest = self.config.silence_limit / 4;
         for slot in self.storage.parts().0.iter_mut().filter(|s| s.state == State::Open) {
             if slot.ask_at <= now {
                 // Otherwise frames of it are under way or next, and the acknowledgements bring news.
@@ -337,7 +339,7 @@ impl<S: ClientStorage, C: Congestion> Client<S, C> {
                     self.repeats = true;
                 }
                 slot.asked = slot.asked.saturating_add(1);
-                slot.ask_at = now + (ASK_AFTER << slot.asked.min(16)).min(ASK_AT_LEAST_EVERY);
+                slot.ask_at = now + (ASK_AFTER << slot.asked.min(16)).min(ASK_AT_LEAST_EVERY).min(longest);
             }
             earliest = earliest.min(slot.ask_at);
         }

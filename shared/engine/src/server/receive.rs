@@ -153,7 +153,9 @@ impl<C: Congestion> Server<'_, C> {
         let (rows, sizes, pool) = match class {
             Ok(class) => class,
             Err(Status::TooLarge) => {
-                return Err(self.refuse(session, header, Status::TooLarge, "no slot of this model holds the request"));
+                let text = "more rows than the model takes at once, or more bytes than its slots have, which \
+                            limits.max_request_bytes and limits.class_bytes allow";
+                return Err(self.refuse(session, header, Status::TooLarge, text));
             }
             Err(status) => {
                 return Err(self.refuse(

@@ -1,6 +1,6 @@
 //! Answers, errors and acknowledgements may be lost; requests without a deadline end all the same.
 
-use splitrpc_engine::{MS, SEC, ServerConfig};
+use splitrpc_engine::{ClientConfig, MS, SEC, ServerConfig};
 use splitrpc_wire::{Kind, Status};
 
 use crate::rig::pair::{Pair, client_config, lose, pair};
@@ -54,6 +54,17 @@ fn a_model_takes_longer_than_the_client_bears_silence() {
         assert_eq!(pair.ended().0, 1);
         let frames = pair.log.iter().filter(|w| w.up).count();
         assert!(frames < 100, "{frames} frames to hear that it is not done");
+    });
+}
+
+#[test]
+fn a_client_that_bears_little_silence_waits_for_a_model_all_the_same() {
+    let hasty = ClientConfig { silence_limit: SEC / 2, ..client_config() };
+    pair(&config(), &hasty, |pair| {
+        pair.model = Box::new(|_| (10 * SEC, Ok(100)));
+        pair.ask(&Ask::rows(1));
+        ends_within(pair, 1, 11 * SEC);
+        assert_eq!(pair.ended().0, 1);
     });
 }
 

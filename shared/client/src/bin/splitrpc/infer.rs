@@ -38,6 +38,9 @@ pub(crate) struct Infer {
     /// 1 is the highest, 0 the model's default.
     #[arg(long, value_name = "N", default_value_t = 0)]
     priority: u8,
+    /// Executing it twice does no harm: send it again where the connection is lost before the answer has come.
+    #[arg(long)]
+    repeatable: bool,
     /// Run it so many times, one after the other, and print the times; the last answer is written.
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..))]
     repeat: u32,
@@ -45,12 +48,19 @@ pub(crate) struct Infer {
 
 impl Infer {
     pub(crate) fn run(&self) -> Result<(), Failed> {
+        if self.output_dir.exists() && !self.output_dir.is_dir() {
+            let dir = self.output_dir.display();
+            return Err(Failed::Usage(format!(
+                "{dir} is a file; --output-dir wants a folder, which is made if need be"
+            )));
+        }
         let files = self.inputs.iter().map(|input| read_input(input)).collect::<Result<Vec<_>, _>>()?;
         let mut client = self.reach.connect()?;
         let inputs: Vec<Input<'_>> =
             files.iter().map(|(name, array)| Input::new(name, array.dtype, &array.dims, &array.data)).collect();
         let deadline = self.deadline.map(Duration::from_millis);
-        let options = CallOptions { deadline, priority: self.priority, ..CallOptions::default() };
+        let options =
+            CallOptions { deadline, priority: self.priority, repeatable: self.repeatable, ..CallOptions::default() };
         let mut times = Vec::new();
         let mut response = client.infer_with(&self.model, &inputs, &options)?;
         for _ in 1..self.repeat {
@@ -95,6 +105,11 @@ impl Infer {
 
 fn read_input(argument: &str) -> Result<(String, Array), Failed> {
     let (name, file) = name_and_file(argument, |file| Path::new(file).exists())?;
+    if Path::new(file).is_dir() {
+        return Err(Failed::Usage(format!(
+            "{file} is a folder; --input wants one .npy file of it, as [NAME=]FILE.npy"
+        )));
+    }
     let failed = |e: NpyError| Failed::Usage(format!("cannot read the input file {file}: {e}"));
     let mut input = BufReader::new(File::open(file).map_err(|e| failed(e.into()))?);
     Ok((name.to_owned(), npy::read(&mut input, MAX_INPUT).map_err(failed)?))

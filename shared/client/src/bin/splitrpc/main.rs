@@ -14,14 +14,12 @@ use std::time::Duration;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use splitrpc_client::{Client, ClientOptions, ConnectOptions, Error, Transport, Wait};
 
-/// Runs models on a splitrpc server.
-///
-/// ADDR is host or host:port; without a port it is 7100.
 #[derive(Parser)]
 #[command(
     name = "splitrpc",
     version,
-    about,
+    about = "Runs models on a splitrpc server",
+    long_about = "Runs models on a splitrpc server\n\nADDR is host or host:port; without a port it is 7100.",
     after_help = "Exit codes: 0 done, 1 the request failed, 2 the command was \
     used wrongly (or a file cannot be read or written), 3 the server cannot be reached."
 )]
@@ -51,7 +49,8 @@ struct Reach {
     /// What carries the session.
     #[arg(long, value_enum, default_value_t = TransportArg::Tcp)]
     transport: TransportArg,
-    /// Seconds until an unreachable server is given up.
+    /// Seconds until a server is given up that cannot be reached, or that says nothing at all while an answer is due. One
+    /// that is asked and computes says that it lives.
     #[arg(long, value_name = "SECONDS", default_value_t = 5.0, value_parser = seconds)]
     timeout: f64,
     /// How to wait for answers: spin costs a core and is fastest.
@@ -73,6 +72,10 @@ enum WaitArg {
 }
 
 impl Reach {
+    fn timeout(&self) -> Duration {
+        Duration::from_secs_f64(self.timeout)
+    }
+
     fn connect(&self) -> Result<Client, Failed> {
         let transport = match self.transport {
             TransportArg::Tcp => Transport::Tcp,
@@ -83,9 +86,10 @@ impl Reach {
             WaitArg::Adaptive => Wait::default(),
             WaitArg::Block => Wait::Block,
         };
-        let timeout = Duration::from_secs_f64(self.timeout);
+        let timeout = self.timeout();
         // One answer at a time: it may be as large as the protocol allows.
-        let connect = ConnectOptions { timeout, max_response: u32::MAX - 1, ..ConnectOptions::default() };
+        let connect =
+            ConnectOptions { timeout, silence: timeout, max_response: u32::MAX - 1, ..ConnectOptions::default() };
         Ok(Client::connect(&self.addr, ClientOptions { transport, wait, connect })?)
     }
 }
@@ -96,12 +100,15 @@ enum Failed {
     Call(Error),
     /// Used wrongly, or a file's fault.
     Usage(String),
+    /// Not one ping was answered.
+    Silent,
 }
 
 impl Failed {
     fn exit_code(&self) -> u8 {
         match self {
             Failed::Usage(_) => 2,
+            Failed::Silent => 3,
             Failed::Call(e) if e.is_unreachable() => 3,
             Failed::Call(_) => 1,
         }
@@ -117,8 +124,15 @@ impl From<Error> for Failed {
 impl fmt::Display for Failed {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
+            // In the words of the command rather than of the library.
+            Failed::Call(Error::Lost { peer, may_have_executed: true, reason }) => write!(
+                f,
+                "connection to {peer} lost ({reason}); the request may have been executed: with --repeatable it is sent \
+                 again, where executing it twice does no harm"
+            ),
             Failed::Call(e) => e.fmt(f),
             Failed::Usage(text) => f.write_str(text),
+            Failed::Silent => f.write_str("the server opened a session and answered no ping"),
         }
     }
 }
@@ -162,9 +176,10 @@ impl Summary {
     /// `None` of none.
     fn of(mut times: Vec<Duration>) -> Option<Summary> {
         times.sort_unstable();
-        let last = times.len().checked_sub(1)?;
-        let at = |q: usize| times[last * q / 100];
-        Some(Summary { min: times[0], p50: at(50), p99: at(99), max: times[last] })
+        let (min, max) = (*times.first()?, *times.last()?);
+        // The least that so many of a hundred do not exceed.
+        let at = |q: usize| times[(times.len() * q).div_ceil(100) - 1];
+        Some(Summary { min, p50: at(50), p99: at(99), max })
     }
 }
 
@@ -173,5 +188,22 @@ impl fmt::Display for Summary {
         let us = |d: Duration| d.as_nanos() as f64 / 1e3;
         let (min, p50, p99, max) = (us(self.min), us(self.p50), us(self.p99), us(self.max));
         write!(f, "min {min:.1} us, p50 {p50:.1} us, p99 {p99:.1} us, max {max:.1} us")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn percentiles_are_times_that_were_measured_and_not_better_than_they_were() {
+        let of = |n: u64| Summary::of((1..=n).rev().map(Duration::from_micros).collect()).unwrap();
+        for (n, p50, p99) in
+            [(1, 1, 1), (2, 1, 2), (4, 2, 4), (99, 50, 99), (100, 50, 99), (101, 51, 100), (200, 100, 198)]
+        {
+            let summary = of(n);
+            assert_eq!((summary.p50, summary.p99), (Duration::from_micros(p50), Duration::from_micros(p99)), "of {n}");
+        }
+        assert!(Summary::of(Vec::new()).is_none());
     }
 }

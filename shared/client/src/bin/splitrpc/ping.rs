@@ -8,6 +8,8 @@ use crate::{Failed, Reach, Summary};
 
 /// Pause between two pings.
 const PAUSE: Duration = Duration::from_millis(100);
+/// An answer that takes longer is lost, where the network may lose it.
+const LOST_AFTER: Duration = Duration::from_secs(1);
 
 #[derive(Args)]
 pub(crate) struct Ping {
@@ -26,12 +28,24 @@ impl Ping {
             if n > 1 {
                 std::thread::sleep(PAUSE);
             }
-            let time = client.ping()?;
-            println!("{}: {n}: {:.1} us", client.connection().peer_addr(), time.as_nanos() as f64 / 1e3);
-            times.push(time);
+            let peer = client.connection().peer_addr();
+            match client.ping_once(LOST_AFTER)? {
+                Some(time) => {
+                    println!("{peer}: {n}: {:.1} us", time.as_nanos() as f64 / 1e3);
+                    times.push(time);
+                }
+                None => println!("{peer}: {n}: no answer within {:?}", LOST_AFTER.min(self.reach.timeout())),
+            }
         }
-        if let Some(summary) = Summary::of(times) {
-            println!("{} answered: {summary}", self.count);
+        let answered = times.len();
+        let lost = self.count as usize - answered;
+        print!("{} sent, {answered} answered, {lost} lost", self.count);
+        match Summary::of(times) {
+            Some(summary) => println!(": {summary}"),
+            None => {
+                println!();
+                return Err(Failed::Silent);
+            }
         }
         Ok(())
     }
