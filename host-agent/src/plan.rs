@@ -210,6 +210,7 @@ pub struct EngineModel {
     inputs: Vec<InputPlan>,
     classes: Vec<u16>,
     max_batch: u16,
+    priority_levels: u8,
     default_priority: u8,
 }
 
@@ -227,6 +228,7 @@ impl EngineModel {
             inputs: inputs.collect(),
             classes: pools.inputs.clone(),
             max_batch: spec.max_batch,
+            priority_levels: spec.priority_levels,
             default_priority: spec.default_priority,
         }
     }
@@ -237,6 +239,7 @@ impl EngineModel {
         ModelPlan {
             inputs: &self.inputs,
             max_batch: self.max_batch,
+            priority_levels: self.priority_levels,
             default_priority: self.default_priority,
             classes: &self.classes,
         }

@@ -99,11 +99,14 @@ impl ModelState {
         self.wants_outputs
     }
 
-    /// The rank of a request's priority: 0 is the model's default, and what is past the lowest level is lowest.
+    /// The rank of a request's priority: what is none of the model's levels stands for its default.
     pub(super) fn priority(&self, asked: u8) -> u8 {
         let spec = self.spec();
-        let asked = if asked == 0 { spec.default_priority } else { asked };
-        if spec.priority_levels == 0 { 0 } else { asked.min(spec.priority_levels) }
+        match spec.priority_levels {
+            0 => 0,
+            levels if (1..=levels).contains(&asked) => asked,
+            _ => spec.default_priority,
+        }
     }
 
     /// Whether the queue has a place.

@@ -81,6 +81,7 @@ fn thread_with(config: &ServerConfig, settings: &DataThreadConfig, udp: &UdpPort
     let models = [&one[..], &two, &one].into_iter().zip(&classes).map(|(inputs, classes)| ModelPlan {
         inputs,
         max_batch: 0,
+        priority_levels: 0,
         default_priority: 2,
         classes,
     });

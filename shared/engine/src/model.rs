@@ -23,13 +23,21 @@ pub struct ModelPlan<'a> {
     pub inputs: &'a [InputPlan],
     /// Most rows in one request; 0 where the model has no batch dimension.
     pub max_batch: u16,
-    /// Priority of requests that name none.
+    /// Number of priority levels; 0 where the model tells none apart, and they only order answers.
+    pub priority_levels: u8,
+    /// Priority of requests that name none, or one that is past the lowest level.
     pub default_priority: u8,
     /// Input pools for its shape classes, smallest first: ids into the server's pools.
     pub classes: &'a [u16],
 }
 
 impl ModelPlan<'_> {
+    /// The priority of a request that asks for this one.
+    pub(crate) fn priority(&self, asked: u8) -> u8 {
+        let lowest = if self.priority_levels == 0 { u8::MAX } else { self.priority_levels };
+        if (1..=lowest).contains(&asked) { asked } else { self.default_priority }
+    }
+
     /// Rows and tensor sizes of a request with this manifest.
     pub(crate) fn admit(&self, manifest: &Manifest<'_>) -> Result<(u16, Sizes), Status> {
         if manifest.len() != self.inputs.len() || manifest.path().is_some() {

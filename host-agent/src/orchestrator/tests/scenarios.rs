@@ -145,7 +145,7 @@ fn without_output_slots_requests_wait_in_the_order_of_service() {
         held.push(rig.answer().unwrap().1.output);
     }
     launches.lock().unwrap().clear();
-    // Priorities 1 to 3; 0 is the default, 2; past 3 is 3.
+    // Priorities 1 to 3; 0 is the default, 2, and so is what is past 3.
     let second = Time::from_nanos(1_000_000_000).nanos();
     for (fill, priority, deadline) in [(1, 9, 0), (2, 0, 0), (3, 1, 0), (4, 2, second), (5, 1, 0), (6, 3, 0)] {
         rig.submit_with(1, ROW, fill, priority, deadline).unwrap();
@@ -157,7 +157,7 @@ fn without_output_slots_requests_wait_in_the_order_of_service() {
         rig.poll();
         assert_eq!(rig.answer().unwrap().1.status, Status::Ok);
     }
-    assert_eq!(launches.lock().unwrap().concat(), [3, 5, 4, 2, 1, 6]);
+    assert_eq!(launches.lock().unwrap().concat(), [3, 5, 4, 1, 2, 6]);
 }
 
 #[test]

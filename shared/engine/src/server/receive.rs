@@ -148,7 +148,7 @@ impl<C: Congestion> Server<'_, C> {
                 }
             },
         };
-        let priority = if header.priority == 0 { plan.default_priority } else { header.priority };
+        let priority = plan.priority(header.priority);
         let class = shape.and_then(|(rows, sizes)| Ok((rows, sizes, plan.class(self.pools, rows, &sizes)?)));
         let (rows, sizes, pool) = match class {
             Ok(class) => class,

@@ -58,8 +58,8 @@ pub fn serve<R>(config: &ServerConfig, test: impl FnOnce(&mut Rig<'_>) -> R) -> 
     let rows = [input(DType::Fp32, &[-1, 4]), input(DType::Int64, &[-1, 2])];
     let bytes = [input(DType::Uint8, &[-1])];
     let models = [
-        ModelPlan { inputs: &rows, max_batch: 4, default_priority: 0, classes: &[0] },
-        ModelPlan { inputs: &bytes, max_batch: 0, default_priority: 2, classes: &[1, 2] },
+        ModelPlan { inputs: &rows, max_batch: 4, priority_levels: 3, default_priority: 2, classes: &[0] },
+        ModelPlan { inputs: &bytes, max_batch: 0, priority_levels: 0, default_priority: 2, classes: &[1, 2] },
     ];
     let mut memory = ServerMemory::new(config, models.len(), &pools);
     let (slots, storage) = memory.lend(&pools);

@@ -32,6 +32,22 @@ fn order_responses() {
 }
 
 #[test]
+fn past_the_lowest_level_are_the_models_default() {
+    serve(&config(), |rig| {
+        let (from, session) = (Peer::Stream(0), rig.open_stream(0));
+        // The first model has three levels, of which the second is its default; the other has none.
+        for (id, (asked, used)) in (1..).zip([(1, 1), (3, 3), (0, 2), (4, 2), (255, 2)]) {
+            let (request, _) = rig.submit(from, session, id, &Ask { priority: asked, ..Ask::rows(1) });
+            rig.answer(request, 10);
+            assert_eq!(rig.sent_one().header.priority, used, "asked for {asked}");
+        }
+        let (request, _) = rig.submit(from, session, 9, &Ask { priority: 200, ..Ask::bytes(16) });
+        rig.answer(request, 10);
+        assert_eq!(rig.sent_one().header.priority, 200);
+    });
+}
+
+#[test]
 fn do_not_let_one_client_keep_the_others_waiting() {
     serve(&ServerConfig { flight: 1024, ..config() }, |rig| {
         let mut sessions = Vec::new();

@@ -64,8 +64,8 @@ fn a_pool_of_very_few_slots_serves_a_lone_client() {
         let pools = [(0, PoolLayout::new(&[4096], 1, slots).unwrap())];
         let bytes = [input(DType::Uint8, &[-1])];
         let models = [
-            ModelPlan { inputs: &[], max_batch: 0, default_priority: 0, classes: &[] },
-            ModelPlan { inputs: &bytes, max_batch: 0, default_priority: 0, classes: &[0] },
+            ModelPlan { inputs: &[], max_batch: 0, priority_levels: 0, default_priority: 0, classes: &[] },
+            ModelPlan { inputs: &bytes, max_batch: 0, priority_levels: 0, default_priority: 0, classes: &[0] },
         ];
         let config = config();
         let mut memory = ServerMemory::new(&config, models.len(), &pools);

@@ -116,8 +116,8 @@ impl World {
         let batched = [input(DType::Fp32, &[-1, 300]), input(DType::Int64, &[-1, 7])];
         let bytes = [input(DType::Uint8, &[-1])];
         let models = [
-            ModelPlan { inputs: &batched, max_batch: 4, default_priority: 0, classes: &[0] },
-            ModelPlan { inputs: &bytes, max_batch: 0, default_priority: 2, classes: &[1, 2] },
+            ModelPlan { inputs: &batched, max_batch: 4, priority_levels: 0, default_priority: 0, classes: &[0] },
+            ModelPlan { inputs: &bytes, max_batch: 0, priority_levels: 0, default_priority: 2, classes: &[1, 2] },
         ];
         let mut memory = ServerMemory::new(&config, models.len(), &pools);
         let (slots, storage) = memory.lend(&pools);
