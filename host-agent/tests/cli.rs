@@ -29,6 +29,25 @@ fn the_reason_for_not_serving_is_given_once() {
 }
 
 #[test]
+fn check_config_tells_of_a_repository_that_is_not_there() {
+    for folder in ["/nonexistent", "/dev/null"] {
+        let said = fault(&["check-config", "--model-repository", folder]);
+        assert!(said.starts_with(&format!("models.repository: {folder} cannot be read: ")), "{said}");
+    }
+}
+
+#[test]
+fn what_the_environment_sets_wrongly_is_named_by_its_variable() {
+    for (variable, value) in
+        [("SPLITRPC_DATA_WAIT", "foo"), ("SPLITRPC_LIMITS_REQUESTS", "x"), ("SPLITRPC_LIMITS_FOO", "1")]
+    {
+        let output = Command::new(env!("CARGO_BIN_EXE_host-agent")).arg("check-config").env(variable, value).output();
+        let said = String::from_utf8(output.unwrap().stderr).unwrap();
+        assert!(said.ends_with(&format!(", from {variable}\n")), "{said}");
+    }
+}
+
+#[test]
 fn a_panic_over_a_model_file_is_its_error_and_nothing_else() {
     let repository = tempfile::tempdir().unwrap();
     // An output that no node makes makes tract panic.

@@ -106,12 +106,14 @@ impl Config {
             wrong("listen.http", format!("{http} is where requests are taken (listen.tcp); give it another port"));
         }
         let data = &self.data;
-        if data.threads == 0 {
-            wrong("data.threads", "must be at least 1".into());
-        }
-        if usize::from(data.threads) > machine.cores.len().max(1) * 4 {
-            let cores = machine.cores.len();
-            wrong("data.threads", format!("{} threads on {cores} cores only take turns", data.threads));
+        let most_threads = machine.cores.len().max(1) * 4;
+        let threads_fit = (1..=most_threads).contains(&usize::from(data.threads));
+        if !threads_fit {
+            let (threads, cores) = (data.threads, machine.cores.len());
+            wrong(
+                "data.threads",
+                format!("is {threads}, and must be 1 to {most_threads}, four for each of {cores} cores"),
+            );
         }
         if !data.cores.is_empty() && data.cores.len() != usize::from(data.threads) {
             let (cores, threads) = (data.cores.len(), data.threads);
@@ -126,14 +128,18 @@ impl Config {
             }
         }
         if data.drop_permille > 1000 {
-            wrong("data.drop_permille", "must be 0 to 1,000".into());
+            wrong("data.drop_permille", format!("is {}, and must be 0 to 1,000", data.drop_permille));
         }
         let limits = &self.limits;
         if limits.slots_per_model == 0 || limits.slots_per_model > 1 << 20 {
-            wrong("limits.slots_per_model", "must be 1 to 1,048,576".into());
+            wrong("limits.slots_per_model", format!("is {}, and must be 1 to 1,048,576", limits.slots_per_model));
         }
         if limits.max_request_bytes < 4096 || limits.max_request_bytes > MOST_REQUEST_BYTES {
-            wrong("limits.max_request_bytes", "must be 4,096 to 1,073,741,824".into());
+            let bytes = limits.max_request_bytes;
+            wrong("limits.max_request_bytes", format!("is {bytes}, and must be 4,096 to 1,073,741,824"));
+        }
+        if limits.external_outputs > 1 << 20 {
+            wrong("limits.external_outputs", format!("is {}, and must be 0 to 1,048,576", limits.external_outputs));
         }
         if limits.sessions == 0 && self.listen.tcp.is_some() {
             wrong("limits.sessions", "is 0, so listen.tcp could accept nobody; turn one of them off or up".into());
@@ -144,7 +150,7 @@ impl Config {
         }
         let threads = u64::from(data.threads.max(1));
         let files = self.open_files();
-        if self.listen.tcp.is_some() && files > machine.open_files {
+        if self.listen.tcp.is_some() && threads_fit && files > machine.open_files {
             let (sessions, have) = (limits.sessions, machine.open_files);
             let fit = have.saturating_sub(OTHER_FILES) / threads;
             wrong(
@@ -165,7 +171,17 @@ impl Config {
             }
         }
         if self.models.response_bytes == 0 || self.models.response_bytes > 1 << 30 {
-            wrong("models.response_bytes", "must be 1 to 1,073,741,824".into());
+            let bytes = self.models.response_bytes;
+            wrong("models.response_bytes", format!("is {bytes}, and must be 1 to 1,073,741,824"));
+        }
+        if let Some(folder) = &self.models.repository
+            && let Err(error) = std::fs::read_dir(folder)
+        {
+            let shown = folder.display();
+            wrong(
+                "models.repository",
+                format!("{shown} cannot be read: {error}; it must hold MODEL/VERSION/model.onnx"),
+            );
         }
         if let Err(error) = self.engine().check() {
             let key = engine_key(error.field);
@@ -173,11 +189,18 @@ impl Config {
             let nobody = found.iter().any(|p| p.key == "listen.tcp" || p.key == "limits.datagram_sessions");
             let said = key == "limits.sessions" && nobody;
             if !said && found.iter().all(|p| p.key != key) {
-                found.push(Problem::new(key, error.why));
+                found.push(Problem::new(key, format!("is {}, and {}", self.value(key), error.why)));
             }
         }
         found.extend(self.require.check(&self.offer(machine)));
         found
+    }
+
+    /// What stands at a key, as TOML has it.
+    fn value(&self, key: &str) -> String {
+        let all = toml::Table::try_from(self).unwrap_or_default();
+        let at = key.split_once('.').and_then(|(section, name)| all.get(section)?.get(name));
+        at.map_or_else(|| "not set".into(), ToString::to_string)
     }
 
     /// Files that a server with this configuration may have open at once.

@@ -10,7 +10,7 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
 use figment::Figment;
-use figment::error::Kind;
+use figment::error::{Actual, Kind};
 use figment::providers::{Env, Format, Serialized, Toml};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
@@ -314,22 +314,69 @@ fn describe(error: figment::Error) -> String {
     let lines: Vec<String> = error
         .into_iter()
         .map(|error| {
-            let key = error.path.join(".");
+            let mut path = error.path;
+            if let Kind::UnknownField(field, _) = &error.kind {
+                // Some sources count the key itself in.
+                path.pop_if(|last| last == field);
+            }
+            let key = path.join(".");
             let source = error.metadata.as_ref().map_or_else(String::new, |m| match &m.source {
                 Some(source) => format!(", from {} {source}", m.name),
+                None if m.name.contains("environment") => format!(", from {}", variable(&key)),
                 None => format!(", from {}", m.name),
             });
-            match &error.kind {
+            let why = match error.kind {
                 Kind::UnknownField(field, known) => {
                     let place = if key.is_empty() { "at the top".to_owned() } else { format!("in `{key}`") };
-                    format!("unknown key `{field}` {place}; known are {}{source}", known.join(", "))
+                    let source = source.replace(&variable(&key), &variable(&format!("{key}.{field}")));
+                    return format!("unknown key `{field}` {place}; known are {}{source}", known.join(", "));
                 }
-                kind if key.is_empty() => format!("configuration: {kind}{source}"),
-                kind => format!("key `{key}`: {kind}{source}"),
-            }
+                Kind::UnknownVariant(found, known) => format!("{found:?} is none of {}", known.join(", ")),
+                Kind::InvalidType(found, wanted) | Kind::InvalidValue(found, wanted) => {
+                    format!("{} is not {}", shown(&found), kind(&wanted))
+                }
+                other => other.to_string(),
+            };
+            let key = if key.is_empty() { "configuration".to_owned() } else { format!("key `{key}`") };
+            format!("{key}: {why}{source}")
         })
         .collect();
     lines.join("\n")
+}
+
+/// The environment variable that sets a key.
+fn variable(key: &str) -> String {
+    format!("{ENV_PREFIX}{}", key.replace('.', "_").to_ascii_uppercase())
+}
+
+/// A value as it was written.
+fn shown(value: &Actual) -> String {
+    match value {
+        Actual::Bool(value) => value.to_string(),
+        Actual::Unsigned(value) => value.to_string(),
+        Actual::Signed(value) => value.to_string(),
+        Actual::Float(value) => value.to_string(),
+        Actual::Str(value) => format!("{value:?}"),
+        Actual::Seq => "a list".into(),
+        Actual::Map => "a section".into(),
+        other => other.to_string(),
+    }
+}
+
+/// What a key takes, where the library calls it by a type's name.
+fn kind(wanted: &str) -> String {
+    let whole = |most: u64| format!("a whole number from 0 to {most}");
+    match wanted {
+        "u8" => whole(u8::MAX.into()),
+        "u16" => whole(u16::MAX.into()),
+        "u32" => whole(u32::MAX.into()),
+        // TOML has no larger ones.
+        "u64" => whole(i64::MAX as u64),
+        "a boolean" => "true or false".into(),
+        "a sequence" => "a list, such as [0, 1]".into(),
+        structure if structure.starts_with("struct ") => "a section".into(),
+        other => other.into(),
+    }
 }
 
 /// A provider that errors call by the name of a command line option.

@@ -183,6 +183,41 @@ fn a_value_of_the_wrong_type_is_named_with_its_key() {
 }
 
 #[test]
+fn what_is_wrong_is_said_in_the_users_words() {
+    for (text, said) in [
+        ("[data]\nwait = \"foo\"\n", "key `data.wait`: \"foo\" is none of spin, adaptive, block, from"),
+        ("[data]\nthreads = 65536\n", "key `data.threads`: 65536 is not a whole number from 0 to 65535, from"),
+        ("[limits]\nrequests = -1\n", "key `limits.requests`: -1 is not a whole number from 0 to 4294967295, from"),
+        ("[limits]\nrequests = \"x\"\n", "key `limits.requests`: \"x\" is not a whole number"),
+        ("[data]\ncores = 1\n", "key `data.cores`: 1 is not a list, such as [0, 1], from"),
+        ("[require]\nudp_offload = 2\n", "key `require.udp_offload`: 2 is not true or false, from"),
+        ("data = 1\n", "key `data`: 1 is not a section, from"),
+        ("[limits]\nfoo = 1\n", "unknown key `foo` in `limits`; known are"),
+    ] {
+        let error = load(text).unwrap_err().to_string();
+        assert!(error.starts_with(said) && error.contains("agent.toml"), "{error}");
+    }
+}
+
+#[test]
+fn a_value_out_of_bounds_is_told_with_them() {
+    let said = |change: fn(&mut Config)| {
+        let mut config = Config::default();
+        change(&mut config);
+        let found: Vec<_> = config.check(&machine()).iter().map(ToString::to_string).collect();
+        found.join("\n")
+    };
+    let requests = "limits.requests: is 4294967295, and must be 1 to 1,048,576";
+    assert_eq!(said(|c| c.limits.requests = u32::MAX), requests);
+    let threads = "data.threads: is 65535, and must be 1 to 8, four for each of 2 cores";
+    assert_eq!(said(|c| c.data.threads = u16::MAX), threads);
+    let datagram = "data.max_datagram: is 100, and must be 1,232 to 65,000 bytes";
+    assert_eq!(said(|c| c.data.max_datagram = 100), datagram);
+    let outputs = "limits.external_outputs: is 4294967295, and must be 0 to 1,048,576";
+    assert_eq!(said(|c| c.limits.external_outputs = u32::MAX), outputs);
+}
+
+#[test]
 fn a_missing_file_is_an_error() {
     let overrides = Overrides { config: Some("/nonexistent/agent.toml".into()), ..Overrides::default() };
     assert!(Config::load(&overrides).unwrap_err().to_string().contains("/nonexistent/agent.toml"));

@@ -166,7 +166,8 @@ impl fmt::Display for Error {
                 write!(f, "no model `{name}`: the server serves none")
             }
             Error::NoSuchModel { name, served } => {
-                write!(f, "no model `{name}`; the server serves: {}", served.join(", "))
+                let served = served.join(", ");
+                write!(f, "no model `{name}`; the server serves: {served}; its log names those that did not load")
             }
             Error::BadInput(text) => f.write_str(text),
             Error::NotReady => f.write_str("the session is not open"),

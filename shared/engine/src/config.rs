@@ -101,8 +101,8 @@ impl ServerConfig {
         if self.stream_sessions as u64 + self.datagram_sessions as u64 > u64::from(SESSION_INDEX_MASK) {
             return wrong("stream_sessions", "together with datagram_sessions it exceeds 1,048,575");
         }
-        if self.requests == 0 || self.requests == NO_INDEX {
-            return wrong("requests", "must be at least 1");
+        if self.requests == 0 || self.requests > MAX_REQUESTS {
+            return wrong("requests", "must be 1 to 1,048,576");
         }
         if self.requests_per_client == 0 || self.requests_per_client > MAX_REQUESTS_PER_CLIENT {
             return wrong("requests_per_client", "must be 1 to 512");
@@ -151,6 +151,8 @@ impl core::error::Error for ConfigError {}
 
 /// Receive windows that can be, in bytes.
 pub(crate) const WINDOWS: core::ops::RangeInclusive<u64> = 64 << 10..=1 << 40;
+/// The most that [`ServerConfig::requests`] may be.
+const MAX_REQUESTS: u32 = 1 << 20;
 /// The most that [`ServerConfig::requests_per_client`] may be.
 pub(crate) const MAX_REQUESTS_PER_CLIENT: u16 = 512;
 /// No index into a table.
