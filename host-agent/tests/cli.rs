@@ -39,7 +39,7 @@ fn check_config_tells_of_a_repository_that_is_not_there() {
 #[test]
 fn what_the_environment_sets_wrongly_is_named_by_its_variable() {
     for (variable, value) in
-        [("SPLITRPC_DATA_WAIT", "foo"), ("SPLITRPC_LIMITS_REQUESTS", "x"), ("SPLITRPC_LIMITS_FOO", "1")]
+        [("SPLITRPC_MODELS_BUILTINS", "[foo]"), ("SPLITRPC_LIMITS_REQUESTS", "x"), ("SPLITRPC_LIMITS_FOO", "1")]
     {
         let output = Command::new(env!("CARGO_BIN_EXE_host-agent")).arg("check-config").env(variable, value).output();
         let said = String::from_utf8(output.unwrap().stderr).unwrap();

@@ -346,7 +346,8 @@ fn describe(error: figment::Error) -> String {
 
 /// The environment variable that sets a key.
 fn variable(key: &str) -> String {
-    format!("{ENV_PREFIX}{}", key.replace('.', "_").to_ascii_uppercase())
+    let words: Vec<_> = key.split('.').take(2).collect();
+    format!("{ENV_PREFIX}{}", words.join("_").to_ascii_uppercase())
 }
 
 /// A value as it was written.
