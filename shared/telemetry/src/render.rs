@@ -5,12 +5,26 @@ use std::fmt::Write as _;
 
 use splitrpc_wire::{Stage, Status, WireError};
 
-use crate::{Cell, Event, Level, Series, Shard, Snapshot};
+use crate::shard::Series;
+use crate::{Cell, Event, Level, Shard, Snapshot};
 
-/// Histogram bounds are powers of two: of nanoseconds from 1 µs to 17 s, shown in seconds.
-const TIME_BITS: std::ops::RangeInclusive<u32> = 10..=34;
-/// Bounds of histograms of counts: 1 to 4,096.
-const COUNT_BITS: std::ops::RangeInclusive<u32> = 0..=12;
+/// Bounds of a histogram: powers of two, of which these are the exponents.
+type Bounds = std::iter::StepBy<std::ops::RangeInclusive<u32>>;
+
+/// Bounds of requests' times, from 4 µs to 17 s, in nanoseconds. Each is a line for every model and path.
+fn request_times() -> Bounds {
+    (12..=34).step_by(1)
+}
+
+/// Bounds of stages' times, from 1 µs to 17 s: every other power of two, since there are many stages.
+fn stage_times() -> Bounds {
+    (10..=34).step_by(2)
+}
+
+/// Bounds of histograms of counts: 1 to 1,024, which is all that there is of batches.
+fn counts() -> Bounds {
+    (0..=10).step_by(1)
+}
 
 /// Writes metrics in the text format. Samples of a metric follow its [`Writer::head`].
 #[derive(Debug, Default)]
@@ -46,7 +60,7 @@ impl Writer {
         name: &str,
         labels: &[(&str, &str)],
         snapshot: &Snapshot,
-        bits: std::ops::RangeInclusive<u32>,
+        bits: Bounds,
         unit: f64,
         whole: bool,
     ) {
@@ -134,6 +148,7 @@ pub fn render(out: &mut Writer, models: &[&str], shards: &[&Shard]) {
     }
     render_models(out, models, shards);
     render_paths(out, models, shards);
+    render_stages(out, models, shards);
 }
 
 fn render_models(out: &mut Writer, models: &[&str], shards: &[&Shard]) {
@@ -153,7 +168,7 @@ fn render_models(out: &mut Writer, models: &[&str], shards: &[&Shard]) {
             for m in shards.iter().filter_map(|s| s.models.get(handle)) {
                 sum.add(if rows { &m.batch_rows } else { &m.batch_requests });
             }
-            out.histogram(name, &[("model", model)], &sum, COUNT_BITS, 1.0, true);
+            out.histogram(name, &[("model", model)], &sum, counts(), 1.0, true);
         }
     }
 }
@@ -169,8 +184,8 @@ fn group<'s>(models: &[&'s str], shards: &[&'s Shard]) -> Vec<Group<'s>> {
     let mut groups: BTreeMap<_, Group<'s>> = BTreeMap::new();
     for shard in shards {
         for (handle, (model, name)) in shard.models.iter().zip(models).enumerate() {
-            for series in &model.series {
-                let Some(path) = series.key().map(|key| key.labels()) else { continue };
+            for (key, series) in model.series.taken() {
+                let path = key.labels();
                 let new = || Group { labels: [("model", *name)].into_iter().chain(path).collect(), series: Vec::new() };
                 groups.entry((handle, path)).or_insert_with(new).series.push(series);
             }
@@ -220,16 +235,32 @@ fn render_paths(out: &mut Writer, models: &[&str], shards: &[&Shard]) {
     for Group { labels, series } in &groups {
         let mut sum = Snapshot::new();
         series.iter().for_each(|s| sum.add(&s.total));
-        out.histogram(name, labels, &sum, TIME_BITS, 1e-9, false);
+        out.histogram(name, labels, &sum, request_times(), 1e-9, false);
+    }
+}
+
+fn render_stages(out: &mut Writer, models: &[&str], shards: &[&Shard]) {
+    let name = "splitrpc_model_stage_seconds_total";
+    out.head(name, "counter", "Time that requests that succeeded spent in each stage, by model.");
+    for (handle, model) in models.iter().enumerate() {
+        for stage in Stage::ALL {
+            let models = shards.iter().filter_map(|s| s.models.get(handle));
+            let spent: u64 = models.map(|m| m.stages_ns[stage as usize].load()).sum();
+            out.sample(name, &[("model", model), ("stage", stage.name())], spent as f64 * 1e-9);
+        }
+    }
+    let mut paths: BTreeMap<_, Vec<_>> = BTreeMap::new();
+    for (key, stages) in shards.iter().flat_map(|shard| shard.stages.taken()) {
+        paths.entry(key.labels()).or_default().push(stages);
     }
     let name = "splitrpc_stage_duration_seconds";
-    out.head(name, "histogram", "Duration of each stage, of requests that succeeded.");
-    for Group { labels, series } in &groups {
+    out.head(name, "histogram", "Duration of each stage, of requests that succeeded, by path.");
+    for (path, series) in &paths {
         for stage in Stage::ALL {
             let mut sum = Snapshot::new();
-            series.iter().for_each(|s| sum.add(&s.stages[stage as usize]));
-            let labels: Vec<_> = labels.iter().copied().chain([("stage", stage.name())]).collect();
-            out.histogram(name, &labels, &sum, TIME_BITS, 1e-9, false);
+            series.iter().for_each(|stages| sum.add(&stages[stage as usize]));
+            let labels: Vec<_> = path.iter().copied().chain([("stage", stage.name())]).collect();
+            out.histogram(name, &labels, &sum, stage_times(), 1e-9, false);
         }
     }
 }
@@ -269,8 +300,9 @@ mod tests {
     #[test]
     fn shards_are_added_up_under_their_labels() {
         let text = sample();
-        let path =
-            r#"model="say \"hi\"",emulated="false",link="unknown",memory="unknown",mover="kernel-to-slot",port="tcp""#;
+        let path = r#"emulated="false",link="unknown",memory="unknown",mover="kernel-to-slot",port="tcp""#;
+        let stages = format!("splitrpc_stage_duration_seconds_bucket{{{path},stage=\"compute\",le=\"0.000004096\"}} 2");
+        let path = format!(r#"model="say \"hi\"",{path}"#);
         for line in [
             "splitrpc_frames_received_total 6".to_owned(),
             r#"splitrpc_wire_errors_total{error="BadMagic"} 2"#.to_owned(),
@@ -281,12 +313,30 @@ mod tests {
             format!("splitrpc_requests_total{{{path},status=\"Busy\"}} 1"),
             format!("splitrpc_cpu_copied_bytes_total{{{path}}} 30"),
             format!("splitrpc_request_duration_seconds_count{{{path}}} 2"),
-            format!("splitrpc_stage_duration_seconds_bucket{{{path},stage=\"compute\",le=\"0.000004096\"}} 2"),
+            stages,
+            r#"splitrpc_model_stage_seconds_total{model="say \"hi\"",stage="compute"} 0.000006"#.to_owned(),
             r#"splitrpc_batch_rows_bucket{model="say \"hi\"",le="8"} 2"#.to_owned(),
             r#"splitrpc_batch_rows_bucket{model="say \"hi\"",le="4"} 0"#.to_owned(),
         ] {
             assert!(text.lines().any(|l| l == line), "{line} is missing in\n{text}");
         }
+    }
+
+    #[test]
+    fn many_models_are_not_many_lines_each() {
+        let lines = |models: usize| {
+            let shard = Shard::new(models);
+            for model in 0..models {
+                for port in [Port::Tcp, Port::Udp] {
+                    shard.request(model as u16, &Path { port, ..Path::default() }, Status::Ok, 1);
+                }
+            }
+            let mut out = Writer::new();
+            render(&mut out, &vec!["m"; models], &[&shard]);
+            out.finish().lines().count()
+        };
+        let each = lines(30) - lines(29);
+        assert!(each < 110, "{each} lines more for one more model that was asked over two paths");
     }
 
     #[test]

@@ -50,18 +50,54 @@ impl PathKey {
     }
 }
 
-/// One model's requests over one path.
+/// What is measured of each path apart.
 #[derive(Debug)]
-pub struct Series {
+pub(crate) struct ByPath<T>(Vec<Place<T>>);
+
+#[derive(Debug)]
+struct Place<T> {
     tag: Cell,
     // Written once, before the tag: readers that see the tag see the key.
     key: std::sync::OnceLock<PathKey>,
+    measured: T,
+}
+
+impl<T> ByPath<T> {
+    fn new(nothing: impl Fn() -> T) -> ByPath<T> {
+        let place = || Place { tag: Cell::new(), key: std::sync::OnceLock::new(), measured: nothing() };
+        ByPath((0..MAX_PATHS).map(|_| place()).collect())
+    }
+
+    fn of(&self, key: PathKey) -> &T {
+        let tag = key.pack();
+        for place in &self.0 {
+            match place.tag.load() {
+                0 => {
+                    // Only the owner writes, so nobody can have set the key in between.
+                    let _ = place.key.set(key);
+                    place.tag.store(tag);
+                    return &place.measured;
+                }
+                known if known == tag => return &place.measured,
+                _ => {}
+            }
+        }
+        &self.0[MAX_PATHS - 1].measured
+    }
+
+    /// The paths that were taken.
+    pub(crate) fn taken(&self) -> impl Iterator<Item = (PathKey, &T)> {
+        self.0.iter().filter_map(|place| Some((*place.key.get()?, &place.measured)))
+    }
+}
+
+/// One model's requests over one path.
+#[derive(Debug)]
+pub(crate) struct Series {
     /// Requests by status, indexed by the status's code.
     pub(crate) statuses: [Cell; Status::ALL.len()],
     /// Duration at the server.
     pub(crate) total: Histogram,
-    /// Duration of each stage.
-    pub(crate) stages: [Histogram; STAGES],
     pub(crate) payload_bytes: Cell,
     pub(crate) copied_bytes: Cell,
     pub(crate) fixup_bytes: Cell,
@@ -71,29 +107,22 @@ pub struct Series {
 impl Series {
     fn new() -> Series {
         Series {
-            tag: Cell::new(),
-            key: std::sync::OnceLock::new(),
             statuses: std::array::from_fn(|_| Cell::new()),
             total: Histogram::new(),
-            stages: std::array::from_fn(|_| Histogram::new()),
             payload_bytes: Cell::new(),
             copied_bytes: Cell::new(),
             fixup_bytes: Cell::new(),
             runtime_copied_bytes: Cell::new(),
         }
     }
-
-    /// The path, if the series is in use.
-    #[must_use]
-    pub fn key(&self) -> Option<PathKey> {
-        self.key.get().copied()
-    }
 }
 
 /// What is measured of one model.
 #[derive(Debug)]
 pub struct Model {
-    pub(crate) series: Vec<Series>,
+    pub(crate) series: ByPath<Series>,
+    /// Nanoseconds that requests spent in each stage.
+    pub(crate) stages_ns: [Cell; STAGES],
     /// Requests without an answer, indexed by the status's code.
     pub(crate) refusals: [Cell; Status::ALL.len()],
     /// Rows in each launch.
@@ -107,29 +136,13 @@ pub struct Model {
 impl Model {
     fn new() -> Model {
         Model {
-            series: (0..MAX_PATHS).map(|_| Series::new()).collect(),
+            series: ByPath::new(Series::new),
+            stages_ns: std::array::from_fn(|_| Cell::new()),
             refusals: std::array::from_fn(|_| Cell::new()),
             batch_rows: Histogram::new(),
             batch_requests: Histogram::new(),
             queued: Cell::new(),
         }
-    }
-
-    fn series(&self, key: PathKey) -> &Series {
-        let tag = key.pack();
-        for series in &self.series {
-            match series.tag.load() {
-                0 => {
-                    // Only the owner writes, so nobody can have set the key in between.
-                    let _ = series.key.set(key);
-                    series.tag.store(tag);
-                    return series;
-                }
-                known if known == tag => return series,
-                _ => {}
-            }
-        }
-        &self.series[MAX_PATHS - 1]
     }
 }
 
@@ -137,6 +150,8 @@ impl Model {
 #[derive(Debug)]
 pub struct Shard {
     pub(crate) models: Vec<Model>,
+    /// Duration of each stage, of all models: for each of them that would be more than anybody looks at.
+    pub(crate) stages: ByPath<[Histogram; STAGES]>,
     pub(crate) events: Vec<Cell>,
     pub(crate) levels: Vec<Cell>,
     pub(crate) wire_errors: Vec<Cell>,
@@ -151,6 +166,7 @@ impl Shard {
         let cells = |n: usize| (0..n).map(|_| Cell::new()).collect();
         Shard {
             models: (0..models).map(|_| Model::new()).collect(),
+            stages: ByPath::new(|| std::array::from_fn(|_| Histogram::new())),
             events: cells(Event::ALL.len()),
             levels: cells(Level::ALL.len()),
             wire_errors: cells(WireError::ALL.len()),
@@ -205,7 +221,8 @@ impl Shard {
     /// to its answer. Without effect for a model that does not exist.
     pub fn request(&self, model: u16, path: &Path, status: Status, total_ns: u64) {
         let Some(model) = self.models.get(usize::from(model)) else { return };
-        let series = model.series(PathKey::from(path));
+        let key = PathKey::from(path);
+        let series = model.series.of(key);
         series.statuses[status as usize].add(1);
         series.payload_bytes.add(u64::from(path.payload_bytes));
         series.copied_bytes.add(u64::from(path.copied_bytes));
@@ -213,8 +230,11 @@ impl Shard {
         series.runtime_copied_bytes.add(u64::from(path.runtime_copied_bytes));
         if status == Status::Ok {
             series.total.record(total_ns);
+            let stages = self.stages.of(key);
             for stage in Stage::ALL {
-                series.stages[stage as usize].record(u64::from(path.stage(stage)));
+                let spent = u64::from(path.stage(stage));
+                stages[stage as usize].record(spent);
+                model.stages_ns[stage as usize].add(spent);
             }
         }
     }
@@ -237,9 +257,9 @@ mod tests {
             shard.request(0, &Path { port, ..Path::default() }, Status::Ok, 1);
         }
         let model = shard.model(0).unwrap();
-        let counts: Vec<_> = model.series.iter().map(|s| s.statuses[Status::Ok as usize].load()).collect();
-        assert_eq!(counts, [2, 1, 1, 2]);
-        assert_eq!(model.series[3].key().unwrap().port, Port::Verbs);
+        let counts = model.series.taken().map(|(key, s)| (key.port, s.statuses[Status::Ok as usize].load()));
+        let counts: Vec<_> = counts.collect();
+        assert_eq!(counts, [(Port::Tcp, 2), (Port::Udp, 1), (Port::Xdp, 1), (Port::Verbs, 2)]);
     }
 
     #[test]
