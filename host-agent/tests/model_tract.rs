@@ -500,3 +500,20 @@ fn models_of_which_several_instances_compute_at_once() {
         }
     });
 }
+
+#[test]
+fn a_body_that_slices_at_an_outer_constant_is_computed() {
+    let body = Graph::default()
+        .input("row", FLOAT, &[D::N(3)])
+        .node("Slice", &["row", "one", "two"], &["cut"], vec![])
+        .output("cut", FLOAT, &[D::N(1)]);
+    let graph = Graph::default()
+        .input("x", FLOAT, &[D::N(2), D::N(3)])
+        .int64s("one", &[1], &[1])
+        .int64s("two", &[1], &[2])
+        .node("Scan", &["x"], &["y"], vec![Attr::Graph("body", body), Attr::Int("num_scan_inputs", 1)])
+        .output_without_shape("y", FLOAT);
+    let mut rig = Rig::new(&load(&graph, Some("max_batch_size: 0")));
+    let answer = rig.one(plain(vec![Data::f32(&[2, 3], &[1.0, 2.0, 3.0, 4.0, 5.0, 6.0])])).unwrap();
+    assert_eq!(answer[0].to_f32(), [2.0, 5.0]);
+}
