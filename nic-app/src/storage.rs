@@ -2,8 +2,8 @@
 
 use splitrpc_arena::{AllocatorError, PoolLayout, SlotAllocator, SlotEntry};
 use splitrpc_engine::{
-    ChannelSlot, ConfigError, Control, Ended, ModelPlan, RequestSlot, SentFrame, Server, ServerConfig, SessionSlot,
-    Storage, StorageSizes, Time,
+    ChannelSlot, ConfigError, Control, Ended, ModelPlan, OriginSlot, RequestSlot, SentFrame, Server, ServerConfig,
+    SessionSlot, Storage, StorageSizes, Time,
 };
 use splitrpc_ring::{RequestKey, Submission};
 
@@ -62,6 +62,7 @@ pub fn build_engine(
     let storage = Storage {
         sessions: leak(vec![SessionSlot::default(); sizes.sessions]),
         channels: leak((0..sizes.channels).map(|_| ChannelSlot::default()).collect()),
+        origins: leak(vec![OriginSlot::default(); sizes.channels]),
         timers: leak(vec![Time::NEVER; sizes.channels]),
         flight: leak(vec![SentFrame::default(); sizes.flight]),
         requests: leak(vec![RequestSlot::default(); sizes.requests]),

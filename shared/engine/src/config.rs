@@ -39,8 +39,8 @@ pub struct ServerConfig {
     pub datagram: u16,
     /// Bytes of frames that one datagram client may have under way to the server.
     pub receive_window: u64,
-    /// Bytes of frames that all datagram clients together may have under way: what the socket holds. Shared out among those
-    /// that send large requests.
+    /// Bytes of frames that all datagram clients together may have under way: what the socket holds. Shared out among the
+    /// addresses from which large requests come.
     pub receive_room: u64,
     /// A session that is silent for longer is forgotten, in nanoseconds.
     pub idle_timeout: u64,

@@ -38,6 +38,7 @@ use lines::{LEVELS, List};
 pub use link::CompletionHead;
 pub use request::RequestSlot;
 use request::State;
+pub use room::OriginSlot;
 use room::Senders;
 use session::Executed;
 pub use session::{Peer, SessionSlot};
@@ -89,12 +90,16 @@ pub struct ChannelSlot<C = DelayControl> {
     executed: Executed,
     /// Requests that were refused without a record, each counted once.
     refused: Executed,
+    /// The record of the address that it belongs to.
+    origin: u32,
+    /// The period in which it last sent much, see [`room`].
+    sent_in: u32,
 }
 
 impl<C: Congestion> Default for ChannelSlot<C> {
     fn default() -> Self {
         let channel = Channel::new(Flight::new(0, 1), 1472);
-        ChannelSlot { channel, executed: Executed::default(), refused: Executed::default() }
+        ChannelSlot { channel, executed: Executed::default(), refused: Executed::default(), origin: 0, sent_in: 0 }
     }
 }
 
@@ -105,6 +110,8 @@ pub struct Storage<'a, C = DelayControl> {
     pub sessions: &'a mut [SessionSlot],
     /// Datagram transport.
     pub channels: &'a mut [ChannelSlot<C>],
+    /// Addresses that datagram sessions belong to.
+    pub origins: &'a mut [OriginSlot],
     /// Timers of the datagram sessions.
     pub timers: &'a mut [Time],
     /// Datagrams in flight.
@@ -128,7 +135,7 @@ pub struct Storage<'a, C = DelayControl> {
 pub struct StorageSizes {
     /// See [`Storage::sessions`].
     pub sessions: usize,
-    /// See [`Storage::channels`]; also of [`Storage::timers`] and [`Storage::active`].
+    /// See [`Storage::channels`]; also of [`Storage::origins`], [`Storage::timers`] and [`Storage::active`].
     pub channels: usize,
     /// See [`Storage::flight`].
     pub flight: usize,
@@ -180,6 +187,7 @@ pub struct Server<'a, C = DelayControl> {
     sessions: &'a mut [SessionSlot],
     free_session: u32,
     channels: &'a mut [ChannelSlot<C>],
+    origins: &'a mut [OriginSlot],
     timers: &'a mut [Time],
     flight: &'a mut [SentFrame],
     requests: &'a mut [RequestSlot],
@@ -195,6 +203,7 @@ pub struct Server<'a, C = DelayControl> {
     /// Datagrams handed out in a row to the session at the head of `active`.
     in_a_row: u32,
     kept: u32,
+    /// Addresses that send.
     senders: Senders,
     cookies: CookieJar,
     counter: u64,
@@ -236,6 +245,7 @@ impl<'a, C: Congestion> Server<'a, C> {
         let need = StorageSizes::of(config, models.len(), pools.len());
         let enough = storage.sessions.len() >= need.sessions
             && storage.channels.len() >= need.channels
+            && storage.origins.len() >= need.channels
             && storage.timers.len() >= need.channels
             && storage.active.len() >= need.channels
             && storage.flight.len() >= need.flight
@@ -265,6 +275,7 @@ impl<'a, C: Congestion> Server<'a, C> {
             let flight = Flight::new(index as u32 * config.flight, config.flight);
             slot.channel = Channel::new(flight, config.datagram);
         }
+        storage.origins.fill(OriginSlot::default());
         storage.timers.fill(Time::NEVER);
         storage.shares.fill(0);
         storage.ended.fill([0; Status::ALL.len()]);
@@ -277,6 +288,7 @@ impl<'a, C: Congestion> Server<'a, C> {
             free_session: if config.datagram_sessions > 0 { streams } else { NO_INDEX },
             sessions: storage.sessions,
             channels: storage.channels,
+            origins: storage.origins,
             timers: storage.timers,
             flight: storage.flight,
             requests: storage.requests,

@@ -248,12 +248,13 @@ impl<C: Congestion> Server<'_, C> {
         slot.partial = 0;
         slot.copied = slot.copied.saturating_add(copied);
         slot.fixup = slot.fixup.saturating_add(fixup);
-        let complete = slot.incoming.is_complete();
+        let (complete, received) = (slot.incoming.is_complete(), slot.incoming.received());
         self.stats.bytes_placed += new;
         self.stats.bytes_copied += u64::from(copied);
         self.stats.bytes_fixup += u64::from(fixup);
         if !self.is_stream(session) {
             let at = self.channel_index(session);
+            self.note_sender(now, at, received);
             let channel = &mut self.channels[at].channel;
             channel.received.record_train(now, placement.packet, placement.packets, placement.ack_now);
             self.activate(session);

@@ -45,8 +45,6 @@ pub struct SessionSlot {
     /// Next free datagram session.
     pub(crate) next_free: u32,
     pub(crate) max_response: u32,
-    /// Datagrams: the period in which it last sent a large request, see [`super::room`].
-    pub(crate) sent_in: u32,
 }
 
 impl Default for SessionSlot {
@@ -69,7 +67,6 @@ impl Default for SessionSlot {
             queued: false,
             next_free: NO_INDEX,
             max_response: 0,
-            sent_in: 0,
         }
     }
 }

@@ -90,9 +90,6 @@ impl<C: Congestion> Server<'_, C> {
         match header.kind {
             Kind::Request => {
                 self.sessions[session as usize].used_at = now;
-                if !self.is_stream(session) {
-                    self.note_sender(now, session, header.total);
-                }
                 return self.on_request(now, session, header, head, packets);
             }
             Kind::List => self.on_list(session, header),
@@ -221,6 +218,8 @@ impl<C: Congestion> Server<'_, C> {
         self.channels[at].channel.reset(datagram, hello.window);
         self.channels[at].executed = Executed::default();
         self.channels[at].refused = Executed::default();
+        self.channels[at].origin = self.join_origin(addr.ip());
+        self.channels[at].sent_in = 0;
         self.timers[at] = Time::NEVER;
         self.greet(now, index, peer, hello);
     }
@@ -275,10 +274,11 @@ impl<C: Congestion> Server<'_, C> {
 
     fn acknowledge_hello(&mut self, now: Time, index: u32) {
         let session = &self.sessions[index as usize];
-        let datagram = match self.is_stream(index) {
-            true => self.config.datagram,
-            // What was agreed on: a repetition says the same, whatever the path carries by now.
-            false => self.channels[self.channel_index(index)].channel.negotiated(),
+        let (datagram, window) = match self.is_stream(index) {
+            // Neither means anything there.
+            true => (self.config.datagram, self.config.receive_window),
+            // The size that was agreed on: a repetition says the same, whatever the path carries by now.
+            false => (self.channels[self.channel_index(index)].channel.negotiated(), self.window(now, index)),
         };
         let answer = HelloAck {
             version: u16::from(VERSION),
@@ -291,7 +291,7 @@ impl<C: Congestion> Server<'_, C> {
             keep_reply_ms: (self.config.keep_reply / MS) as u32,
             nonce: session.nonce,
             epoch: self.epoch,
-            window: self.window(now),
+            window,
         };
         let header = Header { session: session.id, ..Header::new(Kind::HelloAck) };
         self.answer(index, header, Body::HelloAck(answer));
@@ -369,6 +369,7 @@ impl<C: Congestion> Server<'_, C> {
         self.sessions[index as usize] = SessionSlot { queued, ..SessionSlot::default() };
         if !self.is_stream(index) {
             let at = self.channel_index(index);
+            self.leave_origin(self.channels[at].origin);
             self.channels[at].channel.reset(self.config.datagram, 0);
             self.timers[at] = Time::NEVER;
             self.sessions[index as usize].next_free = self.free_session;

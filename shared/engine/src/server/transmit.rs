@@ -226,7 +226,7 @@ impl<C: Congestion> Server<'_, C> {
         if received.due() > now && !(self.in_a_row > 0 && received.may_ride()) {
             return None;
         }
-        let window = self.window(now);
+        let window = self.window(now, session);
         let channel = &mut self.channels[at].channel;
         let length = channel.take_ack(now, window, &mut self.ranges).write(&mut self.scratch);
         Some(Next::Ack { length, rides_along: self.in_a_row > 0 })

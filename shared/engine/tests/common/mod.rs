@@ -3,8 +3,8 @@
 
 use splitrpc_arena::{PoolLayout, SlotAllocator, SlotEntry};
 use splitrpc_engine::{
-    ChannelSlot, ClientSlot, ClientStorage, Control, Ended, InputPlan, RequestSlot, SentFrame, ServerConfig,
-    SessionSlot, Storage, StorageSizes, Time,
+    ChannelSlot, ClientSlot, ClientStorage, Control, Ended, InputPlan, OriginSlot, RequestSlot, SentFrame,
+    ServerConfig, SessionSlot, Storage, StorageSizes, Time,
 };
 use splitrpc_ring::{RequestKey, Submission};
 use splitrpc_wire::{DType, MAX_RANK};
@@ -14,6 +14,7 @@ pub struct ServerMemory {
     entries: Vec<SlotEntry>,
     sessions: Vec<SessionSlot>,
     channels: Vec<ChannelSlot>,
+    origins: Vec<OriginSlot>,
     timers: Vec<Time>,
     flight: Vec<SentFrame>,
     requests: Vec<RequestSlot>,
@@ -31,6 +32,7 @@ impl ServerMemory {
             entries: vec![SlotEntry::default(); SlotAllocator::storage_len(pools)],
             sessions: vec![SessionSlot::default(); need.sessions],
             channels: (0..need.channels).map(|_| ChannelSlot::default()).collect(),
+            origins: vec![OriginSlot::default(); need.channels],
             timers: vec![Time::NEVER; need.channels],
             flight: vec![SentFrame::default(); need.flight],
             requests: vec![RequestSlot::default(); need.requests],
@@ -47,6 +49,7 @@ impl ServerMemory {
         let storage = Storage {
             sessions: &mut self.sessions,
             channels: &mut self.channels,
+            origins: &mut self.origins,
             timers: &mut self.timers,
             flight: &mut self.flight,
             requests: &mut self.requests,
