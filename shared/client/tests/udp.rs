@@ -27,6 +27,8 @@ const REFUSED_MODEL: u16 = 9;
 const DRAINED_MODEL: u16 = 10;
 /// and those to this one's with its sudden end.
 const ENDED_MODEL: u16 = 11;
+/// Of those to this one's it knows the session no more.
+const FORGOTTEN_MODEL: u16 = 12;
 
 /// What the network does: of so many datagrams about one is lost, one comes twice, two change places. 0 is never.
 #[derive(Clone, Copy, Default)]
@@ -248,6 +250,7 @@ impl Server {
         let end = match request.model {
             REFUSED_MODEL => Some((id, StatusPayload { status: Status::Busy, retry_after_us: 9000, text: "full" })),
             DRAINED_MODEL => Some((0, StatusPayload { status: Status::Draining, retry_after_us: 0, text: "" })),
+            FORGOTTEN_MODEL => Some((0, StatusPayload { status: Status::UnknownSession, retry_after_us: 0, text: "" })),
             ENDED_MODEL => return self.send(&Header { session: SESSION, ..Header::new(Kind::Goodbye) }, &[]),
             _ => None,
         };
@@ -555,14 +558,17 @@ fn the_end_of_a_server_is_told_in_its_words() {
     }
     drop(drained);
     server.join().unwrap();
-    let (addr, server) = Server::start(Faults::default());
-    let mut ended = UdpConnection::connect(addr, ConnectOptions::default()).unwrap();
-    submit(&mut ended, ENDED_MODEL, b"abc");
-    let lost = next(&mut ended).unwrap_err();
-    assert!(matches!(lost, Error::Lost { may_have_executed: true, .. }), "{lost:?}");
-    assert!(lost.to_string().contains("the server closed the session"), "{lost}");
-    drop(ended);
-    server.join().unwrap();
+    // Whether an answer was lost that it had given, neither of these says.
+    for (model, reason) in [(ENDED_MODEL, "the server closed the session"), (FORGOTTEN_MODEL, "session unknown")] {
+        let (addr, server) = Server::start(Faults::default());
+        let mut ended = UdpConnection::connect(addr, ConnectOptions::default()).unwrap();
+        submit(&mut ended, model, b"abc");
+        let lost = next(&mut ended).unwrap_err();
+        assert!(matches!(lost, Error::Lost { may_have_executed: true, .. }), "{lost:?}");
+        assert!(lost.to_string().contains(reason), "{lost}");
+        drop(ended);
+        server.join().unwrap();
+    }
 }
 
 #[test]

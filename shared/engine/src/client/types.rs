@@ -78,7 +78,8 @@ pub enum ClientEvent {
     Failed(RequestKey, Status),
     /// The server answered a ping.
     Pong(u64),
-    /// The session is over: refused, lost, or closed by the server. Every open request fails first.
+    /// The session is over: refused, lost, or closed by the server. So is every request that is open, without an event of its
+    /// own; what became of it is known only where the status says so, which [`Status::UnknownSession`] does not.
     Closed(Status),
 }
 

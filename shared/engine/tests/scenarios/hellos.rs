@@ -254,6 +254,27 @@ fn a_client_that_is_forgotten_while_all_of_its_requests_are_lost_hears_of_it() {
 }
 
 #[test]
+fn a_client_that_is_forgotten_while_all_of_its_answers_are_lost_hears_no_more_than_that() {
+    pair(&config(), &client_config(), |pair| {
+        let heals = pair.now() + 2 * SEC;
+        let mut asked = false;
+        pair.wire = Box::new(move |way| way.at < heals && (!way.up || std::mem::replace(&mut asked, true)));
+        pair.ask(&Ask::rows(1));
+        pair.run(1500 * MS);
+        let stats = *pair.rig.server.stats();
+        assert_eq!((stats.submitted, stats.replies_evicted, pair.rig.server.live_requests()), (1, 1, 0));
+        for n in 2..=5 {
+            pair.rig.open_datagram(addr(n), 1, 0);
+        }
+        let until = heals + 2 * SEC;
+        pair.run_while(until, |p| p.ended().1.is_empty());
+        // Nothing is said of the request, and nothing is known of it any more.
+        assert_eq!(pair.ended(), (0, vec![Status::UnknownSession]));
+        assert_eq!(pair.rig.server.stats().submitted, 1);
+    });
+}
+
+#[test]
 fn sessions_are_counted_once_when_they_open_and_once_when_they_end() {
     serve(&config(), |rig| {
         let counts = |rig: &Rig<'_>| {
