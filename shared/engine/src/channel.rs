@@ -110,13 +110,10 @@ impl<C: Congestion> Channel<C> {
 
     /// Whether a full frame may leave now.
     pub(crate) fn may_send(&mut self, now: Time) -> Result<(), Blocked> {
-        if self.flight.is_empty() {
-            self.size.try_again(now);
-        }
         if self.probing && !self.flight.is_full() {
             return Ok(());
         }
-        let bytes = u64::from(self.size.bytes());
+        let bytes = u64::from(self.size_of_next(now));
         let window = self.congestion.window();
         let under_way = self.flight.bytes() + bytes;
         self.window_limited = self.flight.is_full() || under_way > window / 2;
@@ -157,18 +154,23 @@ impl<C: Congestion> Channel<C> {
         message: &mut Outgoing,
         most: u32,
     ) -> Option<Sent> {
-        let room = u32::from(self.size.bytes()) - HEADER_LEN as u32;
+        let room = u32::from(self.size_of_next(now)) - HEADER_LEN as u32;
         let chunk = message.next_chunk(room)?;
         let (cargo, bytes) = (Cargo::of(key, chunk), HEADER_LEN as u32 + message.payload(&chunk));
         let packet = self.send(ring, now, cargo, bytes);
         let ask = self.ask || 2 * self.unheard.0 > self.window() || 2 * self.unheard.1 > self.flight.capacity();
-        let most = if ask { 0 } else { self.room_for(bytes, most - 1) };
+        let most = if self.size.tries(now, bytes) || ask { 0 } else { self.room_for(bytes, most - 1) };
         let following = message.take_following(chunk, room, most);
         self.send_following(ring, now, cargo, bytes, following);
         if ask {
             self.unheard = (0, 0);
         }
         Some(Sent { chunk: chunk.with_following(following), packet, frames: following + 1, ask })
+    }
+
+    /// The most that the next datagram may have. A probe is to arrive.
+    fn size_of_next(&self, now: Time) -> u16 {
+        if self.probing { self.size.bytes() } else { self.size.next(now) }
     }
 
     /// Bytes that may be under way.
@@ -236,10 +238,15 @@ impl<C: Congestion> Channel<C> {
         self.detect_losses(ring, now, |s| settled(s, false));
     }
 
-    /// All frames of a message arrived, as its answer shows.
-    pub(crate) fn on_answered(&mut self, ring: &mut [SentFrame], now: Time, key: RequestKey) {
-        let mut bytes = 0;
-        self.flight.forget(ring, key, |s| bytes += u64::from(s.bytes));
+    /// A message was answered, so none of its frames is under way any more; if `whole`, all of them arrived.
+    pub(crate) fn on_answered(&mut self, ring: &mut [SentFrame], now: Time, key: RequestKey, whole: bool) {
+        let (mut bytes, size) = (0, &mut self.size);
+        self.flight.forget(ring, key, |s| {
+            bytes += u64::from(s.bytes);
+            if whole {
+                size.carried(s.bytes);
+            }
+        });
         if bytes > 0 {
             self.progress(now, bytes, None);
         }
@@ -324,6 +331,7 @@ impl<C: Congestion> Channel<C> {
             again
         };
         if now.since(self.silent_since) >= SILENCE_BEFORE_SHRINKING
+            && !self.size.has_shrunk()
             && self.flight.any(ring, |bytes| bytes > u32::from(MIN_DATAGRAM))
         {
             self.size.shrink(now);

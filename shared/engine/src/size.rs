@@ -5,8 +5,8 @@ use splitrpc_wire::hello::MIN_DATAGRAM;
 use crate::Time;
 use crate::time::SEC;
 
-/// How long they stay small at first; a try in vain doubles it. What looked like the path may have been a peer that stood
-/// still, and paths change.
+/// How long they stay small before a single large one is tried, at first; a try in vain doubles it. What looked like the path
+/// may have been a peer that stood still, and paths change.
 const FIRST_GAP: u64 = SEC;
 const MAX_GAP: u64 = 3600 * SEC;
 
@@ -39,21 +39,33 @@ impl DatagramSize {
 
     pub(crate) fn shrink(&mut self, now: Time) {
         self.bytes = MIN_DATAGRAM;
-        self.grow_at = now + self.gap;
-        self.gap = (2 * self.gap).min(MAX_GAP);
+        self.put_off(now);
     }
 
-    /// Nothing is under way: it is a good moment for a try, if it is time for one.
-    pub(crate) fn try_again(&mut self, now: Time) {
-        if self.has_shrunk() && self.grow_at <= now {
-            self.bytes = self.negotiated;
+    /// The most that the next datagram may have: more than the others while it is time to try what the path takes.
+    pub(crate) fn next(&self, now: Time) -> u16 {
+        if self.has_shrunk() && self.grow_at <= now { self.negotiated } else { self.bytes }
+    }
+
+    /// A datagram of so many bytes is sent. Returns whether it is a try, beside which no other is to be sent.
+    pub(crate) fn tries(&mut self, now: Time, bytes: u32) -> bool {
+        let tries = bytes > u32::from(self.bytes);
+        if tries {
+            self.put_off(now);
         }
+        tries
     }
 
     /// A datagram of so many bytes arrived.
     pub(crate) fn carried(&mut self, bytes: u32) {
         if bytes > u32::from(MIN_DATAGRAM) {
+            self.bytes = self.negotiated;
             self.gap = FIRST_GAP;
         }
+    }
+
+    fn put_off(&mut self, now: Time) {
+        self.grow_at = now + self.gap;
+        self.gap = (2 * self.gap).min(MAX_GAP);
     }
 }

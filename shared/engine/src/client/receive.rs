@@ -124,7 +124,7 @@ impl<S: ClientStorage, C: Congestion> Client<S, C> {
         }
         match self.by_id(header.request) {
             Some(index) if self.accepts_frames() => {
-                self.note_answered(now, index);
+                self.note_answered(now, index, false);
                 self.fail(index, payload.status);
             }
             _ => self.stats.discarded += 1,
@@ -157,7 +157,7 @@ impl<S: ClientStorage, C: Congestion> Client<S, C> {
             false => None,
         };
         if !self.storage.slots()[index].answered {
-            self.note_answered(now, index);
+            self.note_answered(now, index, true);
         }
         let max_response = self.config.max_response;
         let slot = &mut self.storage.parts().0[index];
@@ -203,13 +203,13 @@ impl<S: ClientStorage, C: Congestion> Client<S, C> {
         }
     }
 
-    /// A response shows that all of its request arrived, an error that no more of it is wanted.
-    fn note_answered(&mut self, now: Time, index: usize) {
+    /// A response shows that all of its request arrived (`whole`), an error that no more of it is wanted.
+    fn note_answered(&mut self, now: Time, index: usize, whole: bool) {
         let (slots, flight) = self.storage.parts();
         let key = slots[index].key(index);
         slots[index].answered = true;
         slots[index].outgoing.all_arrived();
-        self.channel.on_answered(flight, now, key);
+        self.channel.on_answered(flight, now, key, whole);
     }
 
     /// Response data is in place.

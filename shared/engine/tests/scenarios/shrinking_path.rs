@@ -1,8 +1,8 @@
 //! A path that stops carrying large datagrams, and one that is only slow.
 
 use splitrpc_engine::{ClientConfig, MS, Peer, SEC, ServerConfig};
-use splitrpc_wire::Kind;
 use splitrpc_wire::hello::{Challenge, HelloAck, MIN_DATAGRAM};
+use splitrpc_wire::{DType, Kind, Status};
 
 use crate::rig::pair::{Pair, client_config, pair};
 use crate::rig::{Ask, addr, config, hello, serve};
@@ -47,31 +47,80 @@ fn goes_on_with_small_ones() {
     });
 }
 
+/// Asks again and again for so many seconds. Returns how many large datagrams that took.
+fn tries(pair: &mut Pair<'_, '_>, seconds: u64, mut ask: impl FnMut(&mut Pair<'_, '_>)) -> usize {
+    pair.log.clear();
+    let end = pair.now() + seconds * SEC;
+    while pair.now() < end {
+        ask(pair);
+    }
+    pair.log.iter().filter(|w| w.up && w.len > 1232).count()
+}
+
 #[test]
 fn is_tried_again_ever_more_rarely_while_it_stays_so_and_used_once_it_does_not() {
     let (server, client) = large();
     pair(&server, &client, |pair| {
         pair.model = Box::new(|_| (0, Ok(100)));
         pair.wire = Box::new(|way| way.len > 1232);
-        let slow = |pair: &mut Pair<'_, '_>, seconds: u64| {
-            (0..10 * seconds)
-                .filter(|_| {
-                    let start = pair.now();
-                    answers(pair, 1, SEC);
-                    let took = pair.now().since(start);
-                    pair.run(SEC / 10);
-                    took > 80 * MS
-                })
-                .count()
+        answers(pair, 1, SEC);
+        let ask = |pair: &mut Pair<'_, '_>| {
+            // A try does not hold it up for long.
+            answers(pair, 1, 20 * MS);
+            pair.run(SEC / 10);
         };
-        // It shrinks at once; tries follow after 1, 3, 7, 15 and 31 seconds.
-        assert_eq!(slow(pair, 32), 6);
-        assert!(slow(pair, 32) <= 1);
+        // After 1, 3, 7, 15 and 31 seconds.
+        assert_eq!(tries(pair, 32, ask), 5);
+        assert!(tries(pair, 32, ask) <= 1);
         pair.wire = Box::new(|_| false);
-        assert_eq!(slow(pair, 64), 0);
+        tries(pair, 64, ask);
         pair.log.clear();
         answers(pair, 1, SEC);
         assert_eq!(largest(pair, true), 8256);
+    });
+}
+
+#[test]
+fn is_tried_again_by_who_never_stops_sending_with_one_datagram_at_a_time() {
+    let (server, client) = large();
+    pair(&ServerConfig { receive_window: 64 << 10, ..server }, &client, |pair| {
+        pair.model = Box::new(|_| (0, Ok(100)));
+        pair.delay = 5 * MS;
+        pair.wire = Box::new(|way| way.len > 1232);
+        answers(pair, 1, SEC);
+        let ask = |pair: &mut Pair<'_, '_>| {
+            // There is always more to send than may be under way.
+            while pair.client.open_requests() < 3 {
+                pair.ask(&Ask::bytes(500_000));
+            }
+            let (open, until) = (pair.client.open_requests(), pair.now() + SEC);
+            pair.run_while(until, |p| p.client.open_requests() == open);
+            assert!(pair.client.open_requests() < open);
+        };
+        assert_eq!(tries(pair, 16, ask), 4);
+        pair.wire = Box::new(|_| false);
+        tries(pair, 16, ask);
+        assert!(tries(pair, 1, ask) > 100);
+    });
+}
+
+#[test]
+fn is_not_taken_for_mended_because_a_request_fails_whose_frame_was_a_try() {
+    let (server, client) = large();
+    pair(&server, &client, |pair| {
+        pair.model = Box::new(|_| (0, Ok(100)));
+        pair.wire = Box::new(|way| way.len > 1232);
+        answers(pair, 1, SEC);
+        pair.run(2 * SEC);
+        pair.log.clear();
+        // Refused for its first frame, which is small, while the rest is under way.
+        pair.ask(&Ask::of(99, &[(DType::Uint8, &[10]), (DType::Uint8, &[100_000])]));
+        pair.run(SEC / 2);
+        assert_eq!(pair.ended().1, [Status::UnknownModel]);
+        assert_eq!(pair.log.iter().filter(|w| w.up && w.len > 1232).count(), 1);
+        pair.log.clear();
+        answers(pair, 1, SEC);
+        assert_eq!(largest(pair, true), 1232);
     });
 }
 
