@@ -37,7 +37,7 @@ const SHORT_ROUNDS: u32 = 3;
 const PUBLISH: u64 = 100 * MS;
 /// How often a thread that is to end looks how far it has come.
 const END_LOOK: u64 = 5 * MS;
-/// How long it listens to those whom it has told that it ends, so that they hear of it.
+/// How long it listens to those whom it has told that it ends, so that they hear of it; at most half of the time that it has.
 const FAREWELL: u64 = 200 * MS;
 
 /// How far a thread has come that is to end.
@@ -47,8 +47,9 @@ enum Ending {
     No,
     /// It finishes what is under way, until then at most.
     Draining { until: Time },
-    /// It tells everyone, until then, and for as long as another thread of the server drains, but not past `limit`.
-    Parting { until: Time, limit: Time },
+    /// It tells everyone, until then, and for as long as another thread of the server drains, but not past `limit`: so from
+    /// `give_up` on it gives up what is not finished, and listens to those too whom it tells that.
+    Parting { until: Time, give_up: Time, limit: Time },
     /// Nothing is left to do.
     Over,
 }
@@ -428,7 +429,7 @@ impl<L: NicLink, H: Host> DataThread<L, H> {
     /// Takes the next step towards the end, once it is time for it. Returns how far the thread has come then.
     fn end(&mut self, now: Time, ending: Ending) -> Ending {
         let allowed = u64::try_from(self.config.drain.as_nanos()).unwrap_or(u64::MAX);
-        let farewell = FAREWELL.min(allowed);
+        let farewell = FAREWELL.min(allowed / 2);
         match ending {
             Ending::No => {
                 self.engine.begin_drain();
@@ -438,14 +439,15 @@ impl<L: NicLink, H: Host> DataThread<L, H> {
             Ending::Draining { until } if now < until && !(self.engine.is_idle() && self.host.is_idle()) => ending,
             Ending::Draining { until } => {
                 self.busy.fetch_sub(1, Ordering::Relaxed);
-                Ending::Parting { until: now + farewell, limit: now.max(until) + farewell }
+                let give_up = now.max(until);
+                Ending::Parting { until: now + farewell, give_up, limit: give_up + farewell }
             }
-            Ending::Parting { until, limit } => {
+            Ending::Parting { until, give_up, limit } => {
                 let connections = self.tcp.as_ref().map_or(0, |tcp| tcp.stats().open);
                 let none_left = self.engine.open_sessions() == 0 && connections == 0;
                 let all_part = self.busy.load(Ordering::Relaxed) == 0 || now >= limit;
                 let is_last = all_part && (now >= until || none_left);
-                self.engine.say_farewell(is_last);
+                self.engine.say_farewell(is_last || now >= give_up);
                 self.send(now);
                 if is_last { Ending::Over } else { ending }
             }

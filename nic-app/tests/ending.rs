@@ -137,6 +137,27 @@ fn what_is_not_done_in_time_is_left_open() {
 }
 
 #[test]
+fn who_is_told_that_time_is_up_is_listened_to() {
+    for mode in MODES {
+        let server = Server::start_to_drain(mode, Duration::from_millis(400));
+        let mut client = Client::connect(server.tcp);
+        server.hold.close();
+        client.send(ECHO, &[&noise(1, 100)]);
+        let hold = server.hold.clone();
+        wait_for(|| hold.waiting() == 1);
+        let telling = thread::spawn(move || server.stop());
+        assert_eq!(client.receive().0.kind, Kind::Goodbye);
+        hold.open();
+        // Left unread, this would have the kernel break the stream off.
+        client.stream.write_all(&[0; 1000]).unwrap();
+        let mut thread = telling.join().unwrap();
+        assert!(thread.tcp().unwrap().stats().bytes_in > 1000, "nobody listened");
+        assert_eq!(client.stream.read(&mut [0; 1]).unwrap(), 0, "the answer came too late");
+        support::assert_no_slot_lost(&mut thread);
+    }
+}
+
+#[test]
 fn threads_of_one_server_end_together() {
     let busy = Arc::new(AtomicUsize::new(2));
     let [quiet, working] = [(); 2].map(|()| Server::start_among(&busy));

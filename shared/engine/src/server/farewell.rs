@@ -29,7 +29,7 @@ impl<C: Congestion> Server<'_, C> {
     }
 
     /// Has [`Server::poll_transmit`] tell every session that the server goes, behind all else that is to be sent. One of
-    /// which something is under way is told only `at_last`.
+    /// which something is under way is told only `at_last`, and what that is is given up then.
     ///
     /// ERROR Draining tells a client that nothing was executed of what it has no answer to; GOODBYE leaves that open. Either
     /// is the last frame of a stream.
@@ -48,9 +48,25 @@ impl<C: Congestion> Server<'_, C> {
             self.sessions[index].departed = true;
             self.stats.frames_out += 1;
             let control = self.farewell_to(index as u32);
+            self.give_up(index as u32);
             return Some(self.control_frame(control));
         }
         None
+    }
+
+    /// Nothing more is said to a session that was told, but for what the port has begun to write.
+    fn give_up(&mut self, session: u32) {
+        let mut index = self.sessions[session as usize].first;
+        // It is told the same again.
+        self.sessions[session as usize].unconfirmed |= index != NO_INDEX;
+        while index != NO_INDEX {
+            let request = &self.requests[index as usize];
+            let next = request.next;
+            if !request.handed_out {
+                self.abandon(index);
+            }
+            index = next;
+        }
     }
 
     fn farewell_to(&self, session: u32) -> Control {

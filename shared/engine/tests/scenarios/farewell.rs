@@ -107,9 +107,13 @@ fn at_last_those_are_told_too_whose_requests_are_not_done() {
         let (from, session) = (Peer::Stream(0), rig.open_stream(0));
         let datagram = rig.open_datagram(addr(1), 1, 1 << 20);
         let (key, _) = rig.submit(from, session, 1, &Ask::rows(1));
+        let (written, _) = rig.submit(from, session, 2, &Ask::rows(1));
         let (failed, _) = rig.submit(Peer::Datagram(addr(1)), datagram, 1, &Ask::rows(1));
+        let large = Ask::bytes(100_000);
+        rig.frame(from, large.first(session, 3, 1000), &large.manifest);
         rig.complete(failed, Status::ModelFailed, Run::NONE, &[]);
-        rig.sent();
+        rig.answer(written, 10);
+        let token = rig.sent().iter().find_map(|s| s.token).unwrap();
         rig.server.begin_drain();
         rig.server.say_farewell(false);
         assert!(rig.sent().is_empty());
@@ -117,7 +121,16 @@ fn at_last_those_are_told_too_whose_requests_are_not_done() {
         let told = rig.sent();
         let told: Vec<_> = told.iter().map(|s| (s.header.kind, s.header.session)).collect();
         assert_eq!(told, [(Kind::Goodbye, session), (Kind::Goodbye, datagram)]);
+        // Nothing comes after that, whatever is done meanwhile.
+        rig.submissions();
         rig.answer(key, 10);
+        assert!(rig.sent().is_empty());
+        assert_eq!(rig.server.live_requests(), 1, "it is still being written");
+        rig.server.sent(token);
+        rig.control(Peer::Datagram(addr(1)), Header { session: datagram, ..Header::new(Kind::Ping) }, &[]);
+        assert_eq!(rig.sent_one().header.kind, Kind::Goodbye, "what was said once is said again");
+        rig.submissions();
+        rig.assert_empty();
     });
 }
 
