@@ -79,6 +79,24 @@ fn where_one_has_come_back_others_are_looked_for_too() {
 }
 
 #[test]
+fn who_brings_much_is_looked_away_from_soon() {
+    let (mut thread, ..) = thread(&config(), WaitMode::Block, &UdpPortConfig::default());
+    let address = thread.tcp().unwrap().local_addr();
+    let mut client = connect(&mut thread, address);
+    let sending = std::thread::spawn(move || _ = client.send(NULL, &[&noise(1, 15_000_000)]));
+    let (mut before, mut most) = (0, 0);
+    while thread.host().answered == 0 {
+        // Time enough for more to lie ready than is wanted at once.
+        std::thread::sleep(Duration::from_millis(1));
+        thread.poll();
+        let read = thread.tcp().unwrap().stats().bytes_in;
+        (before, most) = (read, most.max(read - before));
+    }
+    assert!(most < 256 << 10, "{most} bytes in one round");
+    sending.join().unwrap();
+}
+
+#[test]
 fn what_the_last_look_before_a_sleep_brings_is_published() {
     let server = Server::start(&config(), WaitMode::Block);
     let mut client = Client::connect(server.tcp);

@@ -11,8 +11,9 @@ use super::connection::{Connection, PartialHead, Payload, Reading, SMALL_DATA, s
 use crate::frame::{HEAD_ROOM, Measured, measure, place};
 use crate::storage::Engine;
 
-/// Bytes that one connection may bring before the others have their turn.
-const BYTES_PER_TURN: usize = 1 << 20;
+/// Bytes that one connection may bring before the others have their turn: so many that going round costs next to nothing, and
+/// no more, since each waits for what all others bring.
+const BYTES_PER_TURN: usize = 128 << 10;
 /// System calls that one connection may take before the others have their turn.
 const STEPS_PER_TURN: usize = 64;
 /// Bytes of one read that nobody wants.
