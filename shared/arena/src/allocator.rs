@@ -87,6 +87,7 @@ impl<'a> SlotAllocator<'a> {
 
     /// Takes `rows` consecutive slots of one window, the most recently freed if they fit. A single row costs the same
     /// however many slots there are; more rows may look at each window once.
+    #[inline]
     pub fn alloc(&mut self, pool: u16, rows: u16) -> Option<Run> {
         let position = self.position(pool)?;
         let (window, row) = self.pick(position, rows)?;
@@ -105,6 +106,7 @@ impl<'a> SlotAllocator<'a> {
 
     /// What [`Self::alloc`] would return now, without taking it.
     #[must_use]
+    #[inline]
     pub fn peek(&self, pool: u16, rows: u16) -> Option<Run> {
         let position = self.position(pool)?;
         let (window, row) = self.pick(position, rows)?;
@@ -115,6 +117,7 @@ impl<'a> SlotAllocator<'a> {
     ///
     /// # Errors
     /// [`StaleRun`] when this run is not live, and nothing changes.
+    #[inline]
     pub fn free(&mut self, run: Run) -> Result<(), StaleRun> {
         let (position, slot) = self.live(run).ok_or(StaleRun(run))?;
         let max_batch = u32::from(self.pools[position].1.max_batch());
@@ -144,12 +147,14 @@ impl<'a> SlotAllocator<'a> {
 
     /// Free slots of a pool; 0 for an unknown one.
     #[must_use]
+    #[inline]
     pub fn available(&self, pool: u16) -> u32 {
         self.position(pool).map_or(0, |position| self.entries[position].available)
     }
 
     /// The shape of a pool.
     #[must_use]
+    #[inline]
     pub fn layout(&self, pool: u16) -> Option<&'a PoolLayout> {
         self.position(pool).map(|position| &self.pools[position].1)
     }

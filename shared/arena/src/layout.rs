@@ -82,6 +82,7 @@ impl PoolLayout {
 
     /// Bytes of one row of `tensor`.
     #[must_use]
+    #[inline]
     pub fn row_bytes(&self, tensor: u16) -> Option<u32> {
         self.all_row_bytes().get(usize::from(tensor)).copied()
     }

@@ -134,6 +134,7 @@ impl Flight {
     }
 
     /// The full packet number behind 32 bits of it, if it was ever sent and may still be in the ring.
+    #[inline]
     pub(crate) fn expand(&self, low: u32) -> Option<u64> {
         let last = self.next - 1;
         let behind = (last as u32).wrapping_sub(low);
@@ -141,11 +142,13 @@ impl Flight {
     }
 
     /// Those of `first..=last` that may be outstanding.
+    #[inline]
     pub(crate) fn within(&self, first: u64, last: u64) -> core::ops::Range<u64> {
         first.max(self.oldest)..(last + 1).min(self.next)
     }
 
     /// Takes an outstanding packet out because it was acknowledged.
+    #[inline]
     pub(crate) fn acknowledge(&mut self, ring: &mut [SentFrame], packet: u64) -> Option<Settled> {
         if packet < self.oldest || packet >= self.next {
             return None;
@@ -157,6 +160,7 @@ impl Flight {
 
     /// Takes out the oldest outstanding packet if it counts as lost: overtaken by [`PACKET_THRESHOLD`] others, or sent
     /// `loss_delay` before `now` and overtaken at all.
+    #[inline]
     pub(crate) fn take_lost(
         &mut self,
         ring: &mut [SentFrame],
@@ -182,6 +186,7 @@ impl Flight {
     }
 
     /// When the oldest overtaken packet will count as lost.
+    #[inline]
     pub(crate) fn loss_time(&self, ring: &[SentFrame], loss_delay: u64) -> Option<Time> {
         let highest = self.highest_acked?;
         (self.oldest..highest.min(self.next))

@@ -30,6 +30,7 @@ pub(crate) struct Incoming {
 
 impl Incoming {
     /// Starts a message whose tensor sizes are known before its manifest is.
+    #[inline]
     pub(crate) fn start(&mut self, sizes: &Sizes) {
         self.sizes.assign(sizes);
         self.described = false;
@@ -51,11 +52,13 @@ impl Incoming {
         self.stretches.last().map_or((0, 0), |(_, end)| ((end >> 32) as u16, end as u32))
     }
 
+    #[inline]
     pub(crate) fn is_complete(&self) -> bool {
         self.described && self.received == self.sizes.total()
     }
 
     /// The chunk that a frame carries, if it can be placed.
+    #[inline]
     pub(crate) fn chunk(&self, header: &Header, manifest: Option<&Manifest<'_>>) -> Result<Chunk, Misfit> {
         let chunk = match manifest {
             Some(manifest) => {
@@ -88,6 +91,7 @@ impl Incoming {
     }
 
     /// A chunk is in place. Returns how many of its data bytes are new.
+    #[inline]
     pub(crate) fn commit(&mut self, chunk: &Chunk) -> u64 {
         self.described |= matches!(chunk, Chunk::First { .. });
         let mut new = 0;

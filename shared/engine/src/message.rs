@@ -19,6 +19,7 @@ impl Default for Sizes {
 impl Sizes {
     pub(crate) const NONE: Sizes = Sizes { tensors: 0, bytes: [0; MAX_TENSORS] };
 
+    #[inline]
     pub(crate) fn of(manifest: &Manifest<'_>) -> Sizes {
         let mut sizes = Sizes::NONE;
         for (to, tensor) in sizes.bytes.iter_mut().zip(manifest.tensors()) {
@@ -83,6 +84,7 @@ impl Sizes {
     }
 
     /// The `n`th tensor range that a chunk covers, in the key space that puts all tensors' bytes on one line.
+    #[inline]
     pub(crate) fn range(&self, chunk: &Chunk, n: u16) -> (u64, u64) {
         match *chunk {
             Chunk::First { whole: true, .. } => key_range(n, 0, self.get(n).unwrap_or(0)),

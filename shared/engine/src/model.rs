@@ -39,6 +39,7 @@ impl ModelPlan<'_> {
     }
 
     /// Rows and tensor sizes of a request with this manifest.
+    #[inline]
     pub(crate) fn admit(&self, manifest: &Manifest<'_>) -> Result<(u16, Sizes), Status> {
         if manifest.len() != self.inputs.len() || manifest.path().is_some() {
             return Err(Status::BadTensor);
@@ -102,6 +103,7 @@ impl ModelPlan<'_> {
     }
 
     /// The smallest pool whose rows hold these tensors.
+    #[inline]
     pub(crate) fn class(&self, pools: &[(u16, PoolLayout)], rows: u16, sizes: &Sizes) -> Result<u16, Status> {
         let fits = |layout: &PoolLayout| layout.tensors() == sizes.len() && holds(layout, rows, sizes);
         let layout_of = |id: u16| pools.iter().find(|(p, _)| *p == id).map(|(_, layout)| layout);

@@ -22,6 +22,7 @@ pub(crate) struct Outgoing {
 }
 
 impl Outgoing {
+    #[inline]
     pub(crate) fn start(&mut self, sizes: &Sizes, head_len: u16) {
         self.sizes.assign(sizes);
         self.head_len = head_len;
@@ -41,6 +42,7 @@ impl Outgoing {
     }
 
     /// Manifest and tensors together.
+    #[inline]
     pub(crate) fn total(&self) -> u32 {
         (u64::from(self.head_len) + self.sizes.total()) as u32
     }
@@ -67,6 +69,7 @@ impl Outgoing {
     }
 
     /// The next chunk that fits `room` payload bytes.
+    #[inline]
     pub(crate) fn next_chunk(&mut self, room: u32) -> Option<Chunk> {
         if !self.first_sent || self.first_lost {
             return self.next_first(room);
@@ -90,6 +93,7 @@ impl Outgoing {
 
     /// Takes what follows a chunk of `room` bytes in further ones of the same tensor and length, at most `most` of them.
     /// Returns how many they are.
+    #[inline]
     pub(crate) fn take_following(&mut self, chunk: Chunk, room: u32, most: u32) -> u32 {
         let Chunk::Part { tensor, offset, length } = chunk else { return 0 };
         if length != room || (tensor, offset + length) != (self.tensor, self.offset) || self.next_is_repeat() {
@@ -121,6 +125,7 @@ impl Outgoing {
         Some(Chunk::First { length, whole })
     }
 
+    #[inline]
     pub(crate) fn on_acked(&mut self, chunk: Chunk) {
         if matches!(chunk, Chunk::First { .. }) {
             self.first_acked = true;

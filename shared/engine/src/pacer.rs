@@ -21,6 +21,7 @@ impl Pacer {
     }
 
     /// When `bytes` may leave: `None` for now.
+    #[inline]
     pub(crate) fn ready_at(&mut self, now: Time, bytes: u64, window: u64, rtt: u64) -> Option<Time> {
         if self.tokens >= bytes {
             return None;

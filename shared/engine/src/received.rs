@@ -34,6 +34,7 @@ impl Received {
     }
 
     /// The full packet number behind 32 bits of it, nearest to the highest received.
+    #[inline]
     pub(crate) fn expand(&self, low: u32) -> u64 {
         let highest = self.highest();
         let ahead = low.wrapping_sub(highest as u32) as i32;
@@ -51,6 +52,7 @@ impl Received {
     }
 
     /// Records as many packets in a row, `first` and those after it, whose frames were dealt with.
+    #[inline]
     pub(crate) fn record_train(&mut self, now: Time, first: u64, count: u32, ack_now: bool) {
         let end = first + u64::from(count);
         if end <= self.floor {

@@ -38,6 +38,7 @@ impl Rtt {
     }
 
     /// Takes in a round trip, and returns it without the peer's delay.
+    #[inline]
     pub(crate) fn sample(&mut self, now: Time, rtt: u64, ack_delay: u64) -> u64 {
         let rtt = rtt.max(1);
         self.latest = rtt;
@@ -73,12 +74,14 @@ impl Rtt {
     }
 
     /// How long after a later packet's acknowledgement an earlier one counts as lost.
+    #[inline]
     pub(crate) fn loss_delay(&self) -> u64 {
         let rtt = self.smoothed.max(self.latest);
         (rtt + rtt / 8).max(GRANULARITY)
     }
 
     /// How long to wait for an acknowledgement before asking for it.
+    #[inline]
     pub(crate) fn probe_timeout(&self) -> u64 {
         self.smoothed + (4 * self.variation).max(GRANULARITY) + MAX_ACK_DELAY
     }

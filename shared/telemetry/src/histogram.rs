@@ -54,6 +54,7 @@ impl Histogram {
     }
 
     /// Counts a value.
+    #[inline]
     pub fn record(&self, value: u64) {
         self.counts[bucket(value)].add(1);
         self.sum.add(value);

@@ -175,11 +175,13 @@ impl Shard {
     }
 
     /// Counts events.
+    #[inline]
     pub fn count(&self, event: Event, n: u64) {
         self.events[event as usize].add(n);
     }
 
     /// Takes over a counter that is kept elsewhere, such as the engine's own.
+    #[inline]
     pub fn set(&self, event: Event, total: u64) {
         self.events[event as usize].store(total);
     }
@@ -191,6 +193,7 @@ impl Shard {
     }
 
     /// Sets a level.
+    #[inline]
     pub fn level(&self, level: Level, value: u64) {
         self.levels[level as usize].store(value);
     }
@@ -219,6 +222,7 @@ impl Shard {
 
     /// Counts an answered request: its status, and where it succeeded its durations. `total_ns` is from its first byte
     /// to its answer. Without effect for a model that does not exist.
+    #[inline]
     pub fn request(&self, model: u16, path: &Path, status: Status, total_ns: u64) {
         let Some(model) = self.models.get(usize::from(model)) else { return };
         let key = PathKey::from(path);

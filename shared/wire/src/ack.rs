@@ -71,6 +71,7 @@ impl<'a> Ack<'a> {
     ///
     /// # Errors
     /// [`WireError::Truncated`], [`WireError::Reserved`], [`WireError::BadAck`].
+    #[inline]
     pub fn parse(bytes: &'a [u8]) -> Result<Ack<'a>, WireError> {
         let (raw, rest) = Raw::ref_from_prefix(bytes).map_err(|_| WireError::Truncated)?;
         let count = usize::from(raw.ranges.get());

@@ -242,6 +242,7 @@ impl Header {
 
     /// The header as bytes.
     #[must_use]
+    #[inline]
     pub fn to_bytes(&self) -> [u8; HEADER_LEN] {
         zerocopy::transmute!(Raw::from(self))
     }

@@ -56,6 +56,7 @@ impl TensorDesc {
     ///
     /// # Errors
     /// [`WireError::BadSize`] for [`DType::Bytes`] and for tensors past `u32`.
+    #[inline]
     pub fn fixed(handle: u16, dtype: DType, shape: Shape) -> Result<TensorDesc, WireError> {
         let bytes = shape.bytes(dtype).ok_or(WireError::BadSize)?;
         Ok(TensorDesc { handle, dtype, shape, bytes })
@@ -89,6 +90,7 @@ impl<'a> Manifest<'a> {
     /// # Errors
     /// [`WireError::Truncated`] with fewer than [`MANIFEST_HEAD_LEN`] bytes, [`WireError::BadManifest`] for a
     /// length outside what the protocol allows.
+    #[inline]
     pub fn peek_len(bytes: &[u8]) -> Result<usize, WireError> {
         let (head, _) = Head::ref_from_prefix(bytes).map_err(|_| WireError::Truncated)?;
         let length = usize::from(head.length.get());
@@ -99,6 +101,7 @@ impl<'a> Manifest<'a> {
     ///
     /// # Errors
     /// The rule that the bytes break.
+    #[inline]
     pub fn parse(bytes: &'a [u8]) -> Result<Manifest<'a>, WireError> {
         let length = Manifest::peek_len(bytes)?;
         let bytes = bytes.get(..length).ok_or(WireError::Truncated)?;
@@ -162,6 +165,7 @@ impl<'a> Manifest<'a> {
 
     /// The tensors in order.
     #[must_use]
+    #[inline]
     pub fn tensors(&self) -> Tensors<'a> {
         let skip = MANIFEST_HEAD_LEN + if self.path.is_some() { PATH_LEN } else { 0 };
         Tensors { rest: &self.bytes[skip..], left: self.tensors }
@@ -252,6 +256,7 @@ impl ManifestWriter {
     }
 
     /// Starts over, as it was when new, in the same memory.
+    #[inline]
     pub fn clear(&mut self) {
         let path = if self.flags & HAS_PATH != 0 { PATH_LEN } else { 0 };
         self.length = MANIFEST_HEAD_LEN + path;
@@ -264,6 +269,7 @@ impl ManifestWriter {
     /// # Errors
     /// [`WireError::BadManifest`] when the manifest is full or the handle does not ascend, [`WireError::BadSize`] when the byte count does not
     /// follow from type and shape or the message would exceed `u32`.
+    #[inline]
     pub fn push(&mut self, tensor: &TensorDesc) -> Result<(), WireError> {
         tensor.check()?;
         let least_handle = next_handle(tensor, self.least_handle)?;
@@ -291,6 +297,7 @@ impl ManifestWriter {
     }
 
     /// Fills in the path of a manifest made by [`ManifestWriter::with_path`]; without effect on others.
+    #[inline]
     pub fn set_path(&mut self, path: &Path) {
         if self.flags & HAS_PATH != 0 {
             self.bytes[MANIFEST_HEAD_LEN..MANIFEST_HEAD_LEN + PATH_LEN].copy_from_slice(&path.to_bytes());
@@ -304,6 +311,7 @@ impl ManifestWriter {
     }
 
     /// The manifest's bytes.
+    #[inline]
     pub fn finish(&mut self) -> &[u8] {
         let head = Head {
             length: U16::new(self.length as u16),

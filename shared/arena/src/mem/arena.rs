@@ -110,6 +110,7 @@ impl Arena {
     /// span.fill(0);
     /// ```
     #[must_use]
+    #[inline]
     pub fn lease(&self, run: Run) -> Option<Lease<'_>> {
         let place = if run.pool == EXTERNAL_POOL {
             Place::External(self.inner.externals.block(run)?)
@@ -185,6 +186,7 @@ impl Lease<'_> {
 
     /// As [`Arena::span`]. An external tensor has as many bytes as its buffer.
     #[must_use]
+    #[inline]
     pub fn span(&self, tensor: u16, offset: u32, len: u32) -> Option<Span<'_>> {
         match &self.place {
             Place::Pool(pool, map) => pool.span(map, self.run, tensor, offset, len),
@@ -194,6 +196,7 @@ impl Lease<'_> {
 
     /// As [`Arena::meta`].
     #[must_use]
+    #[inline]
     pub fn meta(&self) -> Span<'_> {
         match &self.place {
             Place::Pool(pool, map) => pool.meta(map, self.run),

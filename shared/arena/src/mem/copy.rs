@@ -12,6 +12,7 @@ const WORD: usize = size_of::<u64>();
 /// # Safety
 /// `to.len()` bytes from `from` must be mapped, readable and writable, and accessed by others of this process only
 /// atomically.
+#[inline]
 pub(super) unsafe fn read(from: *const u8, to: &mut [u8]) {
     let (head, body, tail) = parts(from, to.len());
     let (to_head, rest) = to.split_at_mut(head);
@@ -36,6 +37,7 @@ pub(super) unsafe fn read(from: *const u8, to: &mut [u8]) {
 ///
 /// # Safety
 /// As for [`read`], of `from.len()` bytes from `to`.
+#[inline]
 pub(super) unsafe fn write(to: *mut u8, from: &[u8]) {
     let (head, body, _) = parts(to, from.len());
     let (from_head, rest) = from.split_at(head);
