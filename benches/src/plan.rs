@@ -174,6 +174,16 @@ fn millis(millis: u64) -> Duration {
     Duration::from_millis(millis)
 }
 
+/// Milliseconds for which the loads of either plan count in each round, and rounds where they are not a matter of connections.
+struct Windows {
+    small: u64,
+    image: u64,
+    light: u64,
+    sixteen: (u32, u64),
+    loss: (u32, u64),
+    adaptive: u64,
+}
+
 /// Makes points over the arms that were asked for.
 struct Planner<'a> {
     arms: &'a [Arm],
@@ -189,6 +199,26 @@ impl Planner<'_> {
     fn push(&mut self, point: Point) {
         if !point.entrants.is_empty() {
             self.points.push(point);
+        }
+    }
+
+    /// The loads at which figures are read, and one request at a time with adaptive waiting.
+    fn judged(&mut self, windows: &Windows) {
+        for (size, measure) in [(64, windows.small), (IMAGE, windows.image)] {
+            self.closed(size, 1, Wait::Spin, FRESH_CONNECTIONS, measure);
+        }
+        // Light loads cannot be shortened: what they take longer than planned is to be shared by those behind them.
+        for size in [64, IMAGE] {
+            self.light(size, windows.light);
+        }
+        self.jumbo(windows.image);
+        let (rounds, measure) = windows.sixteen;
+        self.closed(IMAGE, 16, Wait::Spin, rounds, measure);
+        let (rounds, measure) = windows.loss;
+        self.loss(rounds, measure);
+        // Nothing is promised of these, so they have what time the others leave.
+        for size in [64, IMAGE] {
+            self.closed(size, 1, Wait::Adaptive, FRESH_CONNECTIONS, windows.adaptive);
         }
     }
 
@@ -274,38 +304,14 @@ impl Planner<'_> {
 /// The short plan: the sizes and settings at which figures are read.
 pub(crate) fn quick(arms: &[Arm]) -> Vec<Point> {
     let mut planner = Planner { arms, points: Vec::new() };
-    for (size, measure) in [(64, 5), (IMAGE, 8)] {
-        planner.closed(size, 1, Wait::Spin, FRESH_CONNECTIONS, measure);
-    }
-    // Light loads cannot be shortened: what they take longer than planned is to be shared by those behind them.
-    for size in [64, IMAGE] {
-        planner.light(size, 16);
-    }
-    planner.jumbo(8);
-    planner.closed(IMAGE, 16, Wait::Spin, 40, 16);
-    planner.loss(6, 100);
-    // Nothing is promised of these, so they have what time the others leave.
-    for size in [64, IMAGE] {
-        planner.closed(size, 1, Wait::Adaptive, FRESH_CONNECTIONS, 5);
-    }
+    planner.judged(&Windows { small: 5, image: 8, light: 16, sixteen: (40, 16), loss: (6, 100), adaptive: 5 });
     planner.points
 }
 
 /// The whole plan.
 pub(crate) fn full(arms: &[Arm]) -> Vec<Point> {
     let mut planner = Planner { arms, points: Vec::new() };
-    for (size, measure) in [(64, 8), (IMAGE, 16)] {
-        planner.closed(size, 1, Wait::Spin, FRESH_CONNECTIONS, measure);
-    }
-    for size in [64, IMAGE] {
-        planner.light(size, 24);
-    }
-    planner.jumbo(16);
-    planner.closed(IMAGE, 16, Wait::Spin, 80, 20);
-    planner.loss(12, 160);
-    for size in [64, IMAGE] {
-        planner.closed(size, 1, Wait::Adaptive, FRESH_CONNECTIONS, 8);
-    }
+    planner.judged(&Windows { small: 8, image: 16, light: 24, sixteen: (80, 20), loss: (12, 160), adaptive: 8 });
     for size in SIZES.into_iter().filter(|size| ![64, IMAGE].contains(size)) {
         planner.closed(size, 1, Wait::Spin, FRESH_CONNECTIONS, 10);
         planner.closed(size, 1, Wait::Adaptive, FRESH_CONNECTIONS / 3, 10);
