@@ -281,6 +281,7 @@ impl<C: Congestion> Channel<C> {
         while let Some(s) = self.flight.take_lost(ring, &mut from, now, delay) {
             bytes += u64::from(s.bytes);
             self.lost_frames += 1;
+            self.size.missed(now, s.bytes);
             lost(s);
         }
         self.lost_from = from;

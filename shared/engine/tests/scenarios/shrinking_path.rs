@@ -47,6 +47,25 @@ fn goes_on_with_small_ones() {
     });
 }
 
+#[test]
+fn is_told_by_what_is_lost_where_small_ones_arrive_all_the_time() {
+    let (server, client) = large();
+    pair(&server, &client, |pair| {
+        pair.model = Box::new(|_| (0, Ok(100)));
+        pair.wire = Box::new(|way| way.len > 1232);
+        let (mut small, until) = (0, pair.now() + SEC);
+        pair.ask(&Ask::bytes(10_000));
+        while pair.now() < until && pair.ended().0 < 1 + small {
+            if pair.client.open_requests() < 3 {
+                pair.ask(&Ask::bytes(100));
+                small += 1;
+            }
+            pair.run(5 * MS);
+        }
+        assert!(small > 20 && pair.ended().0 == 1 + small, "{small} {:?}", pair.events);
+    });
+}
+
 /// Asks again and again for so many seconds. Returns how many large datagrams that took.
 fn tries(pair: &mut Pair<'_, '_>, seconds: u64, mut ask: impl FnMut(&mut Pair<'_, '_>)) -> usize {
     pair.log.clear();
