@@ -10,7 +10,7 @@ use crate::crowd::Crowd;
 use crate::load::arrivals::Arrivals;
 use crate::load::window::PathSums;
 use crate::machine::{Crossed, Machine};
-use crate::plan::{Basis, Section};
+use crate::plan::Basis;
 use crate::scope::Scope;
 use crate::stats::LatencyUs;
 use crate::wait::Wait;
@@ -116,6 +116,8 @@ pub(crate) struct Run {
     pub(crate) throughput_rps: f64,
     /// The same of each round.
     pub(crate) rounds_rps: Vec<f64>,
+    /// Median latency of each round in microseconds, 0 where nothing was answered.
+    pub(crate) rounds_us: Vec<f64>,
     /// CPU time for each request.
     pub(crate) cpu_us_per_request: CpuUs,
     /// Mean time in each of the server's stages, for arms that tell.
@@ -230,18 +232,20 @@ impl Run {
 
     /// Whether that latency would be much the same if a few connections had been slower or faster.
     pub(crate) fn is_settled(&self) -> bool {
-        self.section != Section::Single.name() || self.latency_us.is_settled()
+        self.concurrency > 1 || self.latency_us.is_settled()
+    }
+
+    /// How many times another run's latency this one's is. Where one of the two is not settled, the latencies may be of
+    /// different paces of the machine: then it is the median over the rounds, in each of which both had their turn.
+    pub(crate) fn latency_over(&self, other: &Run) -> f64 {
+        let by_rounds = || median_ratio(&self.rounds_us, &other.rounds_us);
+        let unsettled = !(self.is_settled() && other.is_settled());
+        unsettled.then(by_rounds).flatten().unwrap_or_else(|| self.figure_us() / other.figure_us())
     }
 
     /// How many times another run's throughput this one's is: the median over the rounds, in each of which both had their turn.
     pub(crate) fn throughput_over(&self, other: &Run) -> f64 {
-        let mut ratios: Vec<f64> = self.rounds_rps.iter().zip(&other.rounds_rps).map(|(of, to)| of / to).collect();
-        ratios.retain(|ratio| ratio.is_finite());
-        ratios.sort_unstable_by(f64::total_cmp);
-        match ratios.len() {
-            0 => self.throughput_rps / other.throughput_rps,
-            n => f64::midpoint(ratios[(n - 1) / 2], ratios[n / 2]),
-        }
+        median_ratio(&self.rounds_rps, &other.rounds_rps).unwrap_or(self.throughput_rps / other.throughput_rps)
     }
 
     /// Whether throughput is compared, too: where connections send as fast as they are answered.
@@ -264,6 +268,17 @@ impl Run {
         let share = self.saturation_rps.filter(|&rps| rps > 0.0);
         let share = share.map(|rps| format!(", {:.0} % of its {rps:.0}/s", offered / rps * 100.0));
         Some(format!("offered {offered:.0}/s{}", share.unwrap_or_default()))
+    }
+}
+
+/// The median of the ratios of two quantities in each round, of those in which there is one.
+fn median_ratio(of: &[f64], to: &[f64]) -> Option<f64> {
+    let mut ratios: Vec<f64> = of.iter().zip(to).map(|(of, to)| of / to).collect();
+    ratios.retain(|ratio| ratio.is_finite() && *ratio > 0.0);
+    ratios.sort_unstable_by(f64::total_cmp);
+    match ratios.len() {
+        0 => None,
+        n => Some(f64::midpoint(ratios[(n - 1) / 2], ratios[n / 2])),
     }
 }
 
@@ -312,6 +327,7 @@ pub(crate) mod tests {
             latency_us: LatencyUs { p50: figure_us * 1.1, p10_of_medians: figure_us, ..LatencyUs::default() },
             throughput_rps: 1e6 / figure_us,
             rounds_rps: Vec::new(),
+            rounds_us: Vec::new(),
             cpu_us_per_request: CpuUs { client: 10.0, server: Some(11.0), nic: None },
             stages_us: None,
             path: None,

@@ -14,7 +14,7 @@ use crate::load::connection::Connection;
 use crate::load::driver;
 use crate::load::window::{Load, Measured, Window};
 use crate::machine::{self, Crossed};
-use crate::plan::{Drive, Entrant, Point};
+use crate::plan::{Drive, Entrant, Point, Section};
 use crate::process::{CpuClock, Server};
 use crate::record::{Idle, Run};
 use crate::tally::{Tally, rates};
@@ -107,7 +107,7 @@ impl Runner {
                 run.others_cpu_share = others_cpu_share;
             }
             let void = mark_void(&mut runs);
-            let settled = !void && runs.iter().all(Run::is_settled);
+            let settled = !void && (point.section != Section::Single || runs.iter().all(Run::is_settled));
             if settled || more == 0 || Instant::now() >= patience {
                 return Ok(runs);
             }

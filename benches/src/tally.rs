@@ -28,6 +28,7 @@ pub(crate) struct Tally {
     /// Windows of an open loop at whose end more was left undone than at its beginning.
     behind: u32,
     rounds: Vec<f64>,
+    medians_us: Vec<f64>,
     errors: BTreeMap<String, u64>,
     completed: u64,
     measured: Duration,
@@ -47,6 +48,7 @@ impl Tally {
             offered: Rate::default(),
             behind: 0,
             rounds: Vec::new(),
+            medians_us: Vec::new(),
             errors: BTreeMap::new(),
             completed: 0,
             measured: Duration::ZERO,
@@ -80,6 +82,7 @@ impl Tally {
         for connection in &mut measured.latencies {
             latencies.add_connection(connection);
         }
+        self.medians_us.push(latencies.summary().p50);
         self.latencies.merge(&latencies);
         self.fail(measured.errors);
         if measured.turned_away > 0 {
@@ -130,6 +133,7 @@ impl Tally {
             latency_us: self.latencies.summary(),
             throughput_rps,
             rounds_rps: self.rounds.clone(),
+            rounds_us: self.medians_us.clone(),
             cpu_us_per_request: CpuUs { client: each(self.client_cpu), server: self.server_cpu.map(each), nic: None },
             stages_us: stages(&self.paths),
             path,

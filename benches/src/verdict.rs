@@ -26,7 +26,8 @@ pub(crate) fn mark_void(runs: &mut [Run]) -> bool {
 }
 
 fn disagree_in_latency(floor: &Run, again: &Run) -> Option<String> {
-    void_reason(&format!("{} in us", floor.arm), floor.figure_us(), again.figure_us())
+    let figure = floor.figure_us();
+    void_reason(&format!("{} in us", floor.arm), figure, figure * again.latency_over(floor))
 }
 
 fn disagree_in_throughput(floor: &Run, again: &Run) -> Option<String> {
@@ -124,9 +125,9 @@ impl<'a> Picked<'a> {
             let (us, floor_us) = (run.latency_us.p10_of_medians, floor.latency_us.p10_of_medians);
             let mut detail = format!("{us:.1} us, floor {floor_us:.1} us");
             if !(run.is_settled() && floor.is_settled()) {
-                detail += "; not settled, the machine changed its pace";
+                detail += "; the machine changed its pace, so round by round";
             }
-            (us / floor_us, detail, run.void_reason.clone())
+            (run.latency_over(floor), detail, run.void_reason.clone())
         });
         Some(Figure::new(what, Sense::AtMost, target, measured))
     }
@@ -280,6 +281,7 @@ mod tests {
     use super::*;
     use crate::plan;
     use crate::record::tests::run;
+    use crate::stats::LatencyUs;
 
     fn four(floor: f64, again: f64, commodity: f64) -> Vec<Run> {
         let arms = [(Arm::FloorTcp, floor), (Arm::FloorTcpAgain, again), (Arm::CommodityTcp, commodity)];
@@ -391,6 +393,24 @@ mod tests {
         let figures = verdicts(&runs);
         assert!(figures.iter().all(|figure| figure.verdict() == "met"), "{figures:?}");
         assert!((figures[1].value.unwrap() - 1.1).abs() < 1e-9);
+    }
+
+    #[test]
+    fn figures_of_two_paces_are_compared_round_by_round() {
+        let mut runs = four(100.0, 150.0, 160.0);
+        for (run, times) in runs.iter_mut().zip([1.0, 1.01, 1.1]) {
+            run.latency_us = LatencyUs { p5_of_medians: 100.0, p15_of_medians: 150.0, ..run.latency_us };
+            run.rounds_us = [100.0, 150.0, 0.0, 150.0].map(|us| us * times).to_vec();
+        }
+        assert!(!mark_void(&mut runs));
+        let figure = large_tcp(&runs);
+        assert!((figure.value.unwrap() - 1.1).abs() < 1e-9 && figure.detail.contains("round by round"), "{figure:?}");
+        // One that is settled is as it was measured.
+        for run in &mut runs {
+            run.latency_us.p15_of_medians = 105.0;
+        }
+        assert!(mark_void(&mut runs));
+        assert_eq!(large_tcp(&runs).value, Some(1.6));
     }
 
     #[test]

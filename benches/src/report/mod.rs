@@ -26,7 +26,7 @@ impl Ratios {
         let comparable = !run.void && run.compares_latency() && floor.compares_latency();
         let ratio = |of: f64, to: f64| Some(of / to).filter(|ratio| comparable && ratio.is_finite() && *ratio > 0.0);
         Ratios {
-            latency: ratio(run.figure_us(), floor.figure_us()),
+            latency: ratio(run.latency_over(floor), 1.0),
             throughput: ratio(run.throughput_over(floor), 1.0).filter(|_| run.compares_throughput()),
         }
     }
