@@ -207,6 +207,8 @@ impl<S: ClientStorage, C: Congestion> Client<S, C> {
     fn note_answered(&mut self, now: Time, index: usize, whole: bool) {
         let (slots, flight) = self.storage.parts();
         let key = slots[index].key(index);
+        // What asked for the answer repeats what had arrived, and may itself have been lost.
+        let whole = whole && slots[index].asked == 0;
         slots[index].answered = true;
         slots[index].outgoing.all_arrived();
         self.channel.on_answered(flight, now, key, whole);

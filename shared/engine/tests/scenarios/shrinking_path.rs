@@ -205,3 +205,23 @@ fn does_not_change_what_a_repeated_hello_is_told() {
         assert!(datagram > MIN_DATAGRAM && again.head == first.head, "now {datagram} bytes");
     });
 }
+
+#[test]
+fn is_not_taken_for_mended_because_an_answer_comes_while_a_question_for_it_is_a_try() {
+    let (server, client) = large();
+    pair(&server, &client, |pair| {
+        // Answers come just after their client has asked for news of them.
+        pair.delay = 20 * MS;
+        pair.model = Box::new(|_| (70 * MS, Ok(100)));
+        pair.wire = Box::new(|way| way.len > 1232);
+        let answer = |pair: &mut Pair<'_, '_>| {
+            pair.events.clear();
+            pair.ask(&Ask::bytes(5000));
+            pair.run_while(pair.now() + SEC, |p| p.ended().0 < 1);
+            assert_eq!(pair.ended().0, 1, "{:?}", pair.events);
+        };
+        answer(pair);
+        // After 1, 3, 7, 15, 31 and 63 seconds.
+        assert!(tries(pair, 64, answer) <= 6);
+    });
+}
