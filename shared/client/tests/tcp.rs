@@ -469,6 +469,23 @@ fn nothing_is_written_into_a_frame_that_has_left_in_part() {
 }
 
 #[test]
+fn a_server_that_stops_reading_in_the_middle_of_a_request_is_given_up() {
+    let options = ConnectOptions { silence: Duration::from_millis(100), ..ConnectOptions::default() };
+    let (done, over) = std::sync::mpsc::channel::<()>();
+    let (mut client, server) = with_greeting(Greeting::default(), options, move |_| {
+        // It holds its end open, until the client has gone.
+        let _ = over.recv();
+    });
+    let bytes = vec![7; 40 << 20];
+    let tensor = [Tensor::new(0, DType::Uint8, &[40 << 20], &bytes).unwrap()];
+    client.submit(&Request::new(common::ECHO, &tensor)).unwrap();
+    let error = next(&mut client).unwrap_err();
+    assert!(error.to_string().contains("the server is silent"), "{error}");
+    drop((client, done));
+    server.join().unwrap();
+}
+
+#[test]
 fn a_server_that_falls_silent_is_given_up_and_one_that_computes_is_not() {
     let options = ConnectOptions { silence: Duration::from_millis(100), ..ConnectOptions::default() };
     let (mut client, server) = with_greeting(Greeting::default(), options, |mut p| {

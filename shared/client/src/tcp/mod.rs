@@ -46,6 +46,8 @@ pub struct TcpConnection {
     manifest: ManifestWriter,
     setup_until: Instant,
     silence: Silence,
+    /// Bytes that the kernel has taken.
+    written: u64,
     write_error: Option<io::Error>,
     /// A frame has left in part, and its rest is not in the outbox: nothing of the outbox may leave before it.
     torn: bool,
@@ -87,6 +89,7 @@ impl TcpConnection {
             manifest: ManifestWriter::new(),
             setup_until,
             silence: Silence::default(),
+            written: 0,
             write_error: None,
             torn: false,
             dead: None,
@@ -244,12 +247,14 @@ impl TcpConnection {
     }
 
     fn flush(&mut self) {
-        if self.write_error.is_none()
-            && !self.torn
-            && let Err(e) = self.outbox.flush(&self.stream)
-        {
+        if self.write_error.is_some() || self.torn {
+            return;
+        }
+        let before = self.outbox.unsent();
+        if let Err(e) = self.outbox.flush(&self.stream) {
             self.write_error = Some(e);
         }
+        self.written += (before - self.outbox.unsent()) as u64;
     }
 
     /// Writes and reads until there is an event, or nothing more to do.
@@ -327,9 +332,12 @@ impl TcpConnection {
             return Ok(());
         }
         let limit = self.session.options.silence;
-        let moving =
-            || self.torn || !self.outbox.is_empty() || unacknowledged(&self.stream).is_ok_and(|bytes| bytes > 0);
-        match self.silence.due(Instant::now(), limit, moving) {
+        let arrived = || {
+            let under_way = unacknowledged(&self.stream).unwrap_or_default() as u64;
+            let more = self.torn || !self.outbox.is_empty() || under_way > 0;
+            more.then_some(self.written.saturating_sub(under_way))
+        };
+        match self.silence.due(Instant::now(), limit, arrived) {
             Due::Nothing => {}
             Due::Ask => {
                 self.session.ask_for_life(&mut self.outbox);

@@ -8,6 +8,8 @@ pub(crate) struct Silence {
     /// None while no answer is due, or since something has come.
     since: Option<Instant>,
     asked: bool,
+    /// Bytes of the stream that had arrived when it was last looked after.
+    arrived: u64,
 }
 
 /// What silence calls for.
@@ -31,16 +33,16 @@ impl Silence {
         Some(self.since? + if self.asked { limit } else { limit / 4 })
     }
 
-    /// With an answer due, and nothing heard since the last call of [`Silence::broken`]. `moving` says whether what was
-    /// sent is still on its way: the kernel watches over that.
-    pub(crate) fn due(&mut self, now: Instant, limit: Duration, moving: impl FnOnce() -> bool) -> Due {
+    /// With an answer due, and nothing heard since the last call of [`Silence::broken`]. `arrived` says how many
+    /// bytes of the stream have arrived so far, if more are on their way: while they become more, the server takes them in.
+    pub(crate) fn due(&mut self, now: Instant, limit: Duration, arrived: impl FnOnce() -> Option<u64>) -> Due {
         let since = *self.since.get_or_insert(now);
         let elapsed = now.saturating_duration_since(since);
         if elapsed < if self.asked { limit } else { limit / 4 } {
             return Due::Nothing;
         }
-        if moving() {
-            *self = Silence { since: Some(now), asked: false };
+        if let Some(arrived) = arrived().filter(|&arrived| arrived > self.arrived) {
+            *self = Silence { since: Some(now), asked: false, arrived };
             return Due::Nothing;
         }
         if self.asked {

@@ -121,7 +121,10 @@ impl TcpConnection {
             }
         }
         match send(&self.stream, &slices[..count]) {
-            Ok(sent) => sent,
+            Ok(sent) => {
+                self.written += sent as u64;
+                sent
+            }
             Err(e) => {
                 if e.kind() != io::ErrorKind::WouldBlock {
                     self.write_error = Some(e);
