@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::fs::OpenOptions;
+use std::io::Write as _;
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -48,7 +49,7 @@ pub(crate) struct Options {
     #[arg(long, default_value_t = 1)]
     seed: u64,
     /// Time limit in seconds; 54 with --quick and 285 without it unless given.
-    #[arg(long, value_name = "SECONDS")]
+    #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..=86_400))]
     limit: Option<u64>,
 }
 
@@ -119,10 +120,11 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
         crowd: crowd.and_then(Result::<Crowd, _>::ok),
         runs,
     };
-    report::table::print(&report, &mut std::io::stdout().lock())?;
     write(&options.json, serde_json::to_string_pretty(&report)?.as_bytes())?;
     write(&options.html, report::html::page(&report)?.as_bytes())?;
-    println!("\nReport: {}\nJSON:   {}", options.html.display(), options.json.display());
+    let mut out = std::io::stdout().lock();
+    report::table::print(&report, &mut out)?;
+    writeln!(out, "\nReport: {}\nJSON:   {}", options.html.display(), options.json.display())?;
     Ok(())
 }
 

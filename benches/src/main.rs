@@ -94,7 +94,7 @@ fn main() -> anyhow::Result<()> {
         Command::ServeArm(options) => serve_arm(&options),
         Command::ListArms => {
             for arm in Arm::ALL {
-                println!("{}  {:<16} {}", arm.port_offset(), arm.name(), arm.about());
+                writeln!(std::io::stdout(), "{}  {:<16} {}", arm.port_offset(), arm.name(), arm.about())?;
             }
             Ok(())
         }

@@ -28,6 +28,11 @@ pub(crate) fn print(report: &Report, out: &mut dyn Write) -> io::Result<()> {
     if let Some(disturbance) = report.disturbance() {
         writeln!(out, "{disturbance}")?;
     }
+    let groups = || report.runs.chunk_by(|one, next| one.point == next.point);
+    let void = groups().filter(|group| group.iter().any(|run| run.void)).count();
+    if void > 0 {
+        writeln!(out, "Void, on TCP or UDP or both, since the floors disagree: {void} of {} loads.", groups().count())?;
+    }
     let width = report.runs.iter().map(|run| run.point.len()).max().unwrap_or_default();
     writeln!(out, "\n{LEGEND}")?;
     writeln!(
@@ -47,7 +52,7 @@ pub(crate) fn print(report: &Report, out: &mut dyn Write) -> io::Result<()> {
         "s/GB",
         "errors"
     )?;
-    for group in report.runs.chunk_by(|one, next| one.point == next.point) {
+    for group in groups() {
         for (at, run) in group.iter().enumerate() {
             let load = if at == 0 { &*run.point } else { "" };
             row(run, &format!("{load:<width$}"), &report.runs, out)?;
