@@ -1,6 +1,6 @@
 //! The command line: `serve`, `doctor`, `check-config`.
 
-use std::io::IsTerminal;
+use std::io::{IsTerminal, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::mpsc;
@@ -141,26 +141,31 @@ fn serve(config: Config) -> anyhow::Result<bool> {
         }
     })?;
     let server = Server::start(serve::build(config)?)?;
-    print!("{}", server.summary());
-    println!("ready");
+    say(format_args!("{}ready\n", server.summary()));
     Ok(serve::run(server, |wait: Duration| signalled.recv_timeout(wait).is_ok()))
+}
+
+/// Prints. That nobody reads it keeps no server from serving.
+fn say(text: std::fmt::Arguments<'_>) {
+    let mut out = std::io::stdout();
+    let _ = out.write_fmt(text).and_then(|()| out.flush());
 }
 
 fn doctor(config: &Config) -> bool {
     let checks = doctor::examine(config);
     let width = checks.iter().map(|c| c.name.len()).max().unwrap_or(0);
     for check in &checks {
-        println!("{:<4}  {:<width$}  {}", check.verdict.name(), check.name, check.found);
+        say(format_args!("{:<4}  {:<width$}  {}\n", check.verdict.name(), check.name, check.found));
         if !check.advice.is_empty() {
-            println!("{:<4}  {:<width$}  -> {}", "", "", check.advice);
+            say(format_args!("{:<4}  {:<width$}  -> {}\n", "", "", check.advice));
         }
     }
-    println!("\n{}", doctor::conclusion(&checks));
+    say(format_args!("\n{}\n", doctor::conclusion(&checks)));
     checks.iter().all(|c| c.verdict != Verdict::Fail)
 }
 
 fn check(config: &Config) -> bool {
-    print!("{}", config.to_toml());
+    say(format_args!("{}", config.to_toml()));
     let problems = config.check(&Machine::here());
     for problem in &problems {
         eprintln!("{problem}");

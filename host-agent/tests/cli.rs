@@ -37,6 +37,22 @@ fn check_config_tells_of_a_repository_that_is_not_there() {
 }
 
 #[test]
+fn what_the_environment_sets_for_others_is_left_alone() {
+    let others =
+        [("SPLITRPC_SERVICE_HOST", "10.0.0.1"), ("SPLITRPC_PORT", "tcp://10.0.0.1:7100"), ("SPLITRPC_LOG", "warn")];
+    let output = Command::new(env!("CARGO_BIN_EXE_host-agent")).arg("check-config").envs(others).output().unwrap();
+    assert!(output.status.success(), "{output:?}");
+}
+
+#[test]
+fn a_reader_that_has_gone_is_no_fault() {
+    let program = env!("CARGO_BIN_EXE_host-agent");
+    let command = format!("{program} check-config >/dev/full");
+    let output = Command::new("sh").args(["-c", &command]).output().unwrap();
+    assert!(output.status.success() && output.stderr.is_empty(), "{output:?}");
+}
+
+#[test]
 fn what_the_environment_sets_wrongly_is_named_by_its_variable() {
     for (variable, value) in
         [("SPLITRPC_MODELS_BUILTINS", "[foo]"), ("SPLITRPC_LIMITS_REQUESTS", "x"), ("SPLITRPC_LIMITS_FOO", "1")]

@@ -19,8 +19,9 @@ pub use require::{Offer, Require};
 
 /// Prefix of the environment variables that set configuration keys: `SPLITRPC_LIMITS_SESSIONS` is `limits.sessions`.
 pub const ENV_PREFIX: &str = "SPLITRPC_";
-/// Variables with the prefix that are no configuration keys.
-const ENV_OTHER: [&str; 2] = ["LOG", "LOG_FORMAT"];
+/// What follows the prefix in a variable that is meant for a key. Others are somebody else's: Kubernetes sets
+/// `SPLITRPC_SERVICE_HOST` beside a service of that name.
+const SECTIONS: [&str; 5] = ["LISTEN_", "DATA_", "LIMITS_", "MODELS_", "REQUIRE_"];
 
 /// The whole configuration.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -244,7 +245,7 @@ impl Config {
         }
         // Only the first underscore parts section from key: keys have underscores of their own.
         let environment = Env::prefixed(ENV_PREFIX)
-            .ignore(&ENV_OTHER)
+            .filter(|key| SECTIONS.iter().any(|section| key.starts_with(section)))
             .map(|key| key.as_str().to_ascii_lowercase().replacen('_', ".", 1).into());
         figment = figment.merge(environment);
         let repository = overrides.model_repository.as_ref().map(|p| p.display().to_string());

@@ -73,14 +73,14 @@ impl Infer {
         if self.repeat > 1
             && let Some(summary) = Summary::of(times)
         {
-            println!("{} times: {summary}", self.repeat);
+            say!("{} times: {summary}", self.repeat);
         }
         if self.explain {
             let transport = match self.reach.transport {
                 TransportArg::Tcp => "tcp",
                 TransportArg::Udp => "udp",
             };
-            print!("\n{}", explain::table(&response, transport));
+            crate::show(format_args!("\n{}", explain::table(&response, transport)));
         }
         Ok(())
     }
@@ -97,7 +97,7 @@ impl Infer {
             let path = self.output_dir.join(file);
             let dims = output.desc.shape.dims();
             write_npy(&path, output.desc.dtype, dims, output.data).map_err(|e| cannot(&path, &e))?;
-            println!("{}: {} {dims:?}", plain(&path.display().to_string()), output.desc.dtype.name());
+            say!("{}: {} {dims:?}", plain(&path.display().to_string()), output.desc.dtype.name());
         }
         Ok(())
     }

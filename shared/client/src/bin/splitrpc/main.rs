@@ -1,6 +1,11 @@
 //! The `splitrpc` command: ask a server from the shell.
 #![forbid(unsafe_code)]
 
+/// Prints a line.
+macro_rules! say {
+    ($($line:tt)*) => { crate::show(format_args!("{}\n", format_args!($($line)*))) };
+}
+
 mod explain;
 mod files;
 mod infer;
@@ -8,6 +13,7 @@ mod models;
 mod ping;
 
 use std::fmt;
+use std::io::{self, Write};
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -21,7 +27,7 @@ use splitrpc_client::{Client, ClientOptions, ConnectOptions, Error, Transport, W
     about = "Runs models on a splitrpc server",
     long_about = "Runs models on a splitrpc server\n\nADDR is host or host:port; without a port it is 7100.",
     after_help = "Exit codes: 0 done, 1 the request failed, 2 the command was \
-    used wrongly (or a file cannot be read or written), 3 the server cannot be reached."
+    used wrongly (or a file cannot be read or written), 3 the server cannot be reached, and nothing was executed."
 )]
 struct Cli {
     #[command(subcommand)]
@@ -109,6 +115,7 @@ impl Failed {
         match self {
             Failed::Usage(_) => 2,
             Failed::Silent => 3,
+            Failed::Call(Error::Lost { may_have_executed: true, .. }) => 1,
             Failed::Call(e) if e.is_unreachable() => 3,
             Failed::Call(_) => 1,
         }
@@ -149,6 +156,18 @@ fn main() -> ExitCode {
             eprintln!("splitrpc: {failed}");
             ExitCode::from(failed.exit_code())
         }
+    }
+}
+
+/// Prints. Who reads it and has gone has seen enough.
+fn show(text: fmt::Arguments<'_>) {
+    let mut out = io::stdout();
+    if let Err(error) = out.write_fmt(text).and_then(|()| out.flush()) {
+        if error.kind() == io::ErrorKind::BrokenPipe {
+            std::process::exit(0);
+        }
+        eprintln!("splitrpc: standard output: {error}");
+        std::process::exit(2);
     }
 }
 

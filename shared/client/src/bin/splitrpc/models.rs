@@ -21,21 +21,21 @@ impl Models {
         let models = client.catalogue().models();
         if self.json {
             let list: Vec<Value> = models.iter().map(to_json).collect();
-            println!("{:#}", Value::Array(list));
+            say!("{:#}", Value::Array(list));
             return Ok(());
         }
         if models.is_empty() {
-            println!("the server serves no models");
+            say!("the server serves no models");
         }
         for model in models {
             let batch = match model.max_batch {
                 0 => "no batching".to_owned(),
                 most => format!("up to {most} rows a request"),
             };
-            println!("{} (version {}, {batch})", plain(&model.name), model.version);
+            say!("{} (version {}, {batch})", plain(&model.name), model.version);
             for (what, specs) in [("takes", &model.inputs), ("gives", &model.outputs)] {
                 for spec in specs {
-                    println!("  {what} {}", plain(&spec.to_string()));
+                    say!("  {what} {}", plain(&spec.to_string()));
                 }
             }
         }

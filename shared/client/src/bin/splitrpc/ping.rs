@@ -31,19 +31,19 @@ impl Ping {
             let peer = client.connection().peer_addr();
             match client.ping_once(LOST_AFTER)? {
                 Some(time) => {
-                    println!("{peer}: {n}: {:.1} us", time.as_nanos() as f64 / 1e3);
+                    say!("{peer}: {n}: {:.1} us", time.as_nanos() as f64 / 1e3);
                     times.push(time);
                 }
-                None => println!("{peer}: {n}: no answer within {:?}", LOST_AFTER.min(self.reach.timeout())),
+                None => say!("{peer}: {n}: no answer within {:?}", LOST_AFTER.min(self.reach.timeout())),
             }
         }
         let answered = times.len();
         let lost = self.count as usize - answered;
-        print!("{} sent, {answered} answered, {lost} lost", self.count);
+        crate::show(format_args!("{} sent, {answered} answered, {lost} lost", self.count));
         match Summary::of(times) {
-            Some(summary) => println!(": {summary}"),
+            Some(summary) => say!(": {summary}"),
             None => {
-                println!();
+                say!("");
                 return Err(Failed::Silent);
             }
         }
