@@ -281,6 +281,47 @@ fn a_range_is_no_longer_than_it_may_be() {
 }
 
 #[test]
+fn a_value_beside_a_size_is_right_or_refused() {
+    for (op, of_3) in [("Mul", 12), ("Add", 7), ("Sub", 1)] {
+        let graph = Graph::default()
+            .input("x", FLOAT, &[D::S("K")])
+            .input("n", INT64, &[D::N(1)])
+            .node("Shape", &["x"], &["size"], vec![])
+            .node(op, &["size", "n"], &["y"], vec![])
+            .output("y", INT64, &[D::N(1)]);
+        let mut rig = Rig::new(&load(&graph, Some("max_batch_size: 0")));
+        let mut ask = |n: i64| rig.one(plain(vec![Data::f32(&[4], &[1.0; 4]), Data::i64(&[1], &[n])]));
+        assert_eq!(ask(3).unwrap()[0].to_i64(), [of_3]);
+        assert!(ask(-3).is_ok());
+        for wrong in [(1 << 32) + 2, 1 << 40, i64::MIN] {
+            let (status, text) = ask(wrong).unwrap_err();
+            assert!(status == Status::BadTensor && text.contains(&format!("{wrong} is put beside sizes")), "{text}");
+        }
+    }
+}
+
+#[test]
+fn a_range_to_a_multiple_of_a_size_is_no_longer_than_it_may_be() {
+    let graph = Graph::default()
+        .input("x", FLOAT, &[D::S("K")])
+        .input("n", INT64, &[D::N(1)])
+        .int64s("zero", &[], &[0])
+        .int64s("one", &[], &[1])
+        .int64s("axis", &[1], &[0])
+        .node("Shape", &["x"], &["size"], vec![])
+        .node("Mul", &["size", "n"], &["many"], vec![])
+        .node("Squeeze", &["many", "axis"], &["limit"], vec![])
+        .node("Range", &["zero", "limit", "one"], &["r"], vec![])
+        .node("ReduceMax", &["r"], &["y"], vec![Attr::Int("keepdims", 0)])
+        .output_without_shape("y", INT64);
+    let mut rig = Rig::new(&load(&graph, Some("max_batch_size: 0")));
+    let mut ask = |n: i64| rig.one(plain(vec![Data::f32(&[4], &[1.0; 4]), Data::i64(&[1], &[n])]));
+    assert_eq!(ask(2).unwrap()[0].to_i64(), [7]);
+    let (status, text) = ask(150_000_000).unwrap_err();
+    assert!(status == Status::BadTensor && text.contains("there are 600000000 values"), "{text}");
+}
+
+#[test]
 fn what_is_made_of_a_range_is_no_larger_than_what_can_be_sent() {
     let graph = Graph::default()
         .input("limit", INT64, &[])

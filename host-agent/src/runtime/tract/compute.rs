@@ -4,8 +4,12 @@ use std::cell::Cell;
 use std::sync::Arc;
 
 use splitrpc_wire::Status;
-use tract_onnx::prelude::{DatumType, SymbolValues, TValue, TVec, Tensor, TractResult, TypedNode, TypedRunnableModel};
+use tract_onnx::prelude::{
+    DatumType, SymbolValues, TDim, TValue, TVec, Tensor, TractResult, TypedNode, TypedRunnableModel,
+};
+use tract_onnx::tract_core::internal::DimLike;
 use tract_onnx::tract_core::ops::array::{Gather, GatherElements, GatherNd, Range, ScatterElements, ScatterNd, Topk};
+use tract_onnx::tract_core::ops::cast::Cast;
 
 use crate::model::onnx::{brief, panic_text};
 use crate::quiet::caught;
@@ -47,7 +51,8 @@ pub(super) fn run(
         let run = plan.spawn().and_then(|mut state| {
             state.run_plan_with_eval(inputs, |context, op_state, node, inputs| {
                 at.set(Some(node.id));
-                if let Some(why) = astray(node, &inputs)?.or_else(|| oversized(node, context.symbols)) {
+                if let Some(why) = astray(node, &inputs, context.symbols)?.or_else(|| oversized(node, context.symbols))
+                {
                     status.set(Status::BadTensor);
                     return Err(anyhow::anyhow!(why));
                 }
@@ -79,7 +84,7 @@ const MOST: u64 = u32::MAX as u64;
 
 /// Says which index points past what it is an index into, or that more values are wanted than there are. tract itself notices
 /// only where an index lies past the whole tensor, for some ways of keeping a tensor not even then, and makes values up.
-fn astray(node: &TypedNode, inputs: &[TValue]) -> TractResult<Option<String>> {
+fn astray(node: &TypedNode, inputs: &[TValue], sizes: &SymbolValues) -> TractResult<Option<String>> {
     if let (Some(op), [data, k]) = (node.op_as::<Topk>(), inputs) {
         let k = k.cast_to_scalar::<i64>()?;
         let size = data.shape().get(op.axis).copied().unwrap_or(0);
@@ -87,9 +92,10 @@ fn astray(node: &TypedNode, inputs: &[TValue]) -> TractResult<Option<String>> {
         return Ok((!fits).then(|| format!("k is {k}, and there are {size} values")));
     }
     if let (true, [start, limit, delta]) = (node.op_is::<Range>(), inputs) {
-        // What follows from shapes is as large as the request makes it.
-        let by_value = inputs.iter().all(|value| !value.datum_type().is_tdim());
-        return if by_value { too_long(start, limit, delta) } else { Ok(None) };
+        return too_long(start, limit, delta, sizes);
+    }
+    if let (true, [value]) = (node.op_as::<Cast>().is_some_and(|op| op.to.is_tdim()), inputs) {
+        return not_a_size(value);
     }
     // For each operator: the axis at which its indexes point, or the first of the axes, and whether one may count from the end.
     let (axis, each, from_end) = if let Some(op) = node.op_as::<Gather>() {
@@ -121,10 +127,21 @@ fn astray(node: &TypedNode, inputs: &[TValue]) -> TractResult<Option<String>> {
     Ok(None)
 }
 
+/// Says which value is put beside sizes and is none: tract keeps 32 bits of it.
+fn not_a_size(value: &Tensor) -> TractResult<Option<String>> {
+    if value.datum_type().is_tdim() {
+        return Ok(None);
+    }
+    let values = value.cast_to_dt(DatumType::I64)?;
+    let values = values.to_plain_array_view::<i64>()?;
+    let wrong = values.iter().find(|&&value| i32::try_from(value).is_err());
+    Ok(wrong.map(|value| format!("{value} is put beside sizes, which have at most 32 bits")))
+}
+
 /// Says so where a range is not one, or is longer than may be.
-fn too_long(start: &Tensor, limit: &Tensor, delta: &Tensor) -> TractResult<Option<String>> {
+fn too_long(start: &Tensor, limit: &Tensor, delta: &Tensor, sizes: &SymbolValues) -> TractResult<Option<String>> {
     let size = start.datum_type().size_of() as u64;
-    let [start, limit, delta] = [start, limit, delta].map(|value| value.cast_to_scalar::<f64>());
+    let [start, limit, delta] = [start, limit, delta].map(|value| scalar(value, sizes));
     let (start, limit, delta) = (start?, limit?, delta?);
     let values = ((limit - start) / delta).ceil();
     let most = MOST_BY_VALUE / size;
@@ -135,6 +152,16 @@ fn too_long(start: &Tensor, limit: &Tensor, delta: &Tensor) -> TractResult<Optio
     } else {
         None
     })
+}
+
+/// A number that may be a size, which may follow from those of the inputs.
+fn scalar(value: &Tensor, sizes: &SymbolValues) -> TractResult<f64> {
+    if !value.datum_type().is_tdim() {
+        return value.cast_to_scalar::<f64>();
+    }
+    let value = value.to_plain_array_view::<TDim>()?;
+    let value = value.first().ok_or_else(|| anyhow::anyhow!("a bound of no value"))?;
+    Ok(value.eval(sizes).to_i64()? as f64)
 }
 
 /// Says which tensor a node would make that is larger than any may be.
