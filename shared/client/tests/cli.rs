@@ -163,6 +163,20 @@ fn pings_that_are_lost_are_counted() {
 }
 
 #[test]
+fn pings_to_a_server_that_ends_are_counted_all_the_same() {
+    let (addr, server) = serve(|mut p| {
+        let (ping, _) = p.frame().unwrap();
+        p.send(&Header { request: ping.request, ..Header::new(Kind::Pong) }, &[]);
+        p.frame().unwrap();
+    });
+    let output = splitrpc(&["ping", &addr.to_string(), "--count", "9"]);
+    assert_eq!(output.status.code(), Some(3));
+    assert!(text(&output.stdout).contains("2 sent, 1 answered, 1 lost: min"), "{}", text(&output.stdout));
+    assert!(text(&output.stderr).contains("nothing was executed"), "{}", text(&output.stderr));
+    server.join().unwrap();
+}
+
+#[test]
 fn a_server_that_falls_silent_is_given_up_in_time() {
     let dir = tempfile::tempdir().unwrap();
     let file = save(dir.path(), "x.npy", DType::Uint8, &[3], b"abc");

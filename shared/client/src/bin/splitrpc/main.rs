@@ -137,6 +137,9 @@ impl fmt::Display for Failed {
                 "connection to {peer} lost ({reason}); the request may have been executed: with --repeatable it is sent \
                  again, where executing it twice does no harm"
             ),
+            Failed::Call(Error::Lost { peer, may_have_executed: false, reason }) => {
+                write!(f, "connection to {peer} lost ({reason}); nothing was executed")
+            }
             Failed::Call(e) => e.fmt(f),
             Failed::Usage(text) => f.write_str(text),
             Failed::Silent => f.write_str("the server opened a session and answered no ping"),

@@ -23,30 +23,36 @@ pub(crate) struct Ping {
 impl Ping {
     pub(crate) fn run(&self) -> Result<(), Failed> {
         let mut client = self.reach.connect()?;
-        let mut times = Vec::new();
+        let (mut sent, mut times, mut ended) = (0, Vec::new(), None);
         for n in 1..=self.count {
             if n > 1 {
                 std::thread::sleep(PAUSE);
             }
             let peer = client.connection().peer_addr();
-            match client.ping_once(LOST_AFTER)? {
-                Some(time) => {
+            sent = n;
+            match client.ping_once(LOST_AFTER) {
+                Ok(Some(time)) => {
                     say!("{peer}: {n}: {:.1} us", time.as_nanos() as f64 / 1e3);
                     times.push(time);
                 }
-                None => say!("{peer}: {n}: no answer within {:?}", LOST_AFTER.min(self.reach.timeout())),
+                Ok(None) => say!("{peer}: {n}: no answer within {:?}", LOST_AFTER.min(self.reach.timeout())),
+                Err(error) => {
+                    ended = Some(error);
+                    break;
+                }
             }
         }
         let answered = times.len();
-        let lost = self.count as usize - answered;
-        crate::show(format_args!("{} sent, {answered} answered, {lost} lost", self.count));
+        let lost = sent as usize - answered;
+        crate::show(format_args!("{sent} sent, {answered} answered, {lost} lost"));
         match Summary::of(times) {
             Some(summary) => say!(": {summary}"),
-            None => {
-                say!("");
-                return Err(Failed::Silent);
-            }
+            None => say!(""),
         }
-        Ok(())
+        match ended {
+            Some(error) => Err(error.into()),
+            None if answered == 0 => Err(Failed::Silent),
+            None => Ok(()),
+        }
     }
 }
