@@ -151,7 +151,7 @@ pub(crate) fn void_reason(what: &str, floor: f64, again: f64) -> Option<String> 
         return None;
     }
     Some(format!(
-        "the two runs of {what} are {:.0} % apart ({floor:.1} and {again:.1}), more than {:.0} %",
+        "the two runs of {what} are {:.1} % apart ({floor:.1} and {again:.1}), more than {:.0} %",
         (apart - 1.0) * 100.0,
         (FLOOR_TOLERANCE - 1.0) * 100.0
     ))
@@ -235,7 +235,7 @@ mod tests {
     fn floors_that_disagree_void_the_comparison() {
         assert_eq!(void_reason("floor-tcp", 100.0, 104.9), None);
         assert_eq!(void_reason("floor-tcp", 104.9, 100.0), None);
-        assert!(void_reason("floor-tcp", 100.0, 105.2).is_some_and(|why| why.contains("5 % apart")));
+        assert!(void_reason("floor-tcp", 100.0, 105.2).is_some_and(|why| why.contains("5.2 % apart")));
         assert!(void_reason("floor-tcp", 105.2, 100.0).is_some());
         assert!(void_reason("floor-tcp", 0.0, 0.0).is_some());
         assert!(void_reason("floor-tcp", f64::NAN, 1.0).is_some());

@@ -7,7 +7,6 @@ use splitrpc_wire::Status;
 use tract_onnx::prelude::{
     DatumType, SymbolValues, TDim, TValue, TVec, Tensor, TractResult, TypedNode, TypedRunnableModel,
 };
-use tract_onnx::tract_core::internal::DimLike;
 use tract_onnx::tract_core::ops::array::{Gather, GatherElements, GatherNd, Range, ScatterElements, ScatterNd, Topk};
 use tract_onnx::tract_core::ops::cast::Cast;
 
