@@ -235,12 +235,16 @@ impl Run {
         self.concurrency > 1 || self.latency_us.is_settled()
     }
 
+    /// Whether the latencies of both are compared round by round.
+    pub(crate) fn compares_by_rounds(&self, other: &Run) -> bool {
+        !(self.is_settled() && other.is_settled())
+    }
+
     /// How many times another run's latency this one's is. Where one of the two is not settled, the latencies may be of
     /// different paces of the machine: then it is the median over the rounds, in each of which both had their turn.
     pub(crate) fn latency_over(&self, other: &Run) -> f64 {
-        let by_rounds = || median_ratio(&self.rounds_us, &other.rounds_us);
-        let unsettled = !(self.is_settled() && other.is_settled());
-        unsettled.then(by_rounds).flatten().unwrap_or_else(|| self.figure_us() / other.figure_us())
+        let rounds = || median_ratio(&self.rounds_us, &other.rounds_us);
+        self.compares_by_rounds(other).then(rounds).flatten().unwrap_or_else(|| self.figure_us() / other.figure_us())
     }
 
     /// How many times another run's throughput this one's is: the median over the rounds, in each of which both had their turn.

@@ -124,7 +124,7 @@ impl<'a> Picked<'a> {
         let measured = self.pair(arm, floor)?.map(|(run, floor)| {
             let (us, floor_us) = (run.latency_us.p10_of_medians, floor.latency_us.p10_of_medians);
             let mut detail = format!("{us:.1} us, floor {floor_us:.1} us");
-            if !(run.is_settled() && floor.is_settled()) {
+            if run.compares_by_rounds(floor) {
                 detail += "; the machine changed its pace, so round by round";
             }
             (run.latency_over(floor), detail, run.void_reason.clone())

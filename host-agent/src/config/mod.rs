@@ -19,9 +19,6 @@ pub use require::{Offer, Require};
 
 /// Prefix of the environment variables that set configuration keys: `SPLITRPC_LIMITS_SESSIONS` is `limits.sessions`.
 pub const ENV_PREFIX: &str = "SPLITRPC_";
-/// What follows the prefix in a variable that is meant for a key. Others are somebody else's: Kubernetes sets
-/// `SPLITRPC_SERVICE_HOST` beside a service of that name.
-const SECTIONS: [&str; 5] = ["LISTEN_", "DATA_", "LIMITS_", "MODELS_", "REQUIRE_"];
 
 /// The whole configuration.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -243,9 +240,13 @@ impl Config {
             readable(file)?;
             figment = figment.merge(Toml::file_exact(file));
         }
+        // Variables that name no section are somebody else's: Kubernetes sets `SPLITRPC_SERVICE_HOST` beside a service so called.
+        let sections = toml::Table::try_from(Config::default()).expect("the defaults can be shown");
+        let is_key =
+            move |key: &str| key.split_once('_').is_some_and(|(s, _)| sections.contains_key(&s.to_ascii_lowercase()));
         // Only the first underscore parts section from key: keys have underscores of their own.
         let environment = Env::prefixed(ENV_PREFIX)
-            .filter(|key| SECTIONS.iter().any(|section| key.starts_with(section)))
+            .filter(move |key| is_key(key.as_str()))
             .map(|key| key.as_str().to_ascii_lowercase().replacen('_', ".", 1).into());
         figment = figment.merge(environment);
         let repository = overrides.model_repository.as_ref().map(|p| p.display().to_string());
