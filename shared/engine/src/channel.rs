@@ -144,8 +144,8 @@ impl<C: Congestion> Channel<C> {
     /// Takes the next chunk of a message, with what makes a train of up to `most` frames with it, and records these frames
     /// as sent. To be asked when [`Channel::may_send`] allows.
     ///
-    /// The peer lets many packets come together before it acknowledges them. Who would be held back by that asks in time:
-    /// whenever half of what may be under way was sent since the last word of the peer.
+    /// The peer lets many packets come together before it acknowledges them. Who would be held back by that asks in time: see
+    /// [`Channel::asks_after`].
     pub(crate) fn send_next(
         &mut self,
         ring: &mut [SentFrame],
@@ -158,8 +158,9 @@ impl<C: Congestion> Channel<C> {
         let chunk = message.next_chunk(room)?;
         let (cargo, bytes) = (Cargo::of(key, chunk), HEADER_LEN as u32 + message.payload(&chunk));
         let packet = self.send(ring, now, cargo, bytes);
-        let ask = self.ask || 2 * self.unheard.0 > self.window() || 2 * self.unheard.1 > self.flight.capacity();
-        let most = if self.size.tries(now, bytes) || ask { 0 } else { self.room_for(bytes, most - 1) };
+        let asks_after = self.asks_after(message);
+        let ask = self.ask || self.unheard.0 > asks_after || 2 * self.unheard.1 > self.flight.capacity();
+        let most = if self.size.tries(now, bytes) || ask { 0 } else { self.room_for(bytes, most - 1, asks_after) };
         let following = message.take_following(chunk, room, most);
         self.send_following(ring, now, cargo, bytes, following);
         if ask {
@@ -178,11 +179,19 @@ impl<C: Congestion> Channel<C> {
         self.congestion.window().min(self.peer_window)
     }
 
-    /// How many of `most` further frames of `bytes` each may leave along with one that has just been sent, before an
-    /// acknowledgement is to be asked for.
-    fn room_for(&self, bytes: u32, most: u32) -> u32 {
+    /// Bytes without a word of the peer after which it is asked for one: half of what may be under way, and more where the
+    /// rest of the message fits what is left of that. Its answer will acknowledge all of it, while an acknowledgement that
+    /// has to be made shortly before the message is complete keeps the peer from completing it.
+    fn asks_after(&self, message: &Outgoing) -> u64 {
         let window = self.window();
-        let left = window.saturating_sub(self.flight.bytes()).min((window / 2).saturating_sub(self.unheard.0));
+        let left = window.saturating_sub(self.flight.bytes());
+        if message.unsent() <= left { window / 4 * 3 } else { window / 2 }
+    }
+
+    /// How many of `most` further frames of `bytes` each may leave along with one that has just been sent, before an
+    /// acknowledgement is to be asked for after so many bytes.
+    fn room_for(&self, bytes: u32, most: u32, asks_after: u64) -> u32 {
+        let left = self.window().saturating_sub(self.flight.bytes()).min(asks_after.saturating_sub(self.unheard.0));
         let frames = left.min(self.pacer.tokens()) / u64::from(bytes.max(1));
         let tracked = self.flight.room().min((self.flight.capacity() / 2).saturating_sub(self.unheard.1));
         frames.min(tracked).min(u64::from(most)) as u32

@@ -58,6 +58,12 @@ impl Outgoing {
         self.first_sent && !self.first_lost && self.lost.is_empty() && self.tensor_done()
     }
 
+    /// Data bytes that were never sent.
+    pub(crate) fn unsent(&self) -> u64 {
+        let behind = self.sizes.as_slice().iter().skip(usize::from(self.tensor)).map(|bytes| u64::from(*bytes));
+        behind.sum::<u64>().saturating_sub(u64::from(self.offset))
+    }
+
     /// Whether the peer has everything.
     pub(crate) fn all_acked(&self) -> bool {
         self.first_acked && self.acked_bytes == self.sizes.total()
