@@ -81,6 +81,8 @@ pub struct Manifest<'a> {
     bytes: &'a [u8],
     path: Option<Path>,
     tensors: u8,
+    /// Where the first tensor's entry stands.
+    entries: u8,
     data_len: u32,
 }
 
@@ -118,7 +120,8 @@ impl<'a> Manifest<'a> {
             path = Some(Path::parse(block)?);
             rest = after;
         }
-        let manifest = Manifest { bytes, path, tensors: head.tensors, data_len: 0 };
+        let entries = (length - rest.len()) as u8;
+        let manifest = Manifest { bytes, path, tensors: head.tensors, entries, data_len: 0 };
         let mut data_len = 0u32;
         let mut least_handle = 0;
         let mut walk = Tensors { rest, left: head.tensors };
@@ -167,8 +170,7 @@ impl<'a> Manifest<'a> {
     #[must_use]
     #[inline]
     pub fn tensors(&self) -> Tensors<'a> {
-        let skip = MANIFEST_HEAD_LEN + if self.path.is_some() { PATH_LEN } else { 0 };
-        Tensors { rest: &self.bytes[skip..], left: self.tensors }
+        Tensors { rest: &self.bytes[usize::from(self.entries)..], left: self.tensors }
     }
 }
 
@@ -258,8 +260,7 @@ impl ManifestWriter {
     /// Starts over, as it was when new, in the same memory.
     #[inline]
     pub fn clear(&mut self) {
-        let path = if self.flags & HAS_PATH != 0 { PATH_LEN } else { 0 };
-        self.length = MANIFEST_HEAD_LEN + path;
+        self.length = self.entries();
         self.bytes[MANIFEST_HEAD_LEN..self.length].fill(0);
         (self.tensors, self.data_len, self.least_handle) = (0, 0, 0);
     }
@@ -308,6 +309,18 @@ impl ManifestWriter {
     #[must_use]
     pub fn data_len(&self) -> u32 {
         self.data_len
+    }
+
+    /// The manifest. Its tensors were checked when they were added; a path is left out, as only who reads it wants it.
+    #[inline]
+    pub fn manifest(&mut self) -> Manifest<'_> {
+        let (tensors, entries, data_len) = (self.tensors, self.entries() as u8, self.data_len);
+        Manifest { bytes: self.finish(), path: None, tensors, entries, data_len }
+    }
+
+    /// Where the first tensor's entry stands.
+    fn entries(&self) -> usize {
+        MANIFEST_HEAD_LEN + if self.flags & HAS_PATH != 0 { PATH_LEN } else { 0 }
     }
 
     /// The manifest's bytes.

@@ -171,6 +171,21 @@ fn a_manifest_has_room_for_every_tensor_or_says_so() {
 }
 
 #[test]
+fn what_was_written_needs_no_parsing() {
+    for mut writer in [ManifestWriter::new(), ManifestWriter::with_path()] {
+        for dims in [&[][..], &[2, 3], &[1; MAX_RANK]] {
+            let tensor = TensorDesc::fixed(writer.manifest().len() as u16, DType::Fp32, Shape::new(dims).unwrap());
+            writer.push(&tensor.unwrap()).unwrap();
+            let bytes = writer.finish().to_vec();
+            let parsed = Manifest::parse(&bytes).unwrap();
+            let written = writer.manifest();
+            assert_eq!((written.as_bytes(), written.data_len()), (parsed.as_bytes(), parsed.data_len()));
+            assert!(!written.is_empty() && written.tensors().eq(parsed.tensors()));
+        }
+    }
+}
+
+#[test]
 fn paths() {
     let good = Path::default().to_bytes();
     assert_eq!(Path::parse(&good), Ok(Path::default()));

@@ -14,8 +14,8 @@ use std::time::{Duration, Instant};
 
 use splitrpc_engine::{Client, ClientConfig, ClientStats, RequestSpec, SentFrame, SubmitError, Time};
 use splitrpc_socket::{UdpOptions, UdpSocket};
+use splitrpc_wire::ManifestWriter;
 use splitrpc_wire::hello::HelloAck;
-use splitrpc_wire::{Manifest, ManifestWriter};
 
 use self::batch::Batch;
 use self::calls::{Calls, id_of, key_of};
@@ -166,10 +166,9 @@ impl UdpConnection {
         self.check_ready()?;
         describe(request.tensors, &mut self.manifest)?;
         let now = self.now();
-        let bad = |e: splitrpc_wire::WireError| Error::BadInput(e.to_string());
         let spec = RequestSpec {
             model: request.model,
-            manifest: Manifest::parse(self.manifest.finish()).map_err(bad)?,
+            manifest: self.manifest.manifest(),
             priority: request.priority,
             deadline_us: deadline_us(request.deadline),
             repeatable: request.repeatable,
