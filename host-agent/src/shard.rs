@@ -216,6 +216,10 @@ impl Host for Orchestrator<'static, InProcessHost> {
         Orchestrator::poll(self, now)
     }
 
+    fn publish(&self) {
+        Orchestrator::publish(self);
+    }
+
     fn next_deadline(&self, now: Time) -> Option<Time> {
         Orchestrator::next_deadline(self, now)
     }

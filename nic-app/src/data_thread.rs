@@ -458,6 +458,7 @@ impl<L: NicLink, H: Host> DataThread<L, H> {
     fn publish(&mut self, now: Time) {
         let (link, tcp, udp) = (self.link.faults(), self.tcp.as_ref(), self.udp.as_ref());
         publish::publish(&self.telemetry, &self.engine, link, self.input_pools, tcp, udp);
+        self.host.publish();
         self.unpublished = false;
         self.next_publish = now + PUBLISH;
     }

@@ -13,6 +13,9 @@ pub trait Host {
     /// Does what there is to do. Returns whether there was anything.
     fn poll(&mut self, now: Time) -> bool;
 
+    /// Hands its counters and levels to whoever exports them. Called from time to time, since a request need not wait for it.
+    fn publish(&self);
+
     /// When it wants to be polled without being roused; `None` if nothing is due.
     fn next_deadline(&self, now: Time) -> Option<Time>;
 

@@ -134,10 +134,23 @@ impl<'a, L: HostLink> Orchestrator<'a, L> {
             worked |= model.launch(now, self.draining, &mut self.desk);
         }
         worked |= self.desk.flush(&mut self.link);
-        if worked {
-            self.publish();
-        }
         worked
+    }
+
+    /// Hands counters and levels to the shard's measurements.
+    pub fn publish(&self) {
+        let telemetry = &self.desk.telemetry;
+        let mut queued = 0;
+        for (handle, model) in self.models.iter().enumerate() {
+            queued += model.queued();
+            if let Some(m) = telemetry.model(handle as u16) {
+                m.queued.store(model.queued());
+            }
+        }
+        telemetry.level(Level::RequestsQueued, queued);
+        telemetry.set(Event::HostLinkFaults, self.link.faults().total());
+        let pools = self.models.iter().filter_map(|m| m.pools().output);
+        telemetry.level(Level::OutputSlotsFree, self.desk.outputs_free(pools));
     }
 
     /// When [`Orchestrator::poll`] has something to do without being asked; `None` is: when a submission or a worker's
@@ -229,21 +242,6 @@ impl<'a, L: HostLink> Orchestrator<'a, L> {
         if state == State::Waiting && self.models[model].remove(rank) {
             self.desk.fail(request.index, Status::Cancelled, "");
         }
-    }
-
-    fn publish(&self) {
-        let telemetry = &self.desk.telemetry;
-        let mut queued = 0;
-        for (handle, model) in self.models.iter().enumerate() {
-            queued += model.queued();
-            if let Some(m) = telemetry.model(handle as u16) {
-                m.queued.store(model.queued());
-            }
-        }
-        telemetry.level(Level::RequestsQueued, queued);
-        telemetry.set(Event::HostLinkFaults, self.link.faults().total());
-        let pools = self.models.iter().filter_map(|m| m.pools().output);
-        telemetry.level(Level::OutputSlotsFree, self.desk.outputs_free(pools));
     }
 }
 

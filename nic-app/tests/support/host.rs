@@ -150,6 +150,8 @@ impl TestHost {
 }
 
 impl Host for TestHost {
+    fn publish(&self) {}
+
     fn poll(&mut self, now: Time) -> bool {
         let mut worked = false;
         self.hold.copied.store(bytes_copied_by_this_thread(), Ordering::SeqCst);
