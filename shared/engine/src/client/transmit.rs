@@ -13,6 +13,9 @@ use crate::flight::{Cargo, Settled};
 use crate::message::{Chunk, Pieces};
 use crate::server::{describe, nothing};
 
+/// Makes a ping as long as the answer that the session is unknown: no answer may be longer than its question.
+const PING_PADDING: [u8; 8] = [0; 8];
+
 /// One frame to send to the server.
 #[derive(Debug)]
 pub struct ClientTransmit<'e> {
@@ -53,7 +56,7 @@ impl<S: ClientStorage, C: Congestion> Client<S, C> {
             Phase::Ready => {}
         }
         if let Some(token) = self.ping.take() {
-            return Some(self.bare(Header { request: token, ..Header::new(Kind::Ping) }));
+            return Some(self.ping_frame(token));
         }
         if let Some(token) = self.pong.take() {
             return Some(self.bare(Header { request: token, ..Header::new(Kind::Pong) }));
@@ -103,6 +106,14 @@ impl<S: ClientStorage, C: Congestion> Client<S, C> {
         self.stats.frames_out += 1;
         let header = Header { session: self.session, ..header };
         ClientTransmit { header, head: &[], request: None, data: nothing(), rides_along: false, frames: 1 }
+    }
+
+    fn ping_frame(&mut self, token: u64) -> ClientTransmit<'_> {
+        let length = PING_PADDING.len() as u32;
+        ClientTransmit {
+            head: &PING_PADDING,
+            ..self.bare(Header { request: token, length, ..Header::new(Kind::Ping) })
+        }
     }
 
     fn cancel_frame(&mut self, now: Time, id: u64) -> ClientTransmit<'_> {

@@ -138,7 +138,7 @@ impl<C: Congestion> Server<'_, C> {
     fn on_unknown(&mut self, now: Time, from: Peer, header: &Header) -> Verdict {
         self.stats.unknown_session += 1;
         // The answer must not be larger than what came, and a flood of these must not keep the server busy.
-        let answerable = matches!(header.kind, Kind::Request | Kind::List) && header.length >= 8;
+        let answerable = matches!(header.kind, Kind::Request | Kind::List | Kind::Ping) && header.length >= 8;
         if now.since(self.unknown_answers.0) >= UNKNOWN_PERIOD {
             self.unknown_answers = (now, 0);
         }

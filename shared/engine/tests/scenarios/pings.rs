@@ -37,6 +37,21 @@ fn a_server_asks() {
 }
 
 #[test]
+fn a_client_that_is_forgotten_hears_of_it_when_it_asks() {
+    pair(&config(), &client_config(), |pair| {
+        pair.run(1500 * MS);
+        // The last of these takes the place of the pair's client, which has port 1.
+        for n in 2..=5 {
+            pair.rig.open_datagram(addr(n), 1, 0);
+        }
+        assert_eq!(pair.rig.server.stats().sessions_expired, 1);
+        pair.client.ping(42);
+        pair.run(MS);
+        assert_eq!(pair.events, [ClientEvent::Closed(Status::UnknownSession)]);
+    });
+}
+
+#[test]
 fn more_questions_at_once_than_there_is_room_for_cost_who_asks_and_nobody_else() {
     serve(&config(), |rig| {
         let (loud, quiet) = (Peer::Datagram(addr(1)), Peer::Stream(0));
