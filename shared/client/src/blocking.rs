@@ -52,6 +52,7 @@ pub struct Client {
     address: String,
     options: ClientOptions,
     connection: Connection,
+    sessions: u64,
     last_used: Instant,
 }
 
@@ -62,7 +63,7 @@ impl Client {
     /// As for [`Connection::connect`].
     pub fn connect(address: &str, options: ClientOptions) -> Result<Client, Error> {
         let connection = Connection::connect(address, options.transport, &options.connect)?;
-        Ok(Client { address: address.to_owned(), options, connection, last_used: Instant::now() })
+        Ok(Client { address: address.to_owned(), options, connection, sessions: 1, last_used: Instant::now() })
     }
 
     /// The models that the server serves.
@@ -75,6 +76,12 @@ impl Client {
     #[must_use]
     pub fn connection(&self) -> &Connection {
         &self.connection
+    }
+
+    /// Sessions that this client has opened: one, and another for each that was lost and made anew.
+    #[must_use]
+    pub fn sessions(&self) -> u64 {
+        self.sessions
     }
 
     /// Runs `model` on `inputs`. Whatever the tensors' order, names decide.
@@ -255,6 +262,7 @@ impl Client {
 
     fn reconnect(&mut self) -> Result<(), Error> {
         self.connection = Connection::connect(&self.address, self.options.transport, &self.options.connect)?;
+        self.sessions += 1;
         self.last_used = Instant::now();
         Ok(())
     }

@@ -11,7 +11,7 @@ use std::thread;
 use common::{Greeting, Peer, SESSION, catalogue, frame, hello_ack, listen};
 use splitrpc_client::npy;
 use splitrpc_client::wire::hello::Hello;
-use splitrpc_client::wire::{DType, HEADER_LEN, Header, Kind, Status};
+use splitrpc_client::wire::{DType, HEADER_LEN, Header, Kind, Status, StatusPayload};
 
 /// Serves one connection.
 fn serve(script: fn(Peer)) -> (SocketAddr, thread::JoinHandle<()>) {
@@ -113,8 +113,9 @@ fn ping_counts() {
     server.join().unwrap();
 }
 
-/// Opens a session over UDP and answers only the pings of these numbers, until the client goes.
-fn answer_pings(socket: &UdpSocket, answered: &[u64]) {
+/// Opens a session over UDP and answers only the pings of these numbers, until the client goes. At the ping of number
+/// `forgets` it knows of no session.
+fn answer_pings(socket: &UdpSocket, answered: &[u64], forgets: u64) {
     let mut datagram = [0; 2048];
     let mut pings = 0;
     loop {
@@ -134,10 +135,17 @@ fn answer_pings(socket: &UdpSocket, answered: &[u64]) {
             }
             Kind::Ping => {
                 pings += 1;
-                if !answered.contains(&pings) {
+                if pings == forgets {
+                    let mut status = [0; 8];
+                    StatusPayload { status: Status::UnknownSession, retry_after_us: 0, text: "" }.write(&mut status);
+                    let error = frame(&Header { kind: Kind::Error, request: 0, ..session }, &status);
+                    assert!(error.len() <= length, "an answer to strangers is no longer than their question");
+                    error
+                } else if answered.contains(&pings) {
+                    frame(&session, &[])
+                } else {
                     continue;
                 }
-                frame(&session, &[])
             }
             Kind::Goodbye => return,
             _ => continue,
@@ -153,7 +161,7 @@ fn pings_that_are_lost_are_counted() {
     {
         let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
         let addr = socket.local_addr().unwrap().to_string();
-        let server = thread::spawn(move || answer_pings(&socket, answered));
+        let server = thread::spawn(move || answer_pings(&socket, answered, 0));
         let output = splitrpc(&["ping", &addr, "--transport", "udp", "--count", "3", "--timeout", "0.5"]);
         let printed = text(&output.stdout);
         assert_eq!(output.status.code(), Some(code), "{printed}{}", text(&output.stderr));
@@ -171,8 +179,43 @@ fn pings_to_a_server_that_ends_are_counted_all_the_same() {
     });
     let output = splitrpc(&["ping", &addr.to_string(), "--count", "9"]);
     assert_eq!(output.status.code(), Some(3));
-    assert!(text(&output.stdout).contains("2 sent, 1 answered, 1 lost: min"), "{}", text(&output.stdout));
-    assert!(text(&output.stderr).contains("nothing was executed"), "{}", text(&output.stderr));
+    assert!(text(&output.stdout).contains("9 sent, 1 answered, 8 lost: min"), "{}", text(&output.stdout));
+    assert!(text(&output.stderr).contains("is the server running"), "{}", text(&output.stderr));
+    server.join().unwrap();
+}
+
+#[test]
+fn a_session_that_is_lost_between_pings_is_opened_anew_over_either_transport() {
+    let told = |transport: &str, addr: SocketAddr| {
+        let output = splitrpc(&["ping", &addr.to_string(), "--transport", transport, "--count", "4"]);
+        let (printed, said) = (text(&output.stdout), text(&output.stderr));
+        assert_eq!(output.status.code(), Some(0), "{printed}{said}");
+        assert!(
+            printed.contains("4 sent, 3 answered, 1 lost: min") && printed.contains(": 2: connection"),
+            "{printed}"
+        );
+        assert_eq!(
+            said.lines().collect::<Vec<_>>(),
+            [format!("splitrpc: the session was lost, and another one opened with {addr}")]
+        );
+    };
+    let (listener, addr) = listen();
+    let server = thread::spawn(move || {
+        for answered in [1, 2] {
+            let mut peer = Peer::accept(&listener, &Greeting::default());
+            for _ in 0..answered {
+                let (ping, _) = peer.frame().unwrap();
+                peer.send(&Header { request: ping.request, ..Header::new(Kind::Pong) }, &[]);
+            }
+            peer.frame().unwrap();
+        }
+    });
+    told("tcp", addr);
+    server.join().unwrap();
+    let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
+    let addr = socket.local_addr().unwrap();
+    let server = thread::spawn(move || answer_pings(&socket, &[1, 3, 4], 2));
+    told("udp", addr);
     server.join().unwrap();
 }
 

@@ -23,26 +23,36 @@ pub(crate) struct Ping {
 impl Ping {
     pub(crate) fn run(&self) -> Result<(), Failed> {
         let mut client = self.reach.connect()?;
-        let (mut sent, mut times, mut ended) = (0, Vec::new(), None);
+        // Why the last ping failed, where more than its answer was lost.
+        let (mut times, mut ended) = (Vec::new(), None);
         for n in 1..=self.count {
             if n > 1 {
                 std::thread::sleep(PAUSE);
             }
+            let sessions = client.sessions();
+            let result = client.ping_once(LOST_AFTER);
             let peer = client.connection().peer_addr();
-            sent = n;
-            match client.ping_once(LOST_AFTER) {
+            if client.sessions() > sessions {
+                eprintln!("splitrpc: the session was lost, and another one opened with {peer}");
+            }
+            ended = match result {
                 Ok(Some(time)) => {
                     say!("{peer}: {n}: {:.1} us", time.as_nanos() as f64 / 1e3);
                     times.push(time);
+                    None
                 }
-                Ok(None) => say!("{peer}: {n}: no answer within {:?}", LOST_AFTER.min(self.reach.timeout())),
+                Ok(None) => {
+                    say!("{peer}: {n}: no answer within {:?}", LOST_AFTER.min(self.reach.timeout()));
+                    None
+                }
                 Err(error) => {
-                    ended = Some(error);
-                    break;
+                    let failed = Failed::from(error);
+                    say!("{peer}: {n}: {failed}");
+                    Some(failed)
                 }
-            }
+            };
         }
-        let answered = times.len();
+        let (sent, answered) = (self.count, times.len());
         let lost = sent as usize - answered;
         crate::show(format_args!("{sent} sent, {answered} answered, {lost} lost"));
         match Summary::of(times) {
@@ -50,7 +60,7 @@ impl Ping {
             None => say!(""),
         }
         match ended {
-            Some(error) => Err(error.into()),
+            Some(failed) => Err(failed),
             None if answered == 0 => Err(Failed::Silent),
             None => Ok(()),
         }
