@@ -8,7 +8,7 @@ use std::path::Path;
 use rustix::process::{Resource, getrlimit};
 use splitrpc_client::Transport;
 
-use crate::config::{Config, Machine, Wait};
+use crate::config::{Config, Machine, Wait, free_memory};
 use crate::plan::Plan;
 
 mod neighbour;
@@ -204,7 +204,7 @@ fn models(config: &Config) -> Vec<Check> {
 
 /// Whether there are so many bytes.
 fn memory(bytes: u64) -> Check {
-    let Some(available) = mem_available() else {
+    let Some(available) = free_memory() else {
         return warn("memory", format!("requests may take {} MiB", bytes >> 20), "/proc/meminfo cannot be read");
     };
     let found = format!("requests may take {} MiB at most, {} MiB are free", bytes >> 20, available >> 20);
@@ -213,12 +213,6 @@ fn memory(bytes: u64) -> Check {
     } else {
         warn("memory", found, "it is taken as it is first used; to be safe, lower limits.class_bytes")
     }
-}
-
-fn mem_available() -> Option<u64> {
-    let info = fs::read_to_string("/proc/meminfo").ok()?;
-    let line = info.lines().find_map(|l| l.strip_prefix("MemAvailable:"))?;
-    Some(line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()? << 10)
 }
 
 fn huge_pages() -> Check {

@@ -1,10 +1,11 @@
 //! Configuration held against itself and against the machine.
 
-use std::fmt;
 use std::net::SocketAddr;
+use std::path::Path;
+use std::{fmt, fs};
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
-use splitrpc_engine::{MS, PathInfo, ServerConfig};
+use splitrpc_engine::{MS, PathInfo, ServerConfig, StorageSizes};
 use splitrpc_socket::{UdpOptions, UdpSocket};
 use splitrpc_wire::path::{Link, Memory, Mover, Port};
 
@@ -47,6 +48,8 @@ pub struct Machine {
     pub open_files: u64,
     /// Whether the kernel segments and merges datagrams (UDP GSO and GRO).
     pub udp_offload: bool,
+    /// Bytes of memory that are free; `None` where the kernel does not say.
+    pub memory: Option<u64>,
 }
 
 impl Machine {
@@ -58,6 +61,7 @@ impl Machine {
             cores: cores.into_iter().filter_map(|core| u16::try_from(core).ok()).collect(),
             open_files: open_files_limit(),
             udp_offload: udp_offload(),
+            memory: free_memory(),
         }
     }
 }
@@ -75,6 +79,20 @@ impl Machine {
 /// Files that this process may have open once it has raised its own limit.
 pub(super) fn open_files_limit() -> u64 {
     getrlimit(Resource::Nofile).maximum.unwrap_or(u64::MAX)
+}
+
+/// Bytes of memory that are free, as far as this process's control group lets it have them.
+pub(crate) fn free_memory() -> Option<u64> {
+    let info = fs::read_to_string("/proc/meminfo").ok()?;
+    let line = info.lines().find_map(|l| l.strip_prefix("MemAvailable:"))?;
+    let free = line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()? << 10;
+    let groups = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
+    let group = groups.lines().find_map(|l| l.strip_prefix("0::/")).unwrap_or_default();
+    // Those that the group lies in bound it too. Without a bound the file says "max".
+    let bound = |group: &Path| {
+        fs::read_to_string(Path::new("/sys/fs/cgroup").join(group).join("memory.max")).ok()?.trim().parse().ok()
+    };
+    Path::new(group).ancestors().filter_map(bound).chain([free]).min()
 }
 
 /// The default of `limits.sessions` where so many files may be open and so many data threads share them.
@@ -183,17 +201,46 @@ impl Config {
                 format!("{shown} cannot be read: {error}; it must hold MODEL/VERSION/model.onnx"),
             );
         }
-        if let Err(error) = self.engine().check() {
-            let key = engine_key(error.field);
-            // What stands above may have said it already, in the user's terms.
-            let nobody = found.iter().any(|p| p.key == "listen.tcp" || p.key == "limits.datagram_sessions");
-            let said = key == "limits.sessions" && nobody;
-            if !said && found.iter().all(|p| p.key != key) {
-                found.push(Problem::new(key, format!("is {}, and {}", self.value(key), error.why)));
+        match self.engine().check() {
+            Ok(()) if threads_fit => found.extend(machine.memory.and_then(|free| self.check_tables(free))),
+            Ok(()) => {}
+            Err(error) => {
+                let key = engine_key(error.field);
+                // What stands above may have said it already, in the user's terms.
+                let nobody = found.iter().any(|p| p.key == "listen.tcp" || p.key == "limits.datagram_sessions");
+                let said = key == "limits.sessions" && nobody;
+                if !said && found.iter().all(|p| p.key != key) {
+                    found.push(Problem::new(key, format!("is {}, and {}", self.value(key), error.why)));
+                }
             }
         }
         found.extend(self.require.check(&self.offer(machine)));
         found
+    }
+
+    /// Whether what the engines work in fits so many bytes of free memory. All of it is taken at start, unlike the arenas,
+    /// of which only what requests touch is.
+    fn check_tables(&self, free: u64) -> Option<Problem> {
+        let (engine, threads) = (self.engine(), u64::from(self.data.threads));
+        let bytes = |engine: ServerConfig| StorageSizes::of(&engine, 0, 0).bytes() * threads;
+        let needed = bytes(engine);
+        if needed <= free {
+            return None;
+        }
+        let without = [
+            ("limits.datagrams_in_flight", "it or limits.datagram_sessions", ServerConfig { flight: 0, ..engine }),
+            ("limits.requests", "it", ServerConfig { requests: 0, ..engine }),
+            ("limits.sessions", "it", ServerConfig { stream_sessions: 0, ..engine }),
+        ];
+        let (key, what, _) = without.into_iter().min_by_key(|(_, _, rest)| bytes(*rest))?;
+        let why = format!(
+            "is {}, which takes most of the {} MiB that the tables of all data threads ({threads}) need at start, and {} MiB \
+             are free: lower {what}",
+            self.value(key),
+            needed >> 20,
+            free >> 20
+        );
+        Some(Problem::new(key, why))
     }
 
     /// What stands at a key, as TOML has it.

@@ -14,6 +14,7 @@ use figment::error::{Actual, Kind};
 use figment::providers::{Env, Format, Serialized, Toml};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
+pub(crate) use check::free_memory;
 pub use check::{MOST_REQUEST_BYTES, Machine, Problem, USUAL_SESSIONS};
 pub use require::{Offer, Require};
 

@@ -3,7 +3,7 @@ use splitrpc_wire::path::Port;
 use super::*;
 
 fn machine() -> Machine {
-    Machine { cores: vec![0, 1], open_files: 100_000, udp_offload: true }
+    Machine { cores: vec![0, 1], open_files: 100_000, udp_offload: true, memory: Some(4 << 30) }
 }
 
 /// Loads a configuration file with this content.
@@ -249,6 +249,25 @@ fn too_many_sessions_for_the_open_files_are_told_how_many_fit() {
     }
     config.limits.sessions = 49_968;
     assert_eq!(config.check(&machine()), []);
+}
+
+#[test]
+fn tables_that_the_memory_does_not_hold_are_refused_by_what_makes_them_large() {
+    let mut config = Config::default();
+    (config.limits.datagrams_in_flight, config.limits.datagram_sessions, config.data.threads) = (1 << 20, 1024, 2);
+    let found = config.check(&machine());
+    let [Problem { key, why }] = &found[..] else { panic!("{found:?}") };
+    assert_eq!(key, "limits.datagrams_in_flight");
+    for part in ["is 1048576", "data threads (2)", "4096 MiB are free", "or limits.datagram_sessions"] {
+        assert!(why.contains(part), "{part} is not in: {why}");
+    }
+    assert_eq!(config.check(&Machine { memory: None, ..machine() }), []);
+    config.listen.udp = None;
+    assert_eq!(config.check(&machine()), []);
+    assert_eq!(problems(|c| c.limits.requests = 1 << 20), ["limits.requests"]);
+    // What the default takes fits many times over.
+    let small = Machine { memory: Some(64 << 20), ..machine() };
+    assert_eq!(Config::default().check(&small), []);
 }
 
 #[test]

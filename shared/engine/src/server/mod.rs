@@ -174,6 +174,22 @@ impl StorageSizes {
             ended: models,
         }
     }
+
+    /// Bytes of all parts together, with the default congestion control.
+    #[must_use]
+    pub fn bytes(&self) -> u64 {
+        let parts = [
+            (self.sessions, size_of::<SessionSlot>()),
+            (self.channels, size_of::<(ChannelSlot, OriginSlot, Time, u32)>()),
+            (self.flight, size_of::<SentFrame>()),
+            (self.requests, size_of::<RequestSlot>()),
+            (self.submissions, size_of::<Submission>()),
+            (self.control, size_of::<Control>()),
+            (self.shares, size_of::<u32>()),
+            (self.ended, size_of::<Ended>()),
+        ];
+        parts.into_iter().map(|(count, size)| count as u64 * size as u64).sum()
+    }
 }
 
 /// The server's half of the protocol, generic over the congestion controller.
