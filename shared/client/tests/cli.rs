@@ -90,6 +90,24 @@ fn a_single_input_needs_no_name() {
 }
 
 #[test]
+fn outputs_that_are_only_explained_are_listed_and_not_written() {
+    let dir = tempfile::tempdir().unwrap();
+    let (addr, server) = serve(|mut p| p.echo());
+    let file = save(dir.path(), "x.npy", DType::Uint8, &[3], b"abc");
+    let infer = ["infer", &addr.to_string(), "echo", "--input", &file];
+    let output = splitrpc(&infer);
+    assert_eq!(output.status.code(), Some(2));
+    assert!(text(&output.stderr).contains("--output-dir <DIR>"), "{}", text(&output.stderr));
+    let explain = [&infer[..], &["--explain"]].concat();
+    let output = Command::new(env!("CARGO_BIN_EXE_splitrpc")).args(explain).current_dir(&dir).output().unwrap();
+    assert!(output.status.success(), "{}", text(&output.stderr));
+    let printed = text(&output.stdout);
+    assert!(printed.starts_with("OUTPUT: UINT8 [3], not written\n") && printed.contains("compute"), "{printed}");
+    assert_eq!(fs::read_dir(&dir).unwrap().count(), 1);
+    server.join().unwrap();
+}
+
+#[test]
 fn models_are_listed_for_people_and_programs() {
     let (addr, server) = serve(|mut p| assert!(p.request().is_none()));
     let printed = text(&splitrpc(&["models", &addr.to_string()]).stdout);

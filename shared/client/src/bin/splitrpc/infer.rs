@@ -26,9 +26,10 @@ pub(crate) struct Infer {
     /// the first behind which stands a file that exists. `a=b=./c.npy` is `a=b` even where there is a file `b=c.npy`.
     #[arg(long = "input", value_name = "[NAME=]FILE.npy")]
     inputs: Vec<String>,
-    /// Where to write one NAME.npy for each output; created if need be.
-    #[arg(long, value_name = "DIR")]
-    output_dir: PathBuf,
+    /// Where to write one NAME.npy for each output; created if need be. With --explain it may be left out: then the outputs
+    /// are not written, and listed only.
+    #[arg(long, value_name = "DIR", required_unless_present = "explain")]
+    output_dir: Option<PathBuf>,
     /// Print the path that the request took and the time in each stage.
     #[arg(long)]
     explain: bool,
@@ -48,10 +49,10 @@ pub(crate) struct Infer {
 
 impl Infer {
     pub(crate) fn run(&self) -> Result<(), Failed> {
-        if self.output_dir.exists() && !self.output_dir.is_dir() {
-            let dir = self.output_dir.display();
+        if let Some(dir) = self.output_dir.as_deref().filter(|dir| dir.exists() && !dir.is_dir()) {
             return Err(Failed::Usage(format!(
-                "{dir} is a file; --output-dir wants a folder, which is made if need be"
+                "{} is a file; --output-dir wants a folder, which is made if need be",
+                dir.display()
             )));
         }
         let files = self.inputs.iter().map(|input| read_input(input)).collect::<Result<Vec<_>, _>>()?;
@@ -90,11 +91,17 @@ impl Infer {
         let model = catalogue.by_handle(response.model());
         let name = |handle: u16| model.map_or_else(|| format!("output-{handle}"), |m| m.output_name(handle));
         let names: Vec<String> = response.outputs().map(|o| name(o.desc.handle)).collect();
+        let Some(dir) = &self.output_dir else {
+            for (output, name) in response.outputs().zip(&names) {
+                say!("{}: {} {:?}, not written", plain(name), output.desc.dtype.name(), output.desc.shape.dims());
+            }
+            return Ok(());
+        };
         let cannot =
             |path: &Path, e: &dyn std::fmt::Display| Failed::Usage(format!("cannot write {}: {e}", path.display()));
-        fs::create_dir_all(&self.output_dir).map_err(|e| cannot(&self.output_dir, &e))?;
+        fs::create_dir_all(dir).map_err(|e| cannot(dir, &e))?;
         for (output, file) in response.outputs().zip(file_names(names.iter().map(String::as_str))) {
-            let path = self.output_dir.join(file);
+            let path = dir.join(file);
             let dims = output.desc.shape.dims();
             write_npy(&path, output.desc.dtype, dims, output.data).map_err(|e| cannot(&path, &e))?;
             say!("{}: {} {dims:?}", plain(&path.display().to_string()), output.desc.dtype.name());
