@@ -449,9 +449,26 @@ impl<L: NicLink, H: Host> DataThread<L, H> {
                 let is_last = all_part && (now >= until || none_left);
                 self.engine.say_farewell(is_last || now >= give_up);
                 self.send(now);
-                if is_last { Ending::Over } else { ending }
+                if !is_last {
+                    return ending;
+                }
+                self.tell_latecomers(now);
+                Ending::Over
             }
             Ending::Over => ending,
+        }
+    }
+
+    /// Who comes while the last are told hears of the end too, as far as that is possible without waiting. What they sent is
+    /// read: for bytes left unread the kernel breaks a stream off, and what was said may be lost with it.
+    fn tell_latecomers(&mut self, now: Time) {
+        for _ in 0..ROUNDS {
+            self.roused = self.poller.wait(&mut self.events, Some(Duration::ZERO)).is_ok();
+            let moved = self.step(now);
+            self.engine.say_farewell(true);
+            if !self.send(now) && !moved {
+                break;
+            }
         }
     }
 

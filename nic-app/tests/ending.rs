@@ -158,6 +158,21 @@ fn who_is_told_that_time_is_up_is_listened_to() {
 }
 
 #[test]
+fn who_comes_while_a_server_without_time_ends_hears_of_it() {
+    // One that spins is over before its host is polled so often.
+    for polls in 0..4 {
+        let server = Server::start_to_drain(WaitMode::Block, Duration::ZERO);
+        let hold = server.hold.clone();
+        hold.visit_after(polls, server.tcp);
+        drop(server.stop());
+        let mut client = hold.visitor().expect("a host is polled in each step");
+        let (header, payload) = client.receive();
+        is_end(&header, &payload, 0);
+        assert_eq!(client.stream.read(&mut [0; 1]).unwrap(), 0, "after {polls} polls");
+    }
+}
+
+#[test]
 fn threads_of_one_server_end_together() {
     let busy = Arc::new(AtomicUsize::new(2));
     let [quiet, working] = [(); 2].map(|()| Server::start_among(&busy));

@@ -9,6 +9,7 @@ use splitrpc_wire::{
     DType, Flags, HEADER_LEN, Header, Kind, Manifest, ManifestWriter, Path, Shape, Status, StatusPayload, TensorDesc,
 };
 
+#[derive(Debug)]
 pub struct Client {
     pub stream: TcpStream,
     pub session: u64,
@@ -33,6 +34,13 @@ impl Client {
 
     /// A stream whose hello has been answered, and with what.
     pub fn say_hello(server: SocketAddr) -> (Client, Header, Vec<u8>) {
+        let mut client = Client::greet(server);
+        let (header, payload) = client.receive();
+        (client, header, payload)
+    }
+
+    /// A stream on which hello has been said.
+    pub fn greet(server: SocketAddr) -> Client {
         let stream = TcpStream::connect(server).unwrap();
         stream.set_nodelay(true).unwrap();
         stream.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
@@ -49,8 +57,7 @@ impl Client {
             window: 1 << 20,
         };
         client.send_frame(Header::new(Kind::Hello), &hello.to_bytes());
-        let (header, payload) = client.receive();
-        (client, header, payload)
+        client
     }
 
     pub fn send_frame(&mut self, header: Header, payload: &[u8]) {

@@ -2,8 +2,9 @@
 
 use std::cell::Cell;
 use std::collections::VecDeque;
-use std::sync::Arc;
+use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use nic_app::{Host, Waker};
@@ -13,6 +14,7 @@ use splitrpc_ring::{Completion, HostLink, InProcessHost, RequestKey, Run, Submis
 use splitrpc_wire::{DType, Manifest, ManifestWriter, Path, Shape, Status, StatusPayload, TensorDesc};
 
 use super::NULL;
+use super::client::Client;
 
 pub const NULL_BYTES: u32 = 4000;
 
@@ -26,7 +28,17 @@ pub struct Hold {
     polls: Arc<AtomicU64>,
     /// Nanoseconds that each poll takes that does something.
     takes: Arc<AtomicU64>,
+    visit: Arc<Mutex<Visit>>,
     waker: Waker,
+}
+
+/// A client that says hello while the thread ends.
+#[derive(Debug, Default)]
+struct Visit {
+    server: Option<SocketAddr>,
+    /// In the poll after so many.
+    polls: u64,
+    visitor: Option<Client>,
 }
 
 impl Hold {
@@ -37,6 +49,7 @@ impl Hold {
             copied: Arc::default(),
             polls: Arc::default(),
             takes: Arc::default(),
+            visit: Arc::default(),
             waker,
         }
     }
@@ -61,6 +74,24 @@ impl Hold {
             let left = self.polls.load(Ordering::SeqCst);
             self.held.store(left > 0, Ordering::SeqCst);
             self.polls.store(left.saturating_sub(1), Ordering::SeqCst);
+        }
+    }
+
+    /// Has a client say hello once so many polls are over since the host was told to drain.
+    pub fn visit_after(&self, polls: u64, server: SocketAddr) {
+        *self.visit.lock().unwrap() = Visit { server: Some(server), polls, visitor: None };
+    }
+
+    /// Who has said hello then.
+    pub fn visitor(&self) -> Option<Client> {
+        self.visit.lock().unwrap().visitor.take()
+    }
+
+    fn poll_draining(&self) {
+        let mut visit = self.visit.lock().unwrap();
+        match visit.polls.checked_sub(1) {
+            Some(left) => visit.polls = left,
+            None => visit.visitor = visit.server.take().map(Client::greet).or(visit.visitor.take()),
         }
     }
 
@@ -96,6 +127,7 @@ pub struct TestHost {
     worked_at: Time,
     /// That time, and the one that was told when the host was next asked for its deadline.
     pub planned: Cell<(Time, Time)>,
+    draining: bool,
 }
 
 impl TestHost {
@@ -114,6 +146,7 @@ impl TestHost {
             cancelled: 0,
             worked_at: Time::default(),
             planned: Cell::default(),
+            draining: false,
         }
     }
 
@@ -154,6 +187,9 @@ impl Host for TestHost {
 
     fn poll(&mut self, now: Time) -> bool {
         let mut worked = false;
+        if self.draining {
+            self.hold.poll_draining();
+        }
         self.hold.copied.store(bytes_copied_by_this_thread(), Ordering::SeqCst);
         while let Some(submission) = self.link.submission() {
             worked = true;
@@ -188,7 +224,9 @@ impl Host for TestHost {
         None
     }
 
-    fn drain(&mut self) {}
+    fn drain(&mut self) {
+        self.draining = true;
+    }
 
     fn is_idle(&self) -> bool {
         self.waiting.is_empty()
