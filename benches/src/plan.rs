@@ -127,6 +127,10 @@ impl Point {
         }
         if let Some(entrant) = self.entrants.last() {
             id += &format!("/{}", entrant.wait.name());
+            // Floors come first. Those of a light load wait in their own way.
+            if let Some(floor) = self.entrants.first().filter(|floor| floor.wait != entrant.wait) {
+                id += &format!("/floors-{}", floor.wait.name());
+            }
             if self.entrants.iter().all(|e| e.arm.transport() == Transport::Udp) && entrant.datagram != DATAGRAM {
                 id += &format!("/{}", entrant.datagram);
             }
@@ -394,6 +398,19 @@ mod tests {
         {
             assert_eq!(points.iter().filter(|point| point.id().contains(basis)).count(), 2, "{basis}");
         }
+    }
+
+    #[test]
+    fn a_light_loads_name_says_how_its_floors_wait() {
+        let name = |arms: &[Arm]| {
+            let points = quick(arms);
+            points.iter().find(|point| point.section == Section::Light).map(Point::id).unwrap_or_default()
+        };
+        assert_eq!(name(&Arm::ALL), "light-load/64/deterministic-250/adaptive/floors-block");
+        assert_eq!(name(&[Arm::CommodityTcp]), "light-load/64/deterministic-250/adaptive");
+        assert_eq!(name(&[Arm::FloorTcp]), "light-load/64/deterministic-250/block");
+        let others = quick(&Arm::ALL).into_iter().filter(|point| point.section != Section::Light);
+        assert!(others.map(|point| point.id()).all(|id| !id.contains("floors")));
     }
 
     #[test]

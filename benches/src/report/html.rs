@@ -183,6 +183,12 @@ fn arms_of(runs: &[&Run]) -> Vec<Arm> {
     Arm::ALL.into_iter().filter(|&arm| runs.iter().any(|run| run.arm == arm)).collect()
 }
 
+/// How the arms of a load wait. Floors, which come first, may do so in a way of their own.
+fn waits(group: &[&Run]) -> String {
+    let [floor, arm] = [group[0], group[group.len() - 1]].map(|run| run.wait);
+    if floor == arm { arm.name().to_owned() } else { format!("{}, floors {}", arm.name(), floor.name()) }
+}
+
 fn distributions(report: &Report, out: &mut String) -> anyhow::Result<()> {
     part("Latency distribution", out);
     *out += "<p>One request at a time. Lower is better; both axes are logarithmic, the lower one in the share of requests \
@@ -202,8 +208,8 @@ fn distributions(report: &Report, out: &mut String) -> anyhow::Result<()> {
         let void = void_reasons(group.iter().copied());
         let void = if void.is_empty() { String::new() } else { format!(" — void: {}", void.join("; ")) };
         let load = match first.offered_rps {
-            Some(rps) => format!("{rps:.0} requests a second; floors block, the others are adaptive"),
-            None => first.wait.name().to_owned(),
+            Some(rps) => format!("{rps:.0} requests a second; {}", waits(&group)),
+            None => waits(&group),
         };
         let caption = format!("{}, {load}{datagram}{void}", size(first.request_bytes));
         figure(&caption, &plots::distribution(&group)?, out)?;

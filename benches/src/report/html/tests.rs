@@ -26,9 +26,11 @@ fn every_part_has_something_in_it_and_says_what_it_shows() {
     let one = run(Arm::CommodityTcp, "one", 100.0);
     let many = Run { section: Section::Concurrent.name(), concurrency: 16, ..run(Arm::CommodityTcp, "many", 1e3) };
     let light = Run { section: Section::Light.name(), offered_rps: Some(250.0), ..one.clone() };
-    let page = page(&report(vec![one, many, Run { point: "light".into(), ..light }])).unwrap();
+    let light = |arm, wait| Run { arm, wait, point: "light".into(), ..light.clone() };
+    let light = [light(Arm::FloorTcp, Wait::Block), light(Arm::CommodityTcp, Wait::Adaptive)];
+    let page = page(&report([one, many].into_iter().chain(light).collect())).unwrap();
     assert!(page.contains("602,112 B, spin, closed loops; connections: 1, 16<"));
-    assert!(page.contains("250 requests a second; floors block"));
+    assert!(page.contains("250 requests a second; adaptive, floors block<"));
     assert_eq!(page.matches("<section>").count(), page.matches("</section>").count());
     assert!(!page.contains("<div class=\"plots\"></div>"));
 }
