@@ -8,7 +8,7 @@ use crate::load::window::{Measured, PathSums};
 use crate::machine::Crossed;
 use crate::plan::{Basis, Drive, Entrant, Point};
 use crate::record::{CpuUs, PathRecord, Run, stages};
-use crate::stats::Latencies;
+use crate::stats::{Latencies, median};
 
 /// An arm has kept up in a window in which at least this share of the requests that came was answered. What is under way
 /// at the window's end is less than what is left.
@@ -78,12 +78,11 @@ impl Tally {
             self.offered.add(Rate { requests: rps * seconds, seconds });
             self.behind += u32::from((measured.completed as f64) < KEPT_UP * measured.came() as f64);
         }
-        let mut latencies = Latencies::new();
         for connection in &mut measured.latencies {
-            latencies.add_connection(connection);
+            self.latencies.add_connection(connection);
         }
-        self.medians_us.push(latencies.summary().p50);
-        self.latencies.merge(&latencies);
+        let of_round = median(&mut measured.latencies.concat());
+        self.medians_us.push(of_round.unwrap_or_default() as f64 / 1e3);
         self.fail(measured.errors);
         if measured.turned_away > 0 {
             *self.errors.entry("the client's queue was full".to_owned()).or_default() += measured.turned_away;
@@ -253,6 +252,17 @@ mod tests {
         // One that answers nothing holds nobody up.
         tallies[6].calibrate(Measured { elapsed: Duration::from_millis(100), ..Measured::default() });
         assert_eq!(rounded(rates(&point, &tallies)), [Some(280); 7]);
+    }
+
+    #[test]
+    fn the_median_of_a_round_is_that_of_all_its_requests() {
+        let point = point(Basis::Own);
+        let mut tally = Tally::new(point.entrants[0]);
+        // Whatever the connections' own medians are.
+        tally.add(Measured { latencies: vec![vec![9_000], vec![1_000, 2_000, 3_000]], ..Measured::default() }, None);
+        tally.add(Measured::default(), None);
+        let run = tally.record(&point, Crossed::Loopback, None);
+        assert_eq!((run.rounds_us, run.requests, run.connections), (vec![2.5, 0.0], 4, 2));
     }
 
     #[test]
