@@ -10,6 +10,7 @@ mod load;
 mod machine;
 mod plan;
 mod process;
+mod ratio;
 mod record;
 mod report;
 mod runner;

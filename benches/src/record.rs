@@ -118,6 +118,8 @@ pub(crate) struct Run {
     pub(crate) rounds_rps: Vec<f64>,
     /// Median latency of each round in microseconds, 0 where nothing was answered.
     pub(crate) rounds_us: Vec<f64>,
+    /// Whether latencies under this load are compared round by round, on this transport.
+    pub(crate) by_rounds: bool,
     /// CPU time for each request.
     pub(crate) cpu_us_per_request: CpuUs,
     /// Mean time in each of the server's stages, for arms that tell.
@@ -223,46 +225,6 @@ impl Report {
 }
 
 impl Run {
-    /// The latency by which arms are compared under this load: of one request at a time the 10th percentile of the
-    /// connections' medians. Of many connections some are served at the cost of others, and the best tenth of them shows
-    /// that and no more: there it is the median over all requests.
-    pub(crate) fn figure_us(&self) -> f64 {
-        if self.concurrency > 1 { self.latency_us.p50 } else { self.latency_us.p10_of_medians }
-    }
-
-    /// Whether that latency would be much the same if a few connections had been slower or faster.
-    pub(crate) fn is_settled(&self) -> bool {
-        self.concurrency > 1 || self.latency_us.is_settled()
-    }
-
-    /// Whether the latencies of both are compared round by round.
-    pub(crate) fn compares_by_rounds(&self, other: &Run) -> bool {
-        !(self.is_settled() && other.is_settled())
-    }
-
-    /// How many times another run's latency this one's is. Where one of the two is not settled, the latencies may be of
-    /// different paces of the machine: then it is the median over the rounds, in each of which both had their turn.
-    pub(crate) fn latency_over(&self, other: &Run) -> f64 {
-        let rounds = || median_ratio(&self.rounds_us, &other.rounds_us);
-        self.compares_by_rounds(other).then(rounds).flatten().unwrap_or_else(|| self.figure_us() / other.figure_us())
-    }
-
-    /// How many times another run's throughput this one's is: the median over the rounds, in each of which both had their turn.
-    pub(crate) fn throughput_over(&self, other: &Run) -> f64 {
-        median_ratio(&self.rounds_rps, &other.rounds_rps).unwrap_or(self.throughput_rps / other.throughput_rps)
-    }
-
-    /// Whether throughput is compared, too: where connections send as fast as they are answered.
-    pub(crate) fn compares_throughput(&self) -> bool {
-        self.concurrency > 1 && self.offered_rps.is_none()
-    }
-
-    /// Whether its latency can be set beside a floor's: an arm that is offered a share of its own saturation is under
-    /// another load than its floor, and of one that does not keep up latency says how long that went on.
-    pub(crate) fn compares_latency(&self) -> bool {
-        !self.saturated && self.saturation_of != Some(Basis::Own)
-    }
-
     /// In an open loop, what came, and whether it was too much.
     pub(crate) fn offer(&self) -> Option<String> {
         let offered = self.offered_rps?;
@@ -272,17 +234,6 @@ impl Run {
         let share = self.saturation_rps.filter(|&rps| rps > 0.0);
         let share = share.map(|rps| format!(", {:.0} % of its {rps:.0}/s", offered / rps * 100.0));
         Some(format!("offered {offered:.0}/s{}", share.unwrap_or_default()))
-    }
-}
-
-/// The median of the ratios of two quantities in each round, of those in which there is one.
-fn median_ratio(of: &[f64], to: &[f64]) -> Option<f64> {
-    let mut ratios: Vec<f64> = of.iter().zip(to).map(|(of, to)| of / to).collect();
-    ratios.retain(|ratio| ratio.is_finite() && *ratio > 0.0);
-    ratios.sort_unstable_by(f64::total_cmp);
-    match ratios.len() {
-        0 => None,
-        n => Some(f64::midpoint(ratios[(n - 1) / 2], ratios[n / 2])),
     }
 }
 
@@ -330,8 +281,9 @@ pub(crate) mod tests {
             errors: 0,
             latency_us: LatencyUs { p50: figure_us * 1.1, p10_of_medians: figure_us, ..LatencyUs::default() },
             throughput_rps: 1e6 / figure_us,
-            rounds_rps: Vec::new(),
-            rounds_us: Vec::new(),
+            rounds_rps: vec![1e6 / figure_us; 60],
+            rounds_us: vec![figure_us * 1.1; 60],
+            by_rounds: false,
             cpu_us_per_request: CpuUs { client: 10.0, server: Some(11.0), nic: None },
             stages_us: None,
             path: None,

@@ -16,9 +16,9 @@ use crate::load::window::{Load, Measured, Window};
 use crate::machine::{self, Crossed};
 use crate::plan::{Drive, Entrant, Point, Section};
 use crate::process::{CpuClock, Server};
+use crate::ratio::mark_void;
 use crate::record::{Idle, Run};
 use crate::tally::{Tally, rates};
-use crate::verdict::mark_void;
 use crate::wait::Wait;
 
 /// An answer is of use within so many times the floor's median for one request at a time.
@@ -143,7 +143,10 @@ impl Runner {
                     Load::Open { schedule: Schedule::new(arrivals, rps, seed), queue }
                 }
                 // It answered nothing in its closed loops.
-                (_, None) => continue,
+                (_, None) => {
+                    tallies[index].pass();
+                    continue;
+                }
             };
             let tally = &mut tallies[index];
             let measured = self.window(point, &tally.entrant, load, times, &mut connections[index], false)?;

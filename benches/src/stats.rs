@@ -3,9 +3,6 @@
 use hdrhistogram::Histogram;
 use serde::Serialize;
 
-/// How far a floor and its second run may lie apart before what was compared with them is void.
-pub(crate) const FLOOR_TOLERANCE: f64 = 1.05;
-
 /// How far the 5th and the 15th percentile of connections' medians may lie apart where the 10th is settled.
 const SETTLED: f64 = 1.1;
 
@@ -137,19 +134,6 @@ fn quantile_of(values: &[u64], quantile: f64) -> Option<f64> {
     Some(below + (above - below) * at.fract())
 }
 
-/// Why a comparison is void, or `None` where a floor agrees with its second run. `what` names floor and quantity.
-pub(crate) fn void_reason(what: &str, floor: f64, again: f64) -> Option<String> {
-    let apart = (floor / again).max(again / floor);
-    if apart.is_finite() && apart <= FLOOR_TOLERANCE {
-        return None;
-    }
-    Some(format!(
-        "the two runs of {what} are {:.1} % apart ({floor:.1} and {again:.1}), more than {:.0} %",
-        (apart - 1.0) * 100.0,
-        (FLOOR_TOLERANCE - 1.0) * 100.0
-    ))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -205,15 +189,5 @@ mod tests {
         assert_eq!(median(&mut []), None);
         assert_eq!(median(&mut [5, 1, 9]), Some(5));
         assert_eq!(median(&mut [4, 1, 9, 6]), Some(5));
-    }
-
-    #[test]
-    fn floors_that_disagree_void_the_comparison() {
-        assert_eq!(void_reason("floor-tcp", 100.0, 104.9), None);
-        assert_eq!(void_reason("floor-tcp", 104.9, 100.0), None);
-        assert!(void_reason("floor-tcp", 100.0, 105.2).is_some_and(|why| why.contains("5.2 % apart")));
-        assert!(void_reason("floor-tcp", 105.2, 100.0).is_some());
-        assert!(void_reason("floor-tcp", 0.0, 0.0).is_some());
-        assert!(void_reason("floor-tcp", f64::NAN, 1.0).is_some());
     }
 }

@@ -95,6 +95,12 @@ impl Tally {
         self.paths.merge(&measured.paths);
     }
 
+    /// Adds a round in which there was nothing to drive it at: rounds are those of all arms.
+    pub(crate) fn pass(&mut self) {
+        self.rounds.push(0.0);
+        self.medians_us.push(0.0);
+    }
+
     fn throughput_rps(&self) -> f64 {
         self.completed as f64 / self.measured.as_secs_f64().max(1e-9)
     }
@@ -133,6 +139,7 @@ impl Tally {
             throughput_rps,
             rounds_rps: self.rounds.clone(),
             rounds_us: self.medians_us.clone(),
+            by_rounds: false,
             cpu_us_per_request: CpuUs { client: each(self.client_cpu), server: self.server_cpu.map(each), nic: None },
             stages_us: stages(&self.paths),
             path,

@@ -1,43 +1,11 @@
 //! The figures: what the project promises, read off the runs of one comparison.
 
-use crate::arms::{Arm, DATAGRAM, JUMBO_DATAGRAM, Transport};
+use crate::arms::{Arm, DATAGRAM, JUMBO_DATAGRAM};
 use crate::crowd::{self, Crowd};
 use crate::plan::{Entrant, IMAGE, Point, Section};
+use crate::ratio::{disagree_in_throughput, too_few_rounds};
 use crate::record::{Figure, Idle, Run, Sense};
-use crate::stats::void_reason;
 use crate::wait::Wait;
-
-/// Marks the runs whose floors disagree or did not keep up, among runs of one point, and says whether there are any.
-pub(crate) fn mark_void(runs: &mut [Run]) -> bool {
-    for transport in [Transport::Tcp, Transport::Udp] {
-        let [floor, again] = Arm::floors(transport).map(|arm| runs.iter().find(|run| run.arm == arm));
-        let (Some(floor), Some(again)) = (floor, again) else { continue };
-        let reason = [floor, again]
-            .into_iter()
-            .find_map(|floor| Some(format!("{} {}", floor.arm, floor.offer().filter(|_| floor.saturated)?)))
-            .or_else(|| disagree_in_latency(floor, again))
-            .or_else(|| disagree_in_throughput(floor, again));
-        for run in runs.iter_mut().filter(|run| run.arm.transport() == transport) {
-            run.void = reason.is_some();
-            run.void_reason.clone_from(&reason);
-        }
-    }
-    runs.iter().any(|run| run.void)
-}
-
-fn disagree_in_latency(floor: &Run, again: &Run) -> Option<String> {
-    let figure = floor.figure_us();
-    void_reason(&format!("{} in us", floor.arm), figure, figure * again.latency_over(floor))
-}
-
-fn disagree_in_throughput(floor: &Run, again: &Run) -> Option<String> {
-    let compared = floor.compares_throughput();
-    let reason = || {
-        let what = format!("{} in requests a second, round by round,", floor.arm);
-        void_reason(&what, floor.throughput_rps, floor.throughput_rps * again.throughput_over(floor))
-    };
-    compared.then(reason).flatten()
-}
 
 /// What a comparison set out to measure, and what came of it.
 #[derive(Clone, Copy)]
@@ -121,24 +89,26 @@ impl<'a> Picked<'a> {
     /// How many times the floor's latency an arm's is.
     fn latency(&self, what: String, arm: Arm, target: f64) -> Option<Figure> {
         let [floor, _] = Arm::floors(arm.transport());
-        let measured = self.pair(arm, floor)?.map(|(run, floor)| {
+        let measured = self.pair(arm, floor)?.and_then(|(run, floor)| {
             let (us, floor_us) = (run.latency_us.p10_of_medians, floor.latency_us.p10_of_medians);
             let mut detail = format!("{us:.1} us, floor {floor_us:.1} us");
-            if run.compares_by_rounds(floor) {
+            if run.by_rounds {
                 detail += "; the machine changed its pace, so round by round";
             }
-            (run.latency_over(floor), detail, run.void_reason.clone())
+            let ratio = run.latency_over(floor).ok_or_else(|| too_few_rounds(run.arm, floor.arm))?;
+            Ok((ratio, detail, run.void_reason.clone()))
         });
         Some(Figure::new(what, Sense::AtMost, target, measured))
     }
 
     /// How many times another arm's bytes a second an arm carries.
     fn throughput(&self, what: String, arm: Arm, other: Arm, target: f64) -> Option<Figure> {
-        let measured = self.pair(arm, other)?.map(|(run, other)| {
+        let measured = self.pair(arm, other)?.and_then(|(run, other)| {
             let [floor, again] = Arm::floors(arm.transport()).map(|arm| self.run(arm));
             let void = floor.zip(again).and_then(|(floor, again)| disagree_in_throughput(floor, again));
             let detail = format!("{}; {other} {}", carried(run), carried(other), other = other.arm);
-            (run.throughput_over(other), detail, void)
+            let ratio = run.throughput_over(other).ok_or_else(|| too_few_rounds(run.arm, other.arm))?;
+            Ok((ratio, detail, void))
         });
         Some(Figure::new(what, Sense::AtLeast, target, measured))
     }
@@ -280,6 +250,7 @@ fn loss(found: &Found<'_>) -> [Option<Figure>; 2] {
 mod tests {
     use super::*;
     use crate::plan;
+    use crate::ratio::mark_void;
     use crate::record::tests::run;
     use crate::stats::LatencyUs;
 
@@ -366,6 +337,7 @@ mod tests {
             concurrency: 16,
             bytes_per_s: rate * 1e9,
             throughput_rps: rate,
+            rounds_rps: vec![rate; 10],
             // Two cores, busy all the time.
             cpu_s_per_gb: Some(2.0 / rate),
             ..run(arm, "c", 1e3)
@@ -380,13 +352,13 @@ mod tests {
         let [bundled, floor] = &verdicts(&runs)[..] else { panic!("two verdicts") };
         assert_eq!((bundled.value, floor.value), (Some(1.375), Some(1.1)));
         assert_eq!(bundled.detail, "5.50 GB/s at 0.36 CPU s/GB; bundled-tcp 4.00 GB/s at 0.50 CPU s/GB");
-        runs[1].throughput_rps = 5.3;
+        runs[1].rounds_rps = vec![5.3; 10];
         assert!(mark_void(&mut runs));
         assert!(verdicts(&runs).iter().all(|figure| figure.verdict() == "void"));
         assert!(runs[3].void_reason.as_ref().is_some_and(|why| why.contains("floor-tcp in requests a second")));
         // The machine stood still for a part of the second floor's rounds, and was at half its pace in others.
         for (run, pace) in runs.iter_mut().zip([1.0, 1.02, 0.8, 1.1]) {
-            run.rounds_rps = vec![5.0, 2.5, 2.5, 5.0, 5.0].into_iter().map(|rps| rps * pace).collect();
+            run.rounds_rps = [5.0, 2.5, 2.5, 5.0, 5.0].repeat(2).into_iter().map(|rps| rps * pace).collect();
         }
         runs[1].rounds_rps[0] = 0.5;
         mark_void(&mut runs);
@@ -400,7 +372,7 @@ mod tests {
         let mut runs = four(100.0, 150.0, 160.0);
         for (run, times) in runs.iter_mut().zip([1.0, 1.01, 1.1]) {
             run.latency_us = LatencyUs { p5_of_medians: 100.0, p15_of_medians: 150.0, ..run.latency_us };
-            run.rounds_us = [100.0, 150.0, 0.0, 150.0].map(|us| us * times).to_vec();
+            run.rounds_us = [100.0, 150.0, 0.0, 150.0].repeat(3).into_iter().map(|us| us * times).collect();
         }
         assert!(!mark_void(&mut runs));
         let figure = large_tcp(&runs);
@@ -411,33 +383,6 @@ mod tests {
         }
         assert!(mark_void(&mut runs));
         assert_eq!(large_tcp(&runs).value, Some(1.6));
-    }
-
-    #[test]
-    fn of_many_connections_the_median_over_all_requests_is_compared() {
-        let mut runs = four(100.0, 101.0, 90.0);
-        for run in &mut runs {
-            run.concurrency = 16;
-        }
-        // The best tenth of the connections agree all the same.
-        runs[1].latency_us.p50 = 130.0;
-        assert!(mark_void(&mut runs));
-        assert!(runs[2].void_reason.as_ref().is_some_and(|why| why.contains("floor-tcp in us")));
-    }
-
-    #[test]
-    fn nothing_is_compared_with_a_floor_that_did_not_keep_up() {
-        let mut runs = four(100.0, 101.0, 90.0);
-        for run in &mut runs {
-            run.concurrency = 16;
-            run.offered_rps = Some(9_000.0);
-        }
-        // Without a second run that disagrees, and whatever the closed loop's throughput.
-        runs[1].throughput_rps = 8_000.0;
-        assert!(!mark_void(&mut runs));
-        runs[1].saturated = true;
-        assert!(mark_void(&mut runs) && runs[2].void);
-        assert_eq!(runs[0].void_reason.as_deref(), Some("floor-tcp-again saturated: offered 9000/s, carried 8000/s"));
     }
 
     #[test]

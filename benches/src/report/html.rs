@@ -122,8 +122,10 @@ fn summary(report: &Report, out: &mut String) -> anyhow::Result<()> {
     }
     *out += "</tbody></table><p><small>The figure of one request at a time is the 10th percentile of the medians of an \
              arm's fresh connections; that of several at once is the median over all requests, and their throughput and \
-             CPU time are those of all rounds together. Arms take turns in an order drawn anew each round. Each floor \
-             runs twice: where its two runs are more than 5 % apart, what was compared with it is void.</small></p>";
+             CPU time are those of all rounds together. Arms take turns in an order drawn anew each round. How many times \
+             the floor's a latency or throughput is, is the median over the rounds, save for one request at a time \
+             while the machine kept its pace. Each floor runs twice: where its two runs, compared in the same way, \
+             are more than 5 % apart, what was compared with it is void.</small></p>";
     Ok(())
 }
 

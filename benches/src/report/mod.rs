@@ -24,10 +24,12 @@ impl Ratios {
             return Ratios::default();
         };
         let comparable = !run.void && run.compares_latency() && floor.compares_latency();
-        let ratio = |of: f64, to: f64| Some(of / to).filter(|ratio| comparable && ratio.is_finite() && *ratio > 0.0);
+        if !comparable {
+            return Ratios::default();
+        }
         Ratios {
-            latency: ratio(run.latency_over(floor), 1.0),
-            throughput: ratio(run.throughput_over(floor), 1.0).filter(|_| run.compares_throughput()),
+            latency: run.latency_over(floor),
+            throughput: run.throughput_over(floor).filter(|_| run.compares_throughput()),
         }
     }
 }

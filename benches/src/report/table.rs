@@ -7,8 +7,9 @@ use crate::record::{Report, Run};
 
 /// What the columns are, where their heads do not say it.
 const LEGEND: &str = "\
-figure us: by which arms are compared; of one request at a time the 10th percentile of the connections' medians, else the median
-x floor: how many times the floor's that is, and how many times its requests a second
+figure us: of one request at a time the 10th percentile of the connections' medians, else the median
+x floor: how many times the floor's latency, and how many times its requests a second; of several connections, and wherever the
+         machine changed its pace, the median over the rounds
 cpu us c, s: CPU time of client and server for each request; s/GB: CPU seconds of both for each gigabyte of payload";
 
 /// Prints figures and runs.
