@@ -12,10 +12,8 @@ use crate::wait::Wait;
 pub(crate) const FRESH_CONNECTIONS: u32 = 60;
 /// An image of 3 x 224 x 224 FP32 values: the size at which most figures are read.
 pub(crate) const IMAGE: u32 = 602_112;
-/// Closed loop of an entrant before each round of an open loop. A third of it is warm-up.
-const CALIBRATION: Duration = Duration::from_millis(36);
-/// Windows become up to so many times longer than planned where there is time.
-const MOST_SCALE: f64 = 1.5;
+/// Rounds for which several connections are kept: to open and warm them up takes longer than a round.
+const ROUNDS_KEPT: u32 = 4;
 const SIZES: [u32; 5] = [64, 4_096, 65_536, IMAGE, 3_244_800];
 
 /// An arm with the settings under which it takes part.
@@ -98,7 +96,7 @@ pub(crate) struct Point {
     pub(crate) drive: Drive,
     /// Who takes part.
     pub(crate) entrants: Vec<Entrant>,
-    /// How often each opens fresh connections.
+    /// How often each is measured.
     pub(crate) rounds: u32,
     /// Load before it counts, each round. Scaled with `measure` to the time there is.
     pub(crate) warm_up: Duration,
@@ -138,39 +136,48 @@ impl Point {
         id
     }
 
-    /// How long each entrant is driven in a closed loop before each round, so that its rate is known.
+    /// How long each entrant is driven in a closed loop on its fresh connections, so that its rate is known. A third of that
+    /// is warm-up, and the rest as long as a round counts.
     pub(crate) fn calibration(&self) -> Option<Duration> {
-        matches!(self.drive, Drive::Saturation(..)).then_some(CALIBRATION)
+        matches!(self.drive, Drive::Saturation(..)).then_some(self.measure * 3 / 2)
+    }
+
+    /// For how many rounds connections are kept once they are open.
+    pub(crate) fn rounds_kept(&self) -> u32 {
+        if matches!(self.section, Section::Single | Section::Light | Section::Loss) { 1 } else { ROUNDS_KEPT }
+    }
+
+    /// How often each entrant opens fresh connections.
+    pub(crate) fn openings(&self) -> u32 {
+        self.rounds.div_ceil(self.rounds_kept())
     }
 
     /// How long it takes, about.
     pub(crate) fn cost(&self) -> Duration {
-        (self.load() + self.overhead()) * self.rounds * self.entrants.len() as u32
+        (self.load() + self.overhead()) * self.openings() * self.entrants.len() as u32
     }
 
-    /// How long an entrant is under load in each round.
+    /// How long an entrant is under load each time that it has fresh connections.
     pub(crate) fn load(&self) -> Duration {
-        self.warm_up + self.measure + self.calibration().unwrap_or_default()
+        (self.warm_up + self.measure) * self.rounds_kept() + self.calibration().unwrap_or_default()
     }
 
-    /// How long a round of an entrant takes beside its load: connecting, and pausing and resuming servers.
+    /// How long that takes beside the load: connecting, pausing and resuming servers, and the requests that must have ended
+    /// before anything counts and after that.
     pub(crate) fn overhead(&self) -> Duration {
-        let windows = if self.calibration().is_some() { 2 } else { 1 };
-        millis(2) * windows + Duration::from_micros(250) * self.concurrency as u32
+        let (micros, kept) = (Duration::from_micros, self.rounds_kept());
+        let windows = kept + u32::from(self.calibration().is_some());
+        // Four requests of each fresh connection, at some gigabytes a second, and two in each further window.
+        let under_way = Duration::from_nanos(u64::from(self.request_bytes) * self.concurrency as u64 * 3 / 2);
+        micros(500) * windows + micros(200) * self.concurrency as u32 + under_way * (1 + kept) / 2
     }
 
-    /// By how much a window's times are scaled so that it lasts about as long as `room`.
+    /// By how much a window's times are scaled so that it lasts no longer than about `room`.
     pub(crate) fn scale(&self, room: Duration, overhead: Duration) -> f64 {
         let load = self.load();
         // At a fixed low rate a shorter window might hold no request at all.
         let least = if matches!(self.drive, Drive::Rate(..)) { 1.0 } else { 0.15 };
-        (room.saturating_sub(overhead).as_secs_f64() / load.as_secs_f64().max(1e-9)).clamp(least, MOST_SCALE)
-    }
-
-    /// How long it takes, about, where there is as much time as it can use.
-    pub(crate) fn longest(&self) -> Duration {
-        let window = self.load().mul_f64(MOST_SCALE) + self.overhead();
-        window * self.rounds * self.entrants.len() as u32
+        (room.saturating_sub(overhead).as_secs_f64() / load.as_secs_f64().max(1e-9)).clamp(least, 1.0)
     }
 }
 
@@ -182,7 +189,7 @@ fn millis(millis: u64) -> Duration {
 struct Windows {
     small: u64,
     image: u64,
-    light: u64,
+    light: (u32, u64),
     sixteen: (u32, u64),
     loss: (u32, u64),
     adaptive: u64,
@@ -213,7 +220,8 @@ impl Planner<'_> {
         }
         // Light loads cannot be shortened: what they take longer than planned is to be shared by those behind them.
         for size in [64, IMAGE] {
-            self.light(size, windows.light);
+            let (rounds, measure) = windows.light;
+            self.light(size, rounds, measure);
         }
         self.jumbo(windows.image);
         let (rounds, measure) = windows.sixteen;
@@ -254,7 +262,7 @@ impl Planner<'_> {
     }
 
     /// Blocking floors beside adaptive servers, with time to fall asleep between requests.
-    fn light(&mut self, size: u32, measure: u64) {
+    fn light(&mut self, size: u32, rounds: u32, measure: u64) {
         let mut entrants = self.entrants(&[Arm::FloorTcp, Arm::FloorTcpAgain], Wait::Block, DATAGRAM);
         entrants.extend(self.entrants(&[Arm::BundledTcp, Arm::CommodityTcp], Wait::Adaptive, DATAGRAM));
         self.push(Point {
@@ -264,15 +272,29 @@ impl Planner<'_> {
             concurrency: 1,
             drive: Drive::Rate(Arrivals::Deterministic, 250.0),
             entrants,
-            rounds: FRESH_CONNECTIONS,
+            rounds,
             warm_up: millis(6),
             measure: millis(measure),
             timeout: millis(1_000),
         });
     }
 
+    /// Several connections, in many short windows: more rounds bring the floors together, and longer ones hardly do, since the
+    /// machine changes its pace between windows of any length.
+    fn concurrent(&mut self, size: u32, concurrency: usize, wait: Wait) {
+        let (rounds, measure) = match u64::from(size) * concurrency as u64 {
+            0..5_000_000 => (40, 6),
+            // More is answered than is under way at once.
+            5_000_000..20_000_000 => (24, 10),
+            _ => (12, 16),
+        };
+        self.closed(size, concurrency, wait, rounds, measure);
+    }
+
     fn open(&mut self, section: Section, size: u32, concurrency: usize, drive: Drive, rounds: u32) {
         let entrants = self.entrants(&Arm::ALL, Wait::Adaptive, DATAGRAM);
+        // The queue is as long as it then stays before anything counts.
+        let (warm_up, measure) = if size == IMAGE { (5, 10) } else { (2, 8) };
         self.push(Point {
             section,
             request_bytes: size,
@@ -281,8 +303,8 @@ impl Planner<'_> {
             drive,
             entrants,
             rounds,
-            warm_up: millis(4),
-            measure: millis(50),
+            warm_up: millis(warm_up),
+            measure: millis(measure),
             timeout: millis(2_000),
         });
     }
@@ -308,41 +330,49 @@ impl Planner<'_> {
 /// The short plan: the sizes and settings at which figures are read.
 pub(crate) fn quick(arms: &[Arm]) -> Vec<Point> {
     let mut planner = Planner { arms, points: Vec::new() };
-    planner.judged(&Windows { small: 5, image: 8, light: 16, sixteen: (40, 16), loss: (6, 100), adaptive: 5 });
+    planner.judged(&Windows {
+        small: 5,
+        image: 8,
+        light: (FRESH_CONNECTIONS, 16),
+        sixteen: (72, 10),
+        loss: (6, 100),
+        adaptive: 5,
+    });
     planner.points
 }
 
 /// The whole plan.
 pub(crate) fn full(arms: &[Arm]) -> Vec<Point> {
     let mut planner = Planner { arms, points: Vec::new() };
-    planner.judged(&Windows { small: 8, image: 16, light: 24, sixteen: (80, 20), loss: (12, 160), adaptive: 8 });
+    planner.judged(&Windows { small: 8, image: 16, light: (80, 24), sixteen: (96, 12), loss: (12, 160), adaptive: 8 });
     for size in SIZES.into_iter().filter(|size| ![64, IMAGE].contains(size)) {
         planner.closed(size, 1, Wait::Spin, FRESH_CONNECTIONS, 10);
-        planner.closed(size, 1, Wait::Adaptive, FRESH_CONNECTIONS / 3, 10);
+        planner.closed(size, 1, Wait::Adaptive, FRESH_CONNECTIONS / 2, 7);
     }
-    for size in [64, IMAGE] {
+    for (size, rounds) in [(64, 40), (IMAGE, 32)] {
         for basis in [Basis::Own, Basis::Slowest] {
             for arrivals in [Arrivals::Poisson, Arrivals::Deterministic] {
-                planner.open(Section::Open, size, 16, Drive::Saturation(arrivals, 0.7, basis), 10);
+                planner.open(Section::Open, size, 16, Drive::Saturation(arrivals, 0.7, basis), rounds);
             }
         }
         for share in [0.3, 0.5, 0.9] {
-            planner.open(Section::Open, size, 16, Drive::Saturation(Arrivals::Poisson, share, Basis::Own), 6);
+            let drive = Drive::Saturation(Arrivals::Poisson, share, Basis::Own);
+            planner.open(Section::Open, size, 16, drive, rounds);
         }
     }
-    for (clients, rounds) in [(64, 8), (256, 5)] {
+    for (clients, rounds) in [(64, 40), (256, 32)] {
         planner.open(Section::FanIn, 4_096, clients, Drive::Saturation(Arrivals::Poisson, 0.5, Basis::Slowest), rounds);
     }
     for size in [64, 4_096, IMAGE] {
         for concurrency in [4, 16, 64] {
-            planner.closed(size, concurrency, Wait::Adaptive, 4, 50);
+            planner.concurrent(size, concurrency, Wait::Adaptive);
         }
     }
     for size in SIZES {
         for concurrency in [4, 16, 64] {
             // Sixteen images are above; more of the largest would only queue.
             if (size, concurrency) != (IMAGE, 16) && size * concurrency as u32 <= 16 * 3_244_800 {
-                planner.closed(size, concurrency, Wait::Spin, 4, 50);
+                planner.concurrent(size, concurrency, Wait::Spin);
             }
         }
     }
@@ -391,7 +421,11 @@ mod tests {
         for point in open {
             assert!(Arm::ALL.iter().all(|arm| point.entrants.iter().any(|e| e.arm == *arm)), "{}", point.id());
             let closed = Point { drive: Drive::Closed, ..point.clone() };
-            assert!(point.cost() >= closed.cost() + CALIBRATION * point.rounds * 7, "{}", point.id());
+            assert!(
+                point.cost() >= closed.cost() + point.calibration().unwrap() * point.openings() * 7,
+                "{}",
+                point.id()
+            );
         }
         // All arms are offered the same, and each a share of its own.
         for basis in ["poisson-70%/", "poisson-70%-of-slowest/", "deterministic-70%/", "deterministic-70%-of-slowest/"]

@@ -146,7 +146,7 @@ pub(crate) struct Run {
     pub(crate) datagram: Option<u16>,
     /// Share of datagrams that the server's port threw away.
     pub(crate) drop: f64,
-    /// How often fresh connections were opened.
+    /// How often it was measured.
     pub(crate) rounds: u32,
     /// Fresh connections with at least one latency.
     pub(crate) connections: usize,

@@ -16,7 +16,7 @@ use crate::load::window::{Load, Measured, Window};
 use crate::machine::{self, Crossed};
 use crate::plan::{Drive, Entrant, Point, Section};
 use crate::process::{CpuClock, Server};
-use crate::ratio::mark_void;
+use crate::ratio::{LEAST_ROUNDS, mark_void};
 use crate::record::{Idle, Run};
 use crate::tally::{Tally, rates};
 use crate::wait::Wait;
@@ -66,7 +66,7 @@ impl Runner {
         }
     }
 
-    /// Runs a point in about the time `budget`; no round begins after `end`. While the floors disagree, or an arm's figure
+    /// Runs a point in about the time `budget`; nothing begins after `end`. While the floors disagree, or an arm's figure
     /// is not settled, up to as many rounds again are run, until `patience`. What is void after that is marked.
     pub(crate) fn run(
         &mut self,
@@ -81,21 +81,23 @@ impl Runner {
             self.server(&tally.entrant, point)?;
         }
         let (before, others) = (Instant::now(), self.others());
-        let (started, windows) = (Instant::now(), point.rounds * tallies.len() as u32);
+        let (started, turns) = (Instant::now(), point.openings() * tallies.len() as u32);
         let mut overhead = point.overhead();
-        for round in 0..point.rounds {
-            let left = budget.saturating_sub(started.elapsed()) / (windows - round * tallies.len() as u32);
+        for opening in 0..point.openings() {
+            let left = budget.saturating_sub(started.elapsed()) / (turns - opening * tallies.len() as u32);
             let scale = point.scale(left, overhead);
             let before = Instant::now();
-            self.round(point, scale, &mut tallies)?;
+            self.rounds(point, scale, &mut tallies)?;
             self.progress.inc(tallies.len() as u64);
             let load = point.load().mul_f64(scale);
             overhead = (overhead * 3 + (before.elapsed() / tallies.len() as u32).saturating_sub(load)) / 4;
-            if Instant::now() >= end {
+            // Connecting cannot be made shorter as windows can. Where it is not for their number that there are so many, fewer do.
+            let enough = point.rounds_kept() > 1 && (opening + 1) * point.rounds_kept() >= LEAST_ROUNDS as u32;
+            if Instant::now() >= end || enough && started.elapsed() >= budget {
                 break;
             }
         }
-        let mut more = point.rounds;
+        let mut more = point.openings();
         loop {
             self.learn(point, &tallies);
             let target_us = self.floor_us.get(&point.request_bytes).map(|floor| floor * TARGET_OF_FLOOR);
@@ -111,26 +113,48 @@ impl Runner {
             if settled || more == 0 || Instant::now() >= patience {
                 return Ok(runs);
             }
-            more -= 1;
-            self.round(point, 1.0, &mut tallies)?;
+            // Some at a time, since judging them takes about as long as a short one.
+            let some = more.min((point.openings() / 8).max(1));
+            more -= some;
+            for _ in 0..some {
+                self.rounds(point, 1.0, &mut tallies)?;
+                if Instant::now() >= patience {
+                    break;
+                }
+            }
         }
     }
 
-    /// A round of all entrants. One of an open loop at a share of saturation begins with closed loops: on a machine that
-    /// changes its pace, what they showed a minute ago would be a share of something else.
-    fn round(&mut self, point: &Point, scale: f64, tallies: &mut [Tally]) -> anyhow::Result<()> {
-        // Kept for the open loop: new ones fall behind at first, and that must not be charged to its requests.
+    /// Rounds of all entrants on fresh connections. Those of an open loop at a share of saturation begin with closed loops: on
+    /// a machine that changes its pace, what they showed a minute ago would be a share of something else.
+    fn rounds(&mut self, point: &Point, scale: f64, tallies: &mut [Tally]) -> anyhow::Result<()> {
         let mut connections: Vec<Connections> = tallies.iter().map(|_| Connections::new()).collect();
         if let Some(calibration) = point.calibration() {
             let load = calibration.mul_f64(scale);
             let times = (load / 3, load - load / 3);
             for index in self.order(tallies.len()) {
                 let tally = &mut tallies[index];
+                // Kept for the open loop: new ones fall behind at first, and that must not be charged to its requests.
                 let measured =
                     self.window(point, &tally.entrant, Load::Closed, times, &mut connections[index], true)?;
                 tally.calibrate(measured);
             }
         }
+        for left in (0..point.rounds_kept()).rev() {
+            self.round(point, scale, tallies, &mut connections, left > 0)?;
+        }
+        Ok(())
+    }
+
+    /// A round of all entrants, on their connections.
+    fn round(
+        &mut self,
+        point: &Point,
+        scale: f64,
+        tallies: &mut [Tally],
+        connections: &mut [Connections],
+        keep: bool,
+    ) -> anyhow::Result<()> {
         let rates = rates(point, tallies);
         // Where arms are offered the same, they are offered it at the same times.
         let seed = self.rng.u64(..);
@@ -149,7 +173,7 @@ impl Runner {
                 }
             };
             let tally = &mut tallies[index];
-            let measured = self.window(point, &tally.entrant, load, times, &mut connections[index], false)?;
+            let measured = self.window(point, &tally.entrant, load, times, &mut connections[index], keep)?;
             tally.add(measured, rates[index]);
         }
         Ok(())
@@ -186,7 +210,9 @@ impl Runner {
             peers: point.concurrency,
             timeout: point.timeout,
         };
-        let window = Window { warm_up, warm_up_requests: 3, measure, timeout: point.timeout };
+        // Of one that has been asked before, an answer shows that it is again.
+        let warm_up_requests = if connections.is_empty() { 3 } else { 1 };
+        let window = Window { warm_up, warm_up_requests, measure, timeout: point.timeout };
         let paused = self.local.get(&key(entrant));
         if let Some(server) = paused {
             server.resume()?;

@@ -122,6 +122,7 @@ impl Tally {
         let path = PathRecord::of(&self.paths);
         let errors = self.errors.values().sum();
         let saturated = matches!(point.drive, Drive::Saturation(..)) && self.falls_behind();
+        let opened = self.rounds.len().div_ceil(point.rounds_kept() as usize) * point.concurrency;
         let latency_target_us = target_us.filter(|_| point.drive != Drive::Closed);
         let (arrivals, of_saturation, saturation_of) = match point.drive {
             Drive::Closed => (None, None, None),
@@ -158,7 +159,8 @@ impl Tally {
             datagram: (arm.transport() == Transport::Udp).then_some(datagram),
             drop,
             rounds: self.rounds.len() as u32,
-            connections: self.latencies.connections(),
+            // Those that are kept for some rounds have a median in each.
+            connections: self.latencies.connections().min(opened),
             measured_s: self.measured.as_secs_f64(),
             bytes_per_s: throughput_rps * payload,
             cpu_s_per_gb: cpu_s.filter(|_| self.completed > 0).map(|cpu| cpu / (self.completed as f64 * payload / 1e9)),

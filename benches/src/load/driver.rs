@@ -156,11 +156,10 @@ impl<'a> Driver<'a> {
                 }
             }
         }
+        // Whoever uses the connections next finds none with a request under way.
         for index in 0..self.states.len() {
-            if let State::Busy { due, .. } = self.states[index]
-                && self.counts(due)
-            {
-                self.measured.fail(&Fault::Timeout);
+            if let State::Busy { .. } = self.states[index] {
+                self.broke(index, &Fault::Timeout)?;
             }
         }
         let unsent = std::mem::take(&mut self.waiting);

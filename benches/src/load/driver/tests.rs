@@ -1,5 +1,7 @@
+use std::cell::Cell;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixDatagram;
+use std::rc::Rc;
 
 use super::*;
 use crate::load::arrivals::{Arrivals, Schedule};
@@ -58,6 +60,43 @@ impl Connection for Slow {
 
     fn wants_write(&self) -> bool {
         false
+    }
+}
+
+/// Never answers, and counts those of its kind that have a request under way.
+struct Silent {
+    socket: UnixDatagram,
+    under_way: Rc<Cell<usize>>,
+    asked: bool,
+}
+
+impl Connection for Silent {
+    fn begin(&mut self) -> io::Result<()> {
+        self.asked = true;
+        self.under_way.set(self.under_way.get() + 1);
+        Ok(())
+    }
+
+    fn advance(&mut self) -> io::Result<Step> {
+        Ok(Step::Idle)
+    }
+
+    fn check(&self) -> Result<(), Fault> {
+        Ok(())
+    }
+
+    fn fd(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
+    }
+
+    fn wants_write(&self) -> bool {
+        false
+    }
+}
+
+impl Drop for Silent {
+    fn drop(&mut self) {
+        self.under_way.set(self.under_way.get() - usize::from(self.asked));
     }
 }
 
@@ -133,4 +172,18 @@ fn a_request_that_nobody_answers_times_out() {
     let measured = measure(Some((0, 60_000)), load, true);
     let failed: u64 = measured.errors.values().sum();
     assert!(failed + measured.turned_away >= 19, "{measured:?}");
+}
+
+#[test]
+fn no_connection_is_left_with_a_request_under_way() {
+    let under_way = Rc::new(Cell::new(0));
+    let mut connect = || -> anyhow::Result<Box<dyn Connection>> {
+        Ok(Box::new(Silent { socket: UnixDatagram::unbound()?, under_way: under_way.clone(), asked: false }))
+    };
+    let mut connections = [connect().unwrap()];
+    let load = Load::Open { schedule: Schedule::new(Arrivals::Deterministic, 1_000.0, 1), queue: 100 };
+    // The second request begins when the first is given up, and is not given up itself before the window's end.
+    let window = Window { measure: Duration::from_millis(5), timeout: Duration::from_millis(20), ..window() };
+    run(&mut connections, Wait::Spin, load, &window, &CpuClock::Own, &mut connect).unwrap();
+    assert_eq!(under_way.get(), 0);
 }

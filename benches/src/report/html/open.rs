@@ -19,7 +19,7 @@ pub(super) fn part(report: &Report, out: &mut String) -> anyhow::Result<()> {
     }
     super::part("At a share of saturation, and goodput", out);
     *out += "<p>Requests come at a rate, and latency counts from the time at which each was to be sent. Saturation is what the \
-             arm answers in a closed loop of as many connections, measured before each round. Where all arms are offered a \
+             arm answers in a closed loop of as many connections, measured anew before a few rounds each. Where all arms are offered a \
              share of the slowest one's, their latencies can be compared; where each is offered a share of its own, they \
              are under different loads. An arm that cannot keep up is saturated, and has no latency to speak of. p99 has no \
              verdict: see how far a floor and its second run are apart. Goodput is the most answers a second, over all \
