@@ -185,10 +185,11 @@ fn millis(millis: u64) -> Duration {
     Duration::from_millis(millis)
 }
 
-/// Milliseconds for which the loads of either plan count in each round, and rounds where they are not a matter of connections.
+/// Rounds of the loads of either plan, and milliseconds that count in each; as many rounds as fresh connections must be where
+/// only the latter are told. The machine's pace may change with every window, so many short ones tell more than few long ones.
 struct Windows {
-    small: u64,
-    image: u64,
+    small: (u32, u64),
+    image: (u32, u64),
     light: (u32, u64),
     sixteen: (u32, u64),
     loss: (u32, u64),
@@ -215,8 +216,8 @@ impl Planner<'_> {
 
     /// The loads at which figures are read, and one request at a time with adaptive waiting.
     fn judged(&mut self, windows: &Windows) {
-        for (size, measure) in [(64, windows.small), (IMAGE, windows.image)] {
-            self.closed(size, 1, Wait::Spin, FRESH_CONNECTIONS, measure);
+        for (size, (rounds, measure)) in [(64, windows.small), (IMAGE, windows.image)] {
+            self.closed(size, 1, Wait::Spin, rounds, measure);
         }
         // Light loads cannot be shortened: what they take longer than planned is to be shared by those behind them.
         for size in [64, IMAGE] {
@@ -251,10 +252,10 @@ impl Planner<'_> {
         });
     }
 
-    fn jumbo(&mut self, measure: u64) {
+    fn jumbo(&mut self, (rounds, measure): (u32, u64)) {
         let arms = [Arm::FloorUdp, Arm::FloorUdpAgain, Arm::CommodityUdp];
         let entrants = self.entrants(&arms, Wait::Spin, JUMBO_DATAGRAM);
-        self.closed(IMAGE, 1, Wait::Spin, FRESH_CONNECTIONS, measure);
+        self.closed(IMAGE, 1, Wait::Spin, rounds, measure);
         if let Some(mut point) = self.points.pop() {
             point.entrants = entrants;
             self.push(point);
@@ -331,8 +332,8 @@ impl Planner<'_> {
 pub(crate) fn quick(arms: &[Arm]) -> Vec<Point> {
     let mut planner = Planner { arms, points: Vec::new() };
     planner.judged(&Windows {
-        small: 5,
-        image: 8,
+        small: (90, 3),
+        image: (90, 5),
         light: (FRESH_CONNECTIONS, 16),
         sixteen: (72, 10),
         loss: (6, 100),
@@ -344,7 +345,14 @@ pub(crate) fn quick(arms: &[Arm]) -> Vec<Point> {
 /// The whole plan.
 pub(crate) fn full(arms: &[Arm]) -> Vec<Point> {
     let mut planner = Planner { arms, points: Vec::new() };
-    planner.judged(&Windows { small: 8, image: 16, light: (80, 24), sixteen: (96, 12), loss: (12, 160), adaptive: 8 });
+    planner.judged(&Windows {
+        small: (120, 4),
+        image: (160, 6),
+        light: (80, 24),
+        sixteen: (96, 12),
+        loss: (12, 160),
+        adaptive: 8,
+    });
     for size in SIZES.into_iter().filter(|size| ![64, IMAGE].contains(size)) {
         planner.closed(size, 1, Wait::Spin, FRESH_CONNECTIONS, 10);
         planner.closed(size, 1, Wait::Adaptive, FRESH_CONNECTIONS / 2, 7);
