@@ -182,10 +182,14 @@ impl<C: Congestion> Channel<C> {
     /// Bytes without a word of the peer after which it is asked for one: half of what may be under way, and more where the
     /// rest of the message fits what is left of that. Its answer will acknowledge all of it, while an acknowledgement that
     /// has to be made shortly before the message is complete keeps the peer from completing it.
+    ///
+    /// Not so where a quarter of the window takes no datagram: the next one would be held back, and nobody asked. Nor before
+    /// the first round trip is measured, which an answer does not do, and without which pacer and probes know no pace.
     fn asks_after(&self, message: &Outgoing) -> u64 {
         let window = self.window();
         let left = window.saturating_sub(self.flight.bytes());
-        if message.unsent() <= left { window / 4 * 3 } else { window / 2 }
+        let spares = window / 4 >= u64::from(self.size.negotiated()) && self.rtt.is_sampled();
+        if spares && message.unsent() <= left { window / 4 * 3 } else { window / 2 }
     }
 
     /// How many of `most` further frames of `bytes` each may leave along with one that has just been sent, before an

@@ -68,6 +68,11 @@ impl Rtt {
         self.smoothed
     }
 
+    /// Whether any round trip was measured.
+    pub(crate) fn is_sampled(&self) -> bool {
+        self.sampled
+    }
+
     /// The smallest round trip seen, or the smoothed one before any.
     pub(crate) fn min(&self) -> u64 {
         if self.sampled { self.min } else { self.smoothed }

@@ -1,7 +1,7 @@
 //! What is acknowledged is in place; what is answered need not be acknowledged.
 
 use splitrpc_engine::{MS, Peer, ServerConfig, Verdict};
-use splitrpc_wire::ack::Ack;
+use splitrpc_wire::ack::{Ack, AckRange};
 use splitrpc_wire::{Flags, Header, Kind};
 
 use crate::rig::{Ask, Rig, addr, config, serve};
@@ -102,20 +102,44 @@ fn a_new_session_starts_with_a_clean_sheet() {
     });
 }
 
+/// Has the client acknowledge an answer, so that a round trip is measured.
+fn measure(rig: &mut Rig<'_>, from: Peer, session: u64, window: u64) {
+    let (request, _) = rig.submit(from, session, 1, &Ask::rows(1));
+    rig.answer(request, 10);
+    rig.sent();
+    rig.pass(MS / 10);
+    let mut ack = [0; 64];
+    let length = Ack { window, delay_us: 0, ranges: &[AckRange::new(1, 1)] }.write(&mut ack);
+    rig.control(from, Header { session, ..Header::new(Kind::Ack) }, &ack[..length]);
+}
+
 #[test]
 fn who_would_be_held_back_asks_in_time() {
-    // What the client lets be under way, and so many bytes in how many packets ask for an acknowledgement.
-    for (window, asked) in [(20_000, 1), (40_000, 1), (60_000, 0), (1 << 20, 0)] {
-        serve(&config(), |rig| {
-            let (from, session) = (Peer::Datagram(addr(1)), rig.open_datagram(addr(1), 1, window));
-            let (request, _) = rig.submit(from, session, 1, &Ask::rows(1));
-            rig.answer(request, 30_000);
-            let sent = rig.sent();
-            let under_way: u64 = sent.iter().map(|s| u64::from(s.header.length) + 64).sum();
-            assert!(under_way <= window);
-            let asking = sent.iter().filter(|s| s.header.flags.has(Flags::ACK_NOW)).count();
-            assert_eq!(asking, asked, "{window}: {under_way} bytes under way");
-        });
+    // What the client lets be under way, what is answered, and how many packets of that ask for an acknowledgement: before a
+    // round trip was measured, and afterwards.
+    for (window, bytes, asked) in [
+        // After two packets there is no room for a third.
+        (4000, 3000, [1, 1]),
+        (20_000, 30_000, [1, 1]),
+        (40_000, 30_000, [1, 1]),
+        (60_000, 30_000, [1, 0]),
+        (1 << 20, 30_000, [0, 0]),
+    ] {
+        for (measured, asked) in [false, true].into_iter().zip(asked) {
+            serve(&config(), |rig| {
+                let (from, session) = (Peer::Datagram(addr(1)), rig.open_datagram(addr(1), 1, window));
+                if measured {
+                    measure(rig, from, session, window);
+                }
+                let (request, _) = rig.submit(from, session, 2, &Ask::rows(1));
+                rig.answer(request, bytes);
+                let sent = rig.sent();
+                let under_way: u64 = sent.iter().map(|s| u64::from(s.header.length) + 64).sum();
+                assert!(under_way <= window);
+                let asking = sent.iter().filter(|s| s.header.flags.has(Flags::ACK_NOW)).count();
+                assert_eq!(asking, asked, "{window}: {under_way} bytes under way, measured: {measured}");
+            });
+        }
     }
 }
 
