@@ -87,12 +87,24 @@ pub(crate) fn free_memory() -> Option<u64> {
     let line = info.lines().find_map(|l| l.strip_prefix("MemAvailable:"))?;
     let free = line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()? << 10;
     let groups = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
-    let group = groups.lines().find_map(|l| l.strip_prefix("0::/")).unwrap_or_default();
-    // Those that the group lies in bound it too. Without a bound the file says "max".
-    let bound = |group: &Path| {
-        fs::read_to_string(Path::new("/sys/fs/cgroup").join(group).join("memory.max")).ok()?.trim().parse().ok()
-    };
-    Path::new(group).ancestors().filter_map(bound).chain([free]).min()
+    memory_bound(Path::new("/sys/fs/cgroup"), &groups).into_iter().chain([free]).min()
+}
+
+/// The least memory that any of these control groups, or those that they lie in, may have, in bytes. `groups` is what
+/// `/proc/PID/cgroup` has: one of the second version, one of the first for each controller, or both.
+pub(super) fn memory_bound(mount: &Path, groups: &str) -> Option<u64> {
+    let groups = groups.lines().filter_map(|line| line.split_once(':')?.1.split_once(":/"));
+    let bounds = groups.filter_map(|(controllers, group)| {
+        let (dir, file) = match controllers {
+            "" => (mount.to_owned(), "memory.max"),
+            _ if controllers.split(',').any(|c| c == "memory") => (mount.join("memory"), "memory.limit_in_bytes"),
+            _ => return None,
+        };
+        // Without a bound the file says "max", or more than any machine has.
+        let bound = |group: &Path| fs::read_to_string(dir.join(group).join(file)).ok()?.trim().parse().ok();
+        Path::new(group).ancestors().filter_map(bound).min()
+    });
+    bounds.min()
 }
 
 /// The default of `limits.sessions` where so many files may be open and so many data threads share them.
