@@ -40,6 +40,8 @@ pub struct SessionSlot {
     pub(crate) in_flight: u16,
     /// Its responses that have not left whole yet.
     pub(crate) leaving: u16,
+    /// Datagrams: small frames to it that wait to be sent.
+    pub(crate) controls: u16,
     /// Datagrams: stands in the queue of sessions that may have something to send.
     pub(crate) queued: bool,
     /// Next free datagram session.
@@ -64,6 +66,7 @@ impl Default for SessionSlot {
             first_out: NO_INDEX,
             in_flight: 0,
             leaving: 0,
+            controls: 0,
             queued: false,
             next_free: NO_INDEX,
             max_response: 0,

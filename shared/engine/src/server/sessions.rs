@@ -22,6 +22,8 @@ const UNKNOWN_PERIOD: u64 = 100 * MS;
 const LEAST_DISUSE: u64 = SEC;
 /// Longest slice of the catalogue in one frame on a stream.
 const CATALOG_SLICE: u32 = 1 << 20;
+/// Small frames that may wait for a datagram session beside one for each of its requests: to its hello, ping and list.
+const CONTROLS_OF_SESSION: u16 = 3;
 
 impl<C: Congestion> Server<'_, C> {
     /// A stream was accepted. `id` is the port's number for it, less than the configured number of streams and not in use.
@@ -415,10 +417,35 @@ impl<C: Congestion> Server<'_, C> {
         self.push_control(Control { peer, header, body });
     }
 
+    /// Queues a small frame. A datagram session that asks for more of them at once than it may have requests gets no more, and
+    /// has to ask again: else one that asks without end, which costs it little, would keep the others from being served.
     pub(super) fn push_control(&mut self, control: Control) -> bool {
-        let pushed = self.control.push(control);
+        let session = self.datagram_session(&control);
+        let most = self.config.requests_per_client + CONTROLS_OF_SESSION;
+        let fits = session.is_none_or(|session| self.sessions[session as usize].controls < most);
+        let pushed = fits && self.control.push(control);
         self.stats.control_dropped += u64::from(!pushed);
+        if pushed && let Some(session) = session {
+            self.sessions[session as usize].controls += 1;
+        }
         pushed
+    }
+
+    pub(super) fn pop_control(&mut self) -> Option<Control> {
+        let control = self.control.pop()?;
+        if let Some(session) = self.datagram_session(&control) {
+            let waiting = &mut self.sessions[session as usize].controls;
+            *waiting = waiting.saturating_sub(1);
+        }
+        Some(control)
+    }
+
+    /// The datagram session that a small frame is for, if it is for one that is open.
+    fn datagram_session(&self, control: &Control) -> Option<u32> {
+        match control.peer {
+            Peer::Stream(_) => None,
+            Peer::Datagram(_) => self.session_of(control.peer, control.header.session),
+        }
     }
 
     pub(super) fn push_submission(&mut self, submission: Submission) {

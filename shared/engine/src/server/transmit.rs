@@ -96,7 +96,7 @@ impl<C: Congestion> Server<'_, C> {
 
     /// The next frame to send, or up to `most` at once where they make a train, until there is none for now.
     pub fn poll_train(&mut self, now: Time, most: u32) -> Option<Transmit<'_>> {
-        while let Some(control) = self.control.pop() {
+        while let Some(control) = self.pop_control() {
             match control.body {
                 Body::Failure(key) if !self.is_failed(key) => continue,
                 Body::Gone => continue,

@@ -5,7 +5,7 @@ use splitrpc_ring::Run;
 use splitrpc_wire::{Header, Kind, Status};
 
 use crate::rig::pair::{client_config, pair};
-use crate::rig::{Ask, addr, config, serve};
+use crate::rig::{Ask, Rig, addr, config, serve};
 
 #[test]
 fn a_client_asks() {
@@ -51,21 +51,48 @@ fn a_client_that_is_forgotten_hears_of_it_when_it_asks() {
     });
 }
 
+/// Asks `count` times for a sign of life, the catalogue and the impossible, as one receive brings it: nothing is sent meanwhile.
+fn flood(rig: &mut Rig<'_>, from: Peer, session: u64, count: u64) {
+    let ask = Ask { model: 99, ..Ask::rows(1) };
+    for n in 1..=count {
+        rig.control(from, Header { session, request: n, ..Header::new(Kind::Ping) }, &[]);
+        rig.control(from, Header { session, ..Header::new(Kind::List) }, &[0; 8]);
+        assert_eq!(rig.request(from, session, n, &ask), Verdict::Discard);
+        let cancel = Header { session, request: n, packet: 5000 + n as u32, ..Header::new(Kind::Cancel) };
+        rig.control(from, cancel, &[]);
+    }
+}
+
+#[test]
+fn who_asks_without_end_is_answered_as_often_as_it_may_have_requests() {
+    let config = config();
+    serve(&config, |rig| {
+        let (loud, other) = (Peer::Datagram(addr(1)), Peer::Datagram(addr(2)));
+        let sessions = [rig.open_datagram(addr(1), 1, 1 << 20), rig.open_datagram(addr(2), 1, 1 << 20)];
+        for _ in 0..3 {
+            flood(rig, loud, sessions[0], 2000);
+            assert!(rig.server.accepts_frames() && rig.server.stats().control_dropped > 0);
+            rig.control(other, Header { session: sessions[1], request: 7, ..Header::new(Kind::Ping) }, &[]);
+            let sent = rig.sent();
+            let (to_loud, to_other): (Vec<_>, Vec<_>) = sent.iter().partition(|s| s.peer == loud);
+            let answers = to_loud.iter().filter(|s| s.header.kind != Kind::Ack).count();
+            assert_eq!(answers, usize::from(config.requests_per_client) + 3);
+            assert_eq!(to_other.iter().map(|s| s.header.kind).collect::<Vec<_>>(), [Kind::Pong]);
+        }
+        rig.control(loud, Header { session: sessions[0], request: 7, ..Header::new(Kind::Ping) }, &[]);
+        assert!(rig.sent().iter().any(|s| (s.header.kind, s.header.request) == (Kind::Pong, 7)), "it is heard again");
+    });
+}
+
 #[test]
 fn more_questions_at_once_than_there_is_room_for_cost_who_asks_and_nobody_else() {
     serve(&config(), |rig| {
-        let (loud, quiet) = (Peer::Datagram(addr(1)), Peer::Stream(0));
-        let sessions = [rig.open_datagram(addr(1), 1, 1 << 20), rig.open_stream(0)];
-        let request = rig.submit(quiet, sessions[1], 1, &Ask::rows(1)).0;
-        let ask = Ask { model: 99, ..Ask::rows(1) };
-        for n in 1..=2000 {
-            // As one receive brings them: nothing is sent in between.
-            rig.control(loud, Header { session: sessions[0], request: n, ..Header::new(Kind::Ping) }, &[]);
-            rig.control(loud, Header { session: sessions[0], ..Header::new(Kind::List) }, &[0; 8]);
-            assert_eq!(rig.request(loud, sessions[0], n, &ask), Verdict::Discard);
-            let cancel =
-                Header { session: sessions[0], request: n, packet: 5000 + n as u32, ..Header::new(Kind::Cancel) };
-            rig.control(loud, cancel, &[]);
+        let quiet = Peer::Stream(0);
+        let (loud, session) = (Peer::Stream(1), rig.open_stream(1));
+        let own = rig.open_stream(0);
+        let request = rig.submit(quiet, own, 1, &Ask::rows(1)).0;
+        for n in 1..=6000 {
+            rig.control(loud, Header { session, request: n, ..Header::new(Kind::Ping) }, &[]);
         }
         rig.complete(request, Status::ModelFailed, Run::NONE, &[]);
         assert!(!rig.server.accepts_frames() && rig.server.stats().control_dropped > 0);
@@ -76,7 +103,7 @@ fn more_questions_at_once_than_there_is_room_for_cost_who_asks_and_nobody_else()
             told.iter().any(|s| s.peer == quiet && s.header.request == 1 && s.status().status == Status::ModelFailed)
         );
         rig.assert_empty();
-        rig.control(loud, Header { session: sessions[0], request: 7, ..Header::new(Kind::Ping) }, &[]);
+        rig.control(loud, Header { session, request: 7, ..Header::new(Kind::Ping) }, &[]);
         assert!(rig.sent().iter().any(|s| (s.header.kind, s.header.request) == (Kind::Pong, 7)), "it is heard again");
     });
 }
