@@ -348,8 +348,8 @@ pub(crate) fn full(arms: &[Arm]) -> Vec<Point> {
     planner.judged(&Windows {
         small: (120, 4),
         image: (160, 6),
-        light: (80, 24),
-        sixteen: (96, 12),
+        light: (FRESH_CONNECTIONS, 56),
+        sixteen: (88, 12),
         loss: (12, 160),
         adaptive: 8,
     });
