@@ -75,8 +75,11 @@ impl DeviceMemory {
         }
         context.make_current()?;
         let mut handle = 0;
-        // The driver takes the number itself in the place of an address.
-        let number = ptr::without_provenance_mut::<c_void>(descriptor.as_raw_fd() as usize);
+        // The driver takes the number itself in the place of an address, and 0 for none. A copy has a number past those of
+        // standard input, output and error.
+        let failed = |error| Error::Invalid { what: WHAT, why: format!("its descriptor cannot be copied: {error}") };
+        let copy = descriptor.try_clone_to_owned().map_err(failed)?;
+        let number = ptr::without_provenance_mut::<c_void>(copy.as_raw_fd() as usize);
         // SAFETY: the descriptor is open during the call, which does not close it, and the place outlives the call.
         let result = unsafe { sys::cuMemImportFromShareableHandle(&raw mut handle, number, DESCRIPTOR) };
         context.check(result, WHAT)?;
