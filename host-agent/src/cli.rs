@@ -168,7 +168,8 @@ fn check(config: &Config) -> bool {
     say(format_args!("{}", config.to_toml()));
     let problems = config.check(&Machine::here());
     for problem in &problems {
-        eprintln!("{problem}");
+        // Who reads no further learns it by the exit code.
+        let _ = writeln!(std::io::stderr(), "{problem}");
     }
     problems.is_empty()
 }

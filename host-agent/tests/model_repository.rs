@@ -159,11 +159,13 @@ fn operators_that_are_not_supported_are_named() {
         .input("x", FLOAT, &[D::N(2)])
         .node("FlipTheTable", &["x"], &["a"], vec![])
         .node_of("com.example", "Relu", &["a"], &["b"], vec![])
-        .node("StringSplit", &["b"], &["y"], vec![])
+        .node("StringSplit", &["b"], &["c"], vec![])
+        .node("ReduceLogSumExp", &["c"], &["y"], vec![])
         .output("y", FLOAT, &[D::N(2)]);
     assert_eq!(
         file_fault(&graph.file()),
-        "/m/1/model.onnx: uses operators that are not supported: FlipTheTable, StringSplit, com.example.Relu"
+        "/m/1/model.onnx: uses operators that are not supported: FlipTheTable, ReduceLogSumExp with sums that \
+         overflow, StringSplit, com.example.Relu"
     );
     let body = Graph::default().node("Unheard", &["x"], &["z"], vec![]).output("z", FLOAT, &[D::N(2)]);
     let nested = Graph::default().input("x", FLOAT, &[D::N(2)]).input("c", model_support::onnx::BOOL, &[]).node(

@@ -16,6 +16,7 @@ use tract_onnx::prelude::{Framework, InferenceModel};
 use crate::quiet::caught;
 
 mod operators;
+mod stable;
 
 /// Largest file that is read, in bytes. Protobuf itself ends at 2 GiB; larger models keep their weights beside the file.
 pub const MAX_FILE_BYTES: u64 = 2 << 30;
@@ -100,7 +101,8 @@ pub fn parse(bytes: &[u8], folder: Option<&Path>) -> Result<OnnxFile, String> {
         return Err("is empty".into());
     }
     check_framing(bytes)?;
-    let onnx = tract_onnx::onnx().with_ignore_value_info(true);
+    let mut onnx = tract_onnx::onnx().with_ignore_value_info(true);
+    stable::register(&mut onnx);
     let proto =
         onnx.proto_model_for_read(&mut &*bytes).map_err(|e| format!("is not an ONNX model: {}", e.root_cause()))?;
     let graph = proto.graph.as_ref().filter(|g| !g.node.is_empty() || !g.output.is_empty());

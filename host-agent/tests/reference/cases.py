@@ -227,6 +227,41 @@ def generated(rng):
     )
     yield Case("pixels", pixels, [{"x": rng.integers(0, 256, (3, 4, 4)).astype(np.uint8)}], config("pixels", pixels, 4))
 
+    # Values whose exponentials no type holds, and an axis that is not the last. The answers are worked out in double precision.
+    wide = np.array([88, -88, 50, 100, -50, 2, -2, 0], np.float32)
+    for kind, dtype in ((f32, np.float32), (f64, np.float64), (f16, np.float16)):
+        extremes = model(
+            f"extremes_{np.dtype(dtype).name}",
+            [
+                node("LogSoftmax", ["x"], ["last"]),
+                node("LogSoftmax", ["x"], ["middle"], axis=1),
+                node("Softplus", ["x"], ["soft"]),
+            ],
+            [value("x", kind, ["n", 2, 4])],
+            [value(name, kind, ["n", 2, 4]) for name in ("last", "middle", "soft")],
+        )
+        x = np.stack([wide, -wide, wide[::-1] * 4, wide * 0]).reshape(4, 2, 4).astype(dtype)
+        exact = x.astype(np.float64)
+        answer = {
+            "last": exact - np.logaddexp.reduce(exact, axis=2, keepdims=True),
+            "middle": exact - np.logaddexp.reduce(exact, axis=1, keepdims=True),
+            "soft": np.logaddexp(exact, 0),
+        }
+        answer = {name: array.astype(dtype) for name, array in answer.items()}
+        rtol, atol = (1e-2, 1e-2) if kind == f16 else (1e-5, 1e-5)
+        yield Case(extremes.graph.name, extremes, [{"x": x}], expected=[answer], rtol=rtol, atol=atol)
+    # As old files have it: over all dimensions from the axis on.
+    flat = model(
+        "extremes_flat",
+        [node("LogSoftmax", ["x"], ["y"], axis=1)],
+        [value("x", f32, [3, 2, 4])],
+        [value("y", f32, [3, 2, 4])],
+    )
+    flat.opset_import[0].version = 11
+    x = rng.standard_normal((3, 2, 4)).astype(np.float32) * 100
+    answer = x - np.logaddexp.reduce(x.astype(np.float64).reshape(3, 8), axis=1).reshape(3, 1, 1)
+    yield Case("extremes_flat", flat, [{"x": x}], expected=[{"y": answer.astype(np.float32)}])
+
 
 # Backend tests of the onnx package: old operator sets, weights that are listed among the inputs, names made of digits.
 PACKAGED = [

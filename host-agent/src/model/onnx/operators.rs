@@ -3,8 +3,7 @@
 use std::collections::{BTreeSet, HashSet};
 
 use tract_onnx::Onnx;
-use tract_onnx::pb::tensor_proto::DataType;
-use tract_onnx::pb::{AttributeProto, GraphProto, ModelProto, NodeProto, TypeProto, type_proto};
+use tract_onnx::pb::{AttributeProto, GraphProto, ModelProto, NodeProto};
 
 use super::Operators;
 
@@ -12,14 +11,13 @@ use super::Operators;
 pub(super) fn unsupported(onnx: &Onnx, proto: &ModelProto, graph: &GraphProto) -> Vec<String> {
     let local: HashSet<(&str, &str)> =
         proto.functions.iter().map(|f| (f.domain.as_deref().unwrap_or(""), f.name.as_deref().unwrap_or(""))).collect();
-    let half = uses_half(graph);
     let mut unsupported = BTreeSet::new();
     for node in nodes(graph) {
         let domain = Some(node.domain.as_str()).filter(|d| !d.is_empty());
         let name = || domain.map_or(node.op_type.clone(), |d| format!("{d}.{}", node.op_type));
         if !known(onnx, &local, node) {
             unsupported.insert(name());
-        } else if let Some(what) = misread(node, half) {
+        } else if let Some(what) = misread(node) {
             unsupported.insert(format!("{} with {what}", name()));
         }
     }
@@ -52,8 +50,8 @@ fn known(onnx: &Onnx, local: &HashSet<(&str, &str)>, node: &NodeProto) -> bool {
         && onnx.op_register.0.contains_key(&node.op_type)
 }
 
-/// Uses of an operator that tract would compute as if an attribute were not there. No answer is better than a wrong one.
-fn misread(node: &NodeProto, half: bool) -> Option<&'static str> {
+/// Uses of an operator that tract would compute as if an attribute were not there, or by way of numbers that overflow. No answer is better than a wrong one.
+fn misread(node: &NodeProto) -> Option<&'static str> {
     let attribute = |name: &str| node.attribute.iter().find(|a| a.name == name);
     let text = |name: &str, value: &[u8]| attribute(name).is_some_and(|a| a.s == value);
     let real = |name: &str, value: f32| attribute(name).is_some_and(|a| a.f.to_bits() != value.to_bits());
@@ -71,7 +69,8 @@ fn misread(node: &NodeProto, half: bool) -> Option<&'static str> {
         }
         "SpaceToDepth" if text("mode", b"CRD") => Some("mode CRD"),
         "Swish" if real("alpha", 1.0) => Some("an alpha other than 1"),
-        "Celu" if half && real("alpha", 1.0) => Some("an alpha other than 1 in half precision"),
+        "Celu" if real("alpha", 1.0) => Some("an alpha other than 1"),
+        "ReduceLogSumExp" => Some("sums that overflow"),
         "Attention" if attribute("left_window_size").is_some_and(|a| a.i >= 0) => Some("left_window_size"),
         "Attention" if attribute("right_window_size").is_some_and(|a| a.i >= 0) => Some("right_window_size"),
         "Attention" if input(4) && attribute("is_causal").is_some_and(|a| a.i != 0) => Some("is_causal and a past"),
@@ -83,10 +82,4 @@ fn misread(node: &NodeProto, half: bool) -> Option<&'static str> {
 fn other_activations(named: Option<&AttributeProto>, usual: &[&str]) -> bool {
     let named = named.map_or(&[][..], |a| &a.strings);
     !named.iter().zip(usual.iter().cycle()).all(|(named, usual)| named.eq_ignore_ascii_case(usual.as_bytes()))
-}
-
-fn uses_half(graph: &GraphProto) -> bool {
-    let half = DataType::Float16 as i32;
-    let takes = |kind: &Option<TypeProto>| matches!(kind, Some(TypeProto { value: Some(type_proto::Value::TensorType(t)), .. }) if t.elem_type == half);
-    graph.input.iter().any(|i| takes(&i.r#type)) || graph.initializer.iter().any(|t| t.data_type == half)
 }
