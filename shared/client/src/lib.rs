@@ -7,6 +7,20 @@
 //! - [`Client`]: blocking calls by model and tensor name, with reconnection and retries.
 //! - [`AsyncClient`]: the same calls as futures on tokio; dropping one cancels its request.
 //!
+//! ```no_run
+//! use splitrpc_client::wire::DType;
+//! use splitrpc_client::{Client, ClientOptions, Input};
+//!
+//! let mut client = Client::connect("127.0.0.1:7100", ClientOptions::default())?;
+//! let image = vec![0; 4 * 8 * 8 * 4];
+//! let response = client.infer("digits", &[Input::new("IMAGE", DType::Fp32, &[4, 8, 8], &image)])?;
+//! for output in response.outputs() {
+//!     println!("{:?}: {} bytes", output.desc.shape.dims(), output.data.len());
+//! }
+//! client.recycle(response);
+//! # Ok::<(), splitrpc_client::Error>(())
+//! ```
+//!
 //! Tensors are raw little-endian bytes in row-major order; [`npy`] reads and writes them as NumPy files.
 //!
 //! May live here: the client's half of a session, its convenience layers, and file formats that its command line needs.

@@ -253,6 +253,28 @@ fn a_server_that_falls_silent_is_given_up_in_time() {
 }
 
 #[test]
+fn what_was_answered_before_the_end_is_shown_and_not_denied() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = save(dir.path(), "x.npy", DType::Uint8, &[3], b"abc");
+    let (addr, server) = serve(|mut peer| {
+        for _ in 0..2 {
+            let (header, payload) = peer.request().unwrap();
+            peer.answer(&header, &payload);
+        }
+        let (header, _) = peer.request().unwrap();
+        peer.fail(header.request, Status::Draining, 0, "");
+    });
+    let out = dir.path().join("out");
+    let args = ["infer", &addr.to_string(), "echo", "--input", &file, "--output-dir", out.to_str().unwrap()];
+    let output = splitrpc(&[&args[..], &["--repeat", "9"]].concat());
+    let (told, printed) = (text(&output.stderr), text(&output.stdout));
+    assert_eq!(output.status.code(), Some(1), "{told}");
+    assert!(told.contains("after 2 answers: ") && printed.contains("2 times: min"), "{told}\n{printed}");
+    assert_eq!(load(&out.join("OUTPUT.npy")).data, b"abc");
+    server.join().unwrap();
+}
+
+#[test]
 fn files_and_folders_are_told_apart() {
     let dir = tempfile::tempdir().unwrap();
     let file = save(dir.path(), "x.npy", DType::Uint8, &[3], b"abc");

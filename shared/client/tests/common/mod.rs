@@ -115,9 +115,13 @@ impl Peer {
     /// Answers requests with their own tensors until the client goes.
     pub(crate) fn echo(&mut self) {
         while let Some((header, payload)) = self.request() {
-            let answer = echo_of(&header, &payload);
-            self.0.write_all(&answer).unwrap();
+            self.answer(&header, &payload);
         }
+    }
+
+    /// Answers a request with its own tensors.
+    pub(crate) fn answer(&mut self, header: &Header, payload: &[u8]) {
+        self.0.write_all(&echo_of(header, payload)).unwrap();
     }
 }
 

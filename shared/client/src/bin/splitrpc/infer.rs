@@ -62,19 +62,26 @@ impl Infer {
         let deadline = self.deadline.map(Duration::from_millis);
         let options =
             CallOptions { deadline, priority: self.priority, repeatable: self.repeatable, ..CallOptions::default() };
-        let mut times = Vec::new();
         let mut response = client.infer_with(&self.model, &inputs, &options)?;
+        let mut times = vec![response.elapsed()];
+        // Why it was not asked as often as it was to be.
+        let mut ended = None;
         for _ in 1..self.repeat {
+            match client.infer_with(&self.model, &inputs, &options) {
+                Ok(next) => client.recycle(std::mem::replace(&mut response, next)),
+                Err(error) => {
+                    ended = Some(error);
+                    break;
+                }
+            }
             times.push(response.elapsed());
-            client.recycle(response);
-            response = client.infer_with(&self.model, &inputs, &options)?;
         }
-        times.push(response.elapsed());
+        let answered = times.len();
         self.write_outputs(&client, &response)?;
         if self.repeat > 1
             && let Some(summary) = Summary::of(times)
         {
-            say!("{} times: {summary}", self.repeat);
+            say!("{answered} times: {summary}");
         }
         if self.explain {
             let transport = match self.reach.transport {
@@ -83,7 +90,7 @@ impl Infer {
             };
             crate::show(format_args!("\n{}", explain::table(&response, transport)));
         }
-        Ok(())
+        ended.map_or(Ok(()), |error| Err(Failed::After(answered, error)))
     }
 
     fn write_outputs(&self, client: &Client, response: &Response) -> Result<(), Failed> {

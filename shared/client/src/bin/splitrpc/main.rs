@@ -104,6 +104,8 @@ impl Reach {
 enum Failed {
     /// The library's error decides the exit code.
     Call(Error),
+    /// Earlier ones of several requests, so many, were answered.
+    After(usize, Error),
     /// Used wrongly, or a file's fault.
     Usage(String),
     /// Not one ping was answered.
@@ -117,7 +119,7 @@ impl Failed {
             Failed::Silent => 3,
             Failed::Call(Error::Lost { may_have_executed: true, .. }) => 1,
             Failed::Call(e) if e.is_unreachable() => 3,
-            Failed::Call(_) => 1,
+            Failed::Call(_) | Failed::After(..) => 1,
         }
     }
 }
@@ -141,6 +143,7 @@ impl fmt::Display for Failed {
                 write!(f, "connection to {peer} lost ({reason}); nothing was executed")
             }
             Failed::Call(e) => e.fmt(f),
+            Failed::After(answered, e) => write!(f, "after {answered} answers: {e}"),
             Failed::Usage(text) => f.write_str(text),
             Failed::Silent => f.write_str("the server opened a session and answered no ping"),
         }
