@@ -8,6 +8,7 @@ use tract_onnx::tract_core::ops::cast::cast;
 use tract_onnx::tract_core::ops::math;
 use tract_onnx::tract_core::ops::nn::{Reduce, Reducer};
 use tract_onnx::tract_hir::internal::*;
+use tract_onnx::tract_hir::ops::activations::broadcast_scalar;
 
 /// Has these operators computed in their stable forms.
 pub(super) fn register(onnx: &mut Onnx) {
@@ -84,10 +85,8 @@ impl Expansion for Softplus {
     }
 
     fn wire(&self, name: &str, model: &mut TypedModel, inputs: &[OutletId]) -> TractResult<TVec<OutletId>> {
-        let fact = model.outlet_fact(inputs[0])?;
-        let (rank, kind) = (fact.rank(), fact.datum_type);
         let mut constant = |what: &str, value: f32| {
-            let scalar = tensor0(value).cast_to_dt(kind)?.into_owned().broadcast_into_rank(rank)?;
+            let scalar = broadcast_scalar(value, model, inputs)?;
             model.add_const(format!("{name}.{what}"), scalar)
         };
         let (zero, one) = (constant("zero", 0.0)?, constant("one", 1.0)?);
