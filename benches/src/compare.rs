@@ -15,7 +15,7 @@ use crate::crowd::{self, Crowd};
 use crate::machine::{self, Crossed, Machine};
 use crate::plan::{self, Point};
 use crate::record::{Idle, Report, Run};
-use crate::runner::{Runner, Servers};
+use crate::runner::{Runner, Servers, Session};
 use crate::scope::Scope;
 use crate::verdict::{self, Found};
 use crate::wait::{self, Wait};
@@ -197,22 +197,32 @@ fn run_all(
     let idle_time = idle_time(scope.quick);
     // For idle servers, the report, and a last window that takes longer than planned.
     let end = deadline.checked_sub(5 * idle_time + Duration::from_secs(1)).unwrap_or(deadline);
-    let mut runs = Vec::new();
+    let mut runs: Vec<Vec<Run>> = points.iter().map(|_| Vec::new()).collect();
+    let mut sessions: Vec<Option<Session<'_>>> = points.iter().map(|_| None).collect();
     let mut left: Duration = points.iter().map(Point::cost).sum();
-    for point in points {
+    for (at, part) in plan::parts(points) {
+        let point = &points[at];
+        let openings = point.openings_of(part);
+        let cost = point.cost_of(openings.len() as u32);
         let time = end.saturating_duration_since(Instant::now());
-        let share = (point.cost().as_secs_f64() / left.as_secs_f64().max(1e-9)).min(1.0);
-        left = left.saturating_sub(point.cost());
-        if time.is_zero() {
-            scope.not_run.push(point.id());
+        let share = (cost.as_secs_f64() / left.as_secs_f64().max(1e-9)).min(1.0);
+        left = left.saturating_sub(cost);
+        if !time.is_zero() {
+            let session = sessions[at].get_or_insert_with(|| Session::new(point));
+            runner.part(session, openings, time.mul_f64(share), end)?;
+        }
+        if part + 1 < point.parts {
             continue;
         }
         // Floors that disagree get more rounds, but not in time that loads to come are to have; and those may take longer
         // than planned.
         let spare = end.checked_sub(left.mul_f64(1.05)).unwrap_or(end);
-        runs.append(&mut runner.run(point, time.mul_f64(share), end, spare)?);
+        match sessions[at].take() {
+            Some(session) => runs[at] = runner.finish(session, spare)?,
+            None => scope.not_run.push(point.id()),
+        }
     }
-    Ok((runs, runner.idle(idle_time)?))
+    Ok((runs.concat(), runner.idle(idle_time)?))
 }
 
 /// How long each server is watched while nobody asks it anything.

@@ -1,5 +1,6 @@
 //! What is measured: points, each a load under which several entrants are compared side by side.
 
+use std::ops::Range;
 use std::time::Duration;
 
 use serde::Serialize;
@@ -98,6 +99,8 @@ pub(crate) struct Point {
     pub(crate) entrants: Vec<Entrant>,
     /// How often each is measured.
     pub(crate) rounds: u32,
+    /// In how many parts, spread over the whole comparison.
+    pub(crate) parts: u32,
     /// Load before it counts, each round. Scaled with `measure` to the time there is.
     pub(crate) warm_up: Duration,
     /// Load that counts, each round.
@@ -152,9 +155,20 @@ impl Point {
         self.rounds.div_ceil(self.rounds_kept())
     }
 
+    /// The openings of part number `part`.
+    pub(crate) fn openings_of(&self, part: u32) -> Range<u32> {
+        let before = |part| self.openings() * part / self.parts;
+        before(part)..before(part + 1)
+    }
+
     /// How long it takes, about.
     pub(crate) fn cost(&self) -> Duration {
-        (self.load() + self.overhead()) * self.openings() * self.entrants.len() as u32
+        self.cost_of(self.openings())
+    }
+
+    /// How long part of it takes, about.
+    pub(crate) fn cost_of(&self, openings: u32) -> Duration {
+        (self.load() + self.overhead()) * openings * self.entrants.len() as u32
     }
 
     /// How long an entrant is under load each time that it has fresh connections.
@@ -196,6 +210,26 @@ struct Windows {
     adaptive: u64,
 }
 
+/// Parts in which the loads are measured at which figures are read. A machine may be slower for a minute than in the next, and
+/// one way of serving suffer more from that than another.
+const PARTS: u32 = 4;
+
+/// Parts of points by their places, in the order in which they are to be measured: those of the points that have several are
+/// spread evenly over all others.
+pub(crate) fn parts(points: &[Point]) -> Vec<(usize, u32)> {
+    let times = points.iter().map(|point| point.parts).max().unwrap_or(1);
+    let whole: Vec<usize> = (0..points.len()).filter(|&at| points[at].parts == 1).collect();
+    let mut order = Vec::new();
+    for time in 0..times {
+        order.extend(
+            (0..points.len()).filter(|&at| time < points[at].parts && points[at].parts > 1).map(|at| (at, time)),
+        );
+        let upto = |time: u32| whole.len() * time as usize / times as usize;
+        order.extend(whole[upto(time)..upto(time + 1)].iter().map(|&at| (at, 0)));
+    }
+    order
+}
+
 /// Makes points over the arms that were asked for.
 struct Planner<'a> {
     arms: &'a [Arm],
@@ -233,6 +267,9 @@ impl Planner<'_> {
         for size in [64, IMAGE] {
             self.closed(size, 1, Wait::Adaptive, FRESH_CONNECTIONS, windows.adaptive);
         }
+        for point in &mut self.points {
+            point.parts = PARTS;
+        }
     }
 
     fn closed(&mut self, size: u32, concurrency: usize, wait: Wait, rounds: u32, measure: u64) {
@@ -246,6 +283,7 @@ impl Planner<'_> {
             drive: Drive::Closed,
             entrants,
             rounds,
+            parts: 1,
             warm_up: millis(measure) / 4,
             measure: millis(measure),
             timeout: millis(1_000),
@@ -274,6 +312,7 @@ impl Planner<'_> {
             drive: Drive::Rate(Arrivals::Deterministic, 250.0),
             entrants,
             rounds,
+            parts: 1,
             warm_up: millis(6),
             measure: millis(measure),
             timeout: millis(1_000),
@@ -304,6 +343,7 @@ impl Planner<'_> {
             drive,
             entrants,
             rounds,
+            parts: 1,
             warm_up: millis(warm_up),
             measure: millis(measure),
             timeout: millis(2_000),
@@ -321,6 +361,7 @@ impl Planner<'_> {
             drive: Drive::Closed,
             entrants: [0.0, 0.01, 0.1].map(|drop| Entrant { drop, ..entrant }).to_vec(),
             rounds,
+            parts: 1,
             warm_up: millis(measure) / 4,
             measure: millis(measure),
             timeout: millis(5_000),
@@ -453,6 +494,28 @@ mod tests {
         assert_eq!(name(&[Arm::FloorTcp]), "light-load/64/deterministic-250/block");
         let others = quick(&Arm::ALL).into_iter().filter(|point| point.section != Section::Light);
         assert!(others.map(|point| point.id()).all(|id| !id.contains("floors")));
+    }
+
+    #[test]
+    fn figures_are_measured_over_the_whole_comparison() {
+        for points in [quick(&Arm::ALL), full(&Arm::ALL)] {
+            let order = parts(&points);
+            for (at, point) in points.iter().enumerate() {
+                let places: Vec<usize> = (0..order.len()).filter(|&place| order[place].0 == at).collect();
+                assert_eq!(
+                    places.iter().map(|&place| order[place].1).collect::<Vec<_>>(),
+                    Vec::from_iter(0..point.parts)
+                );
+                // Every opening is of one part, and no part is without.
+                let openings = (0..point.parts).map(|part| point.openings_of(part));
+                assert!(openings.clone().all(|of| !of.is_empty()), "{}", point.id());
+                assert_eq!(openings.flatten().collect::<Vec<_>>(), Vec::from_iter(0..point.openings()));
+                if point.parts > 1 {
+                    let apart = order.len() / PARTS as usize;
+                    assert!(places.windows(2).all(|pair| pair[1] - pair[0] + 1 >= apart), "{}: {places:?}", point.id());
+                }
+            }
+        }
     }
 
     #[test]

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::net::{IpAddr, SocketAddr};
+use std::ops::Range;
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
@@ -51,6 +52,49 @@ pub(crate) struct Runner {
     progress: ProgressBar,
 }
 
+/// A point while it is measured.
+pub(crate) struct Session<'p> {
+    point: &'p Point,
+    tallies: Vec<Tally>,
+    /// How long connecting and the like take an entrant each time.
+    overhead: Duration,
+    used: Used,
+}
+
+impl<'p> Session<'p> {
+    /// One of which nothing has been measured yet.
+    pub(crate) fn new(point: &'p Point) -> Session<'p> {
+        let tallies = point.entrants.iter().map(|&entrant| Tally::new(entrant)).collect();
+        Session { point, tallies, overhead: point.overhead(), used: Used::default() }
+    }
+}
+
+/// CPU time that others have used on this machine meanwhile.
+#[derive(Default)]
+struct Used {
+    by_others: Duration,
+    /// Of so much that there was, over all cores.
+    of: Duration,
+    unknown: bool,
+}
+
+impl Used {
+    /// Adds what was used between two looks, the later one first.
+    fn add(&mut self, looks: Option<((Duration, usize), (Duration, usize))>, elapsed: Duration) {
+        match looks {
+            Some(((now, cores), (then, _))) => {
+                self.by_others += now.saturating_sub(then);
+                self.of += elapsed * cores as u32;
+            }
+            None => self.unknown = true,
+        }
+    }
+
+    fn share(&self) -> Option<f64> {
+        (!self.unknown && !self.of.is_zero()).then(|| self.by_others.as_secs_f64() / self.of.as_secs_f64())
+    }
+}
+
 impl Runner {
     /// A runner that draws from `seed`.
     pub(crate) fn new(source: Servers, crossed: Crossed, seed: u64, progress: ProgressBar) -> Runner {
@@ -66,51 +110,54 @@ impl Runner {
         }
     }
 
-    /// Runs a point in about the time `budget`; nothing begins after `end`. While the floors disagree, or an arm's figure
-    /// is not settled, up to as many rounds again are run, until `patience`. What is void after that is marked.
-    pub(crate) fn run(
+    /// Measures the openings of one part of a point in about the time `budget`; nothing begins after `end`.
+    pub(crate) fn part(
         &mut self,
-        point: &Point,
+        session: &mut Session<'_>,
+        openings: Range<u32>,
         budget: Duration,
         end: Instant,
-        patience: Instant,
-    ) -> anyhow::Result<Vec<Run>> {
-        let mut tallies: Vec<Tally> = point.entrants.iter().map(|&entrant| Tally::new(entrant)).collect();
+    ) -> anyhow::Result<()> {
+        let Session { point, tallies, overhead, used, .. } = session;
         self.progress.set_message(point.id());
-        for tally in &tallies {
+        for tally in &*tallies {
             self.server(&tally.entrant, point)?;
         }
-        let (before, others) = (Instant::now(), self.others());
-        let (started, turns) = (Instant::now(), point.openings() * tallies.len() as u32);
-        let mut overhead = point.overhead();
-        for opening in 0..point.openings() {
-            let left = budget.saturating_sub(started.elapsed()) / (turns - opening * tallies.len() as u32);
-            let scale = point.scale(left, overhead);
+        let (started, others) = (Instant::now(), self.others());
+        for opening in openings.clone() {
+            let left = budget.saturating_sub(started.elapsed()) / ((openings.end - opening) * tallies.len() as u32);
+            let scale = point.scale(left, *overhead);
             let before = Instant::now();
-            self.rounds(point, scale, &mut tallies)?;
+            self.rounds(point, scale, tallies)?;
             self.progress.inc(tallies.len() as u64);
             let load = point.load().mul_f64(scale);
-            overhead = (overhead * 3 + (before.elapsed() / tallies.len() as u32).saturating_sub(load)) / 4;
+            *overhead = (*overhead * 3 + (before.elapsed() / tallies.len() as u32).saturating_sub(load)) / 4;
             // Connecting cannot be made shorter as windows can. Where it is not for their number that there are so many, fewer do.
             let enough = point.rounds_kept() > 1 && (opening + 1) * point.rounds_kept() >= LEAST_ROUNDS as u32;
             if Instant::now() >= end || enough && started.elapsed() >= budget {
                 break;
             }
         }
+        used.add(self.others().zip(others), started.elapsed());
+        Ok(())
+    }
+
+    /// The runs of a point whose parts have all been measured. While the floors disagree, or an arm's figure is not settled, up
+    /// to as many rounds again are run, until `patience`. What is void after that is marked.
+    pub(crate) fn finish(&mut self, session: Session<'_>, patience: Instant) -> anyhow::Result<Vec<Run>> {
+        let Session { point, mut tallies, mut used, .. } = session;
+        let (started, others) = (Instant::now(), self.others());
         let mut more = point.openings();
         loop {
             self.learn(point, &tallies);
             let target_us = self.floor_us.get(&point.request_bytes).map(|floor| floor * TARGET_OF_FLOOR);
             let mut runs: Vec<Run> = tallies.iter().map(|tally| tally.record(point, self.crossed, target_us)).collect();
-            let others_cpu_share = self.others().zip(others).map(|((now, cores), (then, _))| {
-                now.saturating_sub(then).as_secs_f64() / (before.elapsed().as_secs_f64() * cores as f64)
-            });
-            for run in &mut runs {
-                run.others_cpu_share = others_cpu_share;
-            }
             let void = mark_void(&mut runs);
             let settled = !void && (point.section != Section::Single || runs.iter().all(Run::is_settled));
             if settled || more == 0 || Instant::now() >= patience {
+                used.add(self.others().zip(others), started.elapsed());
+                let others_cpu_share = used.share();
+                runs.iter_mut().for_each(|run| run.others_cpu_share = others_cpu_share);
                 return Ok(runs);
             }
             // Some at a time, since judging them takes about as long as a short one.

@@ -29,7 +29,7 @@ pub(crate) struct Tally {
     rounds: Vec<f64>,
     medians_us: Vec<f64>,
     errors: BTreeMap<String, u64>,
-    completed: u64,
+    completed: f64,
     measured: Duration,
     client_cpu: Duration,
     server_cpu: Option<Duration>,
@@ -49,7 +49,7 @@ impl Tally {
             rounds: Vec::new(),
             medians_us: Vec::new(),
             errors: BTreeMap::new(),
-            completed: 0,
+            completed: 0.0,
             measured: Duration::ZERO,
             client_cpu: Duration::ZERO,
             server_cpu: Some(Duration::ZERO),
@@ -59,7 +59,7 @@ impl Tally {
 
     /// Adds a closed loop before an open one. Of its requests only those that failed count.
     pub(crate) fn calibrate(&mut self, measured: Measured) {
-        self.pace = Rate { requests: measured.completed as f64, seconds: measured.elapsed.as_secs_f64() };
+        self.pace = Rate { requests: measured.completed, seconds: measured.elapsed.as_secs_f64() };
         self.saturation.add(self.pace);
         self.fail(measured.errors);
     }
@@ -75,7 +75,7 @@ impl Tally {
         if let Some(rps) = rate {
             let seconds = measured.elapsed.as_secs_f64();
             self.offered.add(Rate { requests: rps * seconds, seconds });
-            self.behind += u32::from((measured.completed as f64) < KEPT_UP * measured.came() as f64);
+            self.behind += u32::from(measured.completed < KEPT_UP * measured.came() as f64);
         }
         for connection in &mut measured.latencies {
             self.latencies.add_connection(connection);
@@ -86,7 +86,7 @@ impl Tally {
         if measured.turned_away > 0 {
             *self.errors.entry("the client's queue was full".to_owned()).or_default() += measured.turned_away;
         }
-        self.rounds.push(measured.completed as f64 / measured.elapsed.as_secs_f64().max(1e-9));
+        self.rounds.push(measured.completed / measured.elapsed.as_secs_f64().max(1e-9));
         self.completed += measured.completed;
         self.measured += measured.elapsed;
         self.client_cpu += measured.client_cpu;
@@ -109,7 +109,7 @@ impl Tally {
     }
 
     fn throughput_rps(&self) -> f64 {
-        self.completed as f64 / self.measured.as_secs_f64().max(1e-9)
+        self.completed / self.measured.as_secs_f64().max(1e-9)
     }
 
     /// The record, where an answer is of use within `target_us`.
@@ -117,7 +117,7 @@ impl Tally {
         let Entrant { arm, wait, datagram, drop } = self.entrant;
         let throughput_rps = self.throughput_rps();
         let payload = f64::from(point.request_bytes) + f64::from(point.response_bytes);
-        let each = |cpu: Duration| cpu.as_secs_f64() * 1e6 / self.completed.max(1) as f64;
+        let each = |cpu: Duration| cpu.as_secs_f64() * 1e6 / self.completed.max(1.0);
         let cpu_s = self.server_cpu.map(|server| (server + self.client_cpu).as_secs_f64());
         let path = PathRecord::of(&self.paths);
         let errors = self.errors.values().sum();
@@ -163,7 +163,7 @@ impl Tally {
             connections: self.latencies.connections().min(opened),
             measured_s: self.measured.as_secs_f64(),
             bytes_per_s: throughput_rps * payload,
-            cpu_s_per_gb: cpu_s.filter(|_| self.completed > 0).map(|cpu| cpu / (self.completed as f64 * payload / 1e9)),
+            cpu_s_per_gb: cpu_s.filter(|_| self.completed > 0.0).map(|cpu| cpu / (self.completed * payload / 1e9)),
             latency_target_us,
             goodput_rps: latency_target_us.map(|target| throughput_rps * self.latencies.share_within(target)),
             others_cpu_share: None,
@@ -235,7 +235,7 @@ mod tests {
     /// Tallies of all arms after closed loops of a tenth of a second: floors at 900 and 1,100, others at 500 and slower.
     fn tallies(point: &Point) -> Vec<Tally> {
         let mut tallies: Vec<Tally> = point.entrants.iter().map(|&entrant| Tally::new(entrant)).collect();
-        for (tally, completed) in tallies.iter_mut().zip([90, 110, 90, 110, 50, 40, 30]) {
+        for (tally, completed) in tallies.iter_mut().zip([90.0, 110.0, 90.0, 110.0, 50.0, 40.0, 30.0]) {
             tally.calibrate(Measured { completed, elapsed: Duration::from_millis(100), ..Measured::default() });
         }
         tallies
@@ -252,7 +252,7 @@ mod tests {
         let own = [700, 700, 700, 700, 350, 280, 210].map(Some);
         assert_eq!(rounded(rates(&point, &tallies)), own);
         // The pace is that of the round, and what is reported that of all of them.
-        tallies[5].calibrate(Measured { completed: 80, elapsed: Duration::from_millis(100), ..Measured::default() });
+        tallies[5].calibrate(Measured { completed: 80.0, elapsed: Duration::from_millis(100), ..Measured::default() });
         assert_eq!(rounded(rates(&point, &tallies))[5], Some(560));
         assert!((tallies[5].saturation.mean().unwrap() - 600.0).abs() < 1e-6);
     }
@@ -282,8 +282,8 @@ mod tests {
     #[test]
     fn who_falls_behind_in_more_windows_than_chance_has_it_is_saturated() {
         let point = point(Basis::Own);
-        let window = |completed, came| Measured {
-            completed,
+        let window = |completed: u64, came| Measured {
+            completed: completed as f64,
             latencies: vec![vec![1_000; came]],
             elapsed: Duration::from_millis(100),
             ..Measured::default()

@@ -64,6 +64,8 @@ struct Driver<'a> {
     start: Instant,
     /// Set once the warm-up is over.
     counted: Option<Counted>,
+    /// Requests under way that had begun before the counted window closed.
+    straddling: usize,
     measured: Measured,
 }
 
@@ -73,7 +75,17 @@ struct Counted {
     until: Instant,
     client_cpu: Duration,
     server_cpu: Option<Duration>,
-    closed: bool,
+    closed: Option<Instant>,
+}
+
+impl Counted {
+    /// The part of a request that lies inside, from 0 to 1. Whole requests would not do: where all connections are answered
+    /// at nearly the same time, a window would hold one time more or less by chance.
+    fn share(&self, begun: Instant, ended: Instant) -> f64 {
+        let until = self.closed.unwrap_or(ended).min(ended);
+        let inside = until.saturating_duration_since(begun.max(self.from)).as_secs_f64();
+        (inside / ended.saturating_duration_since(begun).as_secs_f64().max(1e-9)).min(1.0)
+    }
 }
 
 impl<'a> Driver<'a> {
@@ -113,6 +125,7 @@ impl<'a> Driver<'a> {
             next_due: None,
             start: Instant::now(),
             counted: None,
+            straddling: 0,
             measured,
         })
     }
@@ -188,12 +201,13 @@ impl<'a> Driver<'a> {
                         until: from + self.window.measure,
                         client_cpu: CpuClock::Own.read().unwrap_or_default(),
                         server_cpu: server_cpu.read(),
-                        closed: false,
+                        closed: None,
                     });
                 }
             }
-            Some(counted) if !counted.closed && now >= counted.until => {
-                counted.closed = true;
+            Some(counted) if counted.closed.is_none() && now >= counted.until => {
+                counted.closed = Some(now);
+                self.straddling = self.busy;
                 // Not the length planned: what was answered and the CPU time are of all the time until now.
                 self.measured.elapsed = now.saturating_duration_since(counted.from);
                 self.measured.client_cpu = CpuClock::Own.read().unwrap_or_default().saturating_sub(counted.client_cpu);
@@ -218,6 +232,20 @@ impl<'a> Driver<'a> {
         self.counted.is_some_and(|counted| now >= counted.until)
     }
 
+    /// Whether a closed loop goes on: until the window is closed, and then as long as requests of it are under way, so that
+    /// they end under the load under which they began.
+    fn goes_on(&self) -> bool {
+        self.straddling > 0 || self.counted.is_none_or(|counted| counted.closed.is_none())
+    }
+
+    /// One request fewer is under way.
+    fn ended(&mut self, begun: Instant) {
+        self.busy -= 1;
+        if self.counted.and_then(|counted| counted.closed).is_some_and(|closed| begun < closed) {
+            self.straddling -= 1;
+        }
+    }
+
     fn schedule_next(&mut self) -> Option<Instant> {
         match &mut self.load {
             Load::Closed => None,
@@ -228,7 +256,7 @@ impl<'a> Driver<'a> {
     fn start_due(&mut self, now: Instant) -> io::Result<bool> {
         let mut began = false;
         if matches!(self.load, Load::Closed) {
-            while !self.over(now) {
+            while self.goes_on() {
                 let Some(index) = self.free.pop_front() else { break };
                 self.begin(index, Instant::now())?;
                 began = true;
@@ -268,7 +296,7 @@ impl<'a> Driver<'a> {
     }
 
     fn advance(&mut self, index: usize) -> io::Result<bool> {
-        let Some(State::Busy { due, .. }) = self.states.get(index).copied() else { return Ok(false) };
+        let Some(State::Busy { due, begun }) = self.states.get(index).copied() else { return Ok(false) };
         let step = match self.connections[index].advance() {
             Ok(step) => step,
             Err(error) => {
@@ -277,9 +305,8 @@ impl<'a> Driver<'a> {
             }
         };
         if step == Step::Done {
-            let now = Instant::now();
-            self.finish(index, due, now);
-            if matches!(self.load, Load::Closed) && !self.over(now) {
+            self.finish(index, due, begun);
+            if matches!(self.load, Load::Closed) && self.goes_on() {
                 self.begin(index, Instant::now())?;
             } else {
                 self.free.push_back(index);
@@ -290,13 +317,14 @@ impl<'a> Driver<'a> {
         Ok(step != Step::Idle)
     }
 
-    fn finish(&mut self, index: usize, due: Instant, now: Instant) {
+    fn finish(&mut self, index: usize, due: Instant, begun: Instant) {
+        let now = Instant::now();
         self.states[index] = State::Free;
-        self.busy -= 1;
+        self.ended(begun);
         self.finished[index] += 1;
         let outcome = self.connections[index].check();
-        if self.counted.is_some_and(|counted| !counted.closed) && outcome.is_ok() {
-            self.measured.completed += 1;
+        if let (Some(counted), Ok(())) = (&self.counted, &outcome) {
+            self.measured.completed += counted.share(begun, now);
         }
         if !self.counts(due) {
             return;
@@ -325,11 +353,11 @@ impl<'a> Driver<'a> {
 
     /// A connection failed under a request: counts it and opens another in its place.
     fn broke(&mut self, index: usize, fault: &Fault) -> io::Result<()> {
-        if let State::Busy { due, .. } = self.states[index] {
+        if let State::Busy { due, begun } = self.states[index] {
             if self.counts(due) {
                 self.measured.fail(fault);
             }
-            self.busy -= 1;
+            self.ended(begun);
         }
         self.states[index] = State::Dead;
         self.finished[index] += 1;
@@ -389,7 +417,7 @@ impl<'a> Driver<'a> {
 
     fn wake_at(&self, now: Instant, sweep: Instant) -> Instant {
         let mut until = sweep;
-        if let Some(counted) = self.counted.filter(|counted| !counted.closed) {
+        if let Some(counted) = self.counted.filter(|counted| counted.closed.is_none()) {
             until = until.min(counted.until);
         } else if self.counted.is_none() {
             until = until.min(self.start + self.window.warm_up);

@@ -47,8 +47,8 @@ pub(crate) struct Measured {
     pub(crate) turned_away: u64,
     /// How long the window really was: a little longer than planned where its end came while answers were read.
     pub(crate) elapsed: Duration,
-    /// Requests that succeeded meanwhile.
-    pub(crate) completed: u64,
+    /// Requests that succeeded meanwhile. One that began before or ended after counts for the part that lies inside.
+    pub(crate) completed: f64,
     /// CPU time of the generator and of the server meanwhile.
     pub(crate) client_cpu: Duration,
     /// See `client_cpu`; `None` where the server runs elsewhere.

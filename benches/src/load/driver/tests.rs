@@ -100,6 +100,38 @@ impl Drop for Silent {
     }
 }
 
+/// Answers after a while, and counts what it was asked.
+struct Paced {
+    socket: UnixDatagram,
+    answers_in: Duration,
+    due: Option<Instant>,
+    begun: Rc<Cell<usize>>,
+}
+
+impl Connection for Paced {
+    fn begin(&mut self) -> io::Result<()> {
+        self.due = Some(Instant::now() + self.answers_in);
+        self.begun.set(self.begun.get() + 1);
+        Ok(())
+    }
+
+    fn advance(&mut self) -> io::Result<Step> {
+        Ok(if self.due.is_some_and(|due| Instant::now() >= due) { Step::Done } else { Step::Idle })
+    }
+
+    fn check(&self) -> Result<(), Fault> {
+        Ok(())
+    }
+
+    fn fd(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
+    }
+
+    fn wants_write(&self) -> bool {
+        false
+    }
+}
+
 fn window() -> Window {
     Window {
         warm_up: Duration::ZERO,
@@ -126,10 +158,42 @@ fn drive(fake: Box<dyn Connection>, load: Load) -> Measured {
 #[test]
 fn throughput_and_cpu_time_are_of_the_time_that_really_went_by() {
     let measured = drive(Box::new(Slow(UnixDatagram::unbound().unwrap())), Load::Closed);
-    // 60 ms each: the window's end comes while one is read, and that one and its time count, too.
+    // 60 ms each, one after the other.
     assert!(measured.elapsed >= Duration::from_millis(240), "{measured:?}");
-    assert!(measured.completed >= 2, "{measured:?}");
-    assert!(measured.completed * 60 <= measured.elapsed.as_millis() as u64, "{measured:?}");
+    assert!(measured.completed >= 2.0, "{measured:?}");
+    assert!(measured.completed * 0.06 <= measured.elapsed.as_secs_f64(), "{measured:?}");
+}
+
+#[test]
+fn answers_that_come_all_at_once_are_not_rounded_to_whole_times() {
+    let start = Instant::now();
+    let at = |ms| start + Duration::from_millis(ms);
+    // The window is of 200 ms, and answers come every 30 ms, after 5 ms for the first time: 6.67 times in all.
+    let closed = Some(at(300));
+    let counted = Counted { from: at(100), until: at(300), client_cpu: Duration::ZERO, server_cpu: None, closed };
+    let shares = (0..20).map(|beat| counted.share(at(5 + 30 * beat), at(35 + 30 * beat)));
+    assert!((shares.sum::<f64>() - 200.0 / 30.0).abs() < 1e-6);
+    // As long as it is open, what has ended is all inside.
+    let open = Counted { closed: None, ..counted };
+    assert!((open.share(at(120), at(150)) - 1.0).abs() < 1e-9);
+    assert!((open.share(at(90), at(110)) - 0.5).abs() < 1e-9);
+    assert!(open.share(at(110), at(110)) <= 1.0);
+}
+
+#[test]
+fn a_closed_loop_goes_on_until_the_requests_of_its_window_have_ended() {
+    let begun = Rc::new(Cell::new(0));
+    let fake = |ms, begun: &Rc<Cell<usize>>| -> Box<dyn Connection> {
+        let socket = UnixDatagram::unbound().unwrap();
+        Box::new(Paced { socket, answers_in: Duration::from_millis(ms), due: None, begun: Rc::clone(begun) })
+    };
+    let mut fakes = [fake(1, &begun), fake(500, &Rc::default())];
+    let mut reopen = || -> anyhow::Result<Box<dyn Connection>> { anyhow::bail!("never asked") };
+    let measured = run(&mut fakes, Wait::Spin, Load::Closed, &window(), &CpuClock::Own, &mut reopen).unwrap();
+    // The slow one ends 300 ms behind the window; the quick one has gone on meanwhile, and that is not counted.
+    assert_eq!(measured.latencies[1].len(), 1);
+    assert!(begun.get() > measured.latencies[0].len(), "{begun:?} of {}", measured.latencies[0].len());
+    assert!(measured.errors.is_empty());
 }
 
 #[test]
@@ -162,7 +226,7 @@ fn requests_past_the_queue_are_counted_and_not_forgotten() {
 #[test]
 fn wrong_answers_are_errors_and_no_latencies() {
     let measured = measure(None, Load::Closed, false);
-    assert!(measured.latencies[0].is_empty() && measured.completed == 0);
+    assert!(measured.latencies[0].is_empty() && measured.completed == 0.0);
     assert!(measured.errors["wrong bytes in the response"] > 0);
 }
 
