@@ -377,7 +377,7 @@ pub(crate) fn quick(arms: &[Arm]) -> Vec<Point> {
         image: (90, 5),
         light: (FRESH_CONNECTIONS, 16),
         sixteen: (72, 10),
-        loss: (6, 100),
+        loss: (16, 38),
         adaptive: 5,
     });
     planner.points
@@ -391,7 +391,7 @@ pub(crate) fn full(arms: &[Arm]) -> Vec<Point> {
         image: (160, 6),
         light: (FRESH_CONNECTIONS, 56),
         sixteen: (88, 12),
-        loss: (12, 160),
+        loss: (24, 80),
         adaptive: 8,
     });
     for size in SIZES.into_iter().filter(|size| ![64, IMAGE].contains(size)) {
