@@ -305,6 +305,10 @@ impl<L: NicLink, H: Host> DataThread<L, H> {
             };
             moved = asked && self.take_events(now);
         }
+        // A request that is complete is worth more than what may have come meanwhile.
+        if moved && self.engine.next_submission().is_some() {
+            return true;
+        }
         let DataThread { engine, arena, tcp, udp, poller, .. } = self;
         if let Some(udp) = udp.as_mut().filter(|_| udp_is_hot) {
             moved |= udp.poll(now, engine, arena);
