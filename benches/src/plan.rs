@@ -181,9 +181,9 @@ impl Point {
     pub(crate) fn overhead(&self) -> Duration {
         let (micros, kept) = (Duration::from_micros, self.rounds_kept());
         let windows = kept + u32::from(self.calibration().is_some());
-        // Four requests of each fresh connection, at some gigabytes a second, and two in each further window.
+        // Five requests of each fresh connection, at some gigabytes a second, and three in each further window.
         let under_way = Duration::from_nanos(u64::from(self.request_bytes) * self.concurrency as u64 * 3 / 2);
-        micros(500) * windows + micros(200) * self.concurrency as u32 + under_way * (1 + kept) / 2
+        micros(500) * windows + micros(200) * self.concurrency as u32 + under_way * (2 + 3 * kept) / 4
     }
 
     /// By how much a window's times are scaled so that it lasts no longer than about `room`.
@@ -323,9 +323,9 @@ impl Planner<'_> {
     /// machine changes its pace between windows of any length.
     fn concurrent(&mut self, size: u32, concurrency: usize, wait: Wait) {
         let (rounds, measure) = match u64::from(size) * concurrency as u64 {
-            0..5_000_000 => (40, 6),
+            0..5_000_000 => (32, 6),
             // More is answered than is under way at once.
-            5_000_000..20_000_000 => (24, 10),
+            5_000_000..20_000_000 => (20, 10),
             _ => (12, 16),
         };
         self.closed(size, concurrency, wait, rounds, measure);
@@ -494,6 +494,19 @@ mod tests {
         assert_eq!(name(&[Arm::FloorTcp]), "light-load/64/deterministic-250/block");
         let others = quick(&Arm::ALL).into_iter().filter(|point| point.section != Section::Light);
         assert!(others.map(|point| point.id()).all(|id| !id.contains("floors")));
+    }
+
+    #[test]
+    fn the_floor_is_known_before_an_answer_is_judged_by_it() {
+        for points in [quick(&Arm::ALL), full(&Arm::ALL)] {
+            let order: Vec<&Point> = parts(&points).into_iter().map(|(at, _)| &points[at]).collect();
+            for (place, point) in order.iter().enumerate().filter(|(_, point)| point.drive != Drive::Closed) {
+                let spins =
+                    |p: &&&Point| p.section == Section::Single && p.entrants.iter().all(|e| e.wait == Wait::Spin);
+                let alone = |p: &&&Point| p.request_bytes == point.request_bytes && spins(p);
+                assert!(order[..place].iter().any(|p| alone(&p)) || !order.iter().any(|p| alone(&p)), "{}", point.id());
+            }
+        }
     }
 
     #[test]

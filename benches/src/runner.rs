@@ -139,6 +139,8 @@ impl Runner {
             }
         }
         used.add(self.others().zip(others), started.elapsed());
+        // Other points want to know before this one is finished.
+        self.learn(point, tallies);
         Ok(())
     }
 

@@ -233,9 +233,14 @@ impl<'a> Driver<'a> {
     }
 
     /// Whether a closed loop goes on: until the window is closed, and then as long as requests of it are under way, so that
-    /// they end under the load under which they began.
-    fn goes_on(&self) -> bool {
-        self.straddling > 0 || self.counted.is_none_or(|counted| counted.closed.is_none())
+    /// they end under the load under which they began. For one that does not end the others do not go on for ever.
+    fn goes_on(&self, now: Instant) -> bool {
+        match self.counted {
+            Some(Counted { closed: Some(_), until, .. }) => {
+                self.straddling > 0 && now < until + self.window.timeout / 2
+            }
+            _ => true,
+        }
     }
 
     /// One request fewer is under way.
@@ -256,7 +261,11 @@ impl<'a> Driver<'a> {
     fn start_due(&mut self, now: Instant) -> io::Result<bool> {
         let mut began = false;
         if matches!(self.load, Load::Closed) {
-            while self.goes_on() {
+            // One that cannot even begin is free again at once.
+            for _ in 0..self.free.len() {
+                if !self.goes_on(now) {
+                    break;
+                }
                 let Some(index) = self.free.pop_front() else { break };
                 self.begin(index, Instant::now())?;
                 began = true;
@@ -305,8 +314,9 @@ impl<'a> Driver<'a> {
             }
         };
         if step == Step::Done {
-            self.finish(index, due, begun);
-            if matches!(self.load, Load::Closed) && self.goes_on() {
+            let now = Instant::now();
+            self.finish(index, due, begun, now);
+            if matches!(self.load, Load::Closed) && self.goes_on(now) {
                 self.begin(index, Instant::now())?;
             } else {
                 self.free.push_back(index);
@@ -317,8 +327,7 @@ impl<'a> Driver<'a> {
         Ok(step != Step::Idle)
     }
 
-    fn finish(&mut self, index: usize, due: Instant, begun: Instant) {
-        let now = Instant::now();
+    fn finish(&mut self, index: usize, due: Instant, begun: Instant, now: Instant) {
         self.states[index] = State::Free;
         self.ended(begun);
         self.finished[index] += 1;
