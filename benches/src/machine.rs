@@ -20,6 +20,9 @@ pub(crate) struct Machine {
     pub(crate) memory_bytes: u64,
     /// The congestion control that TCP connections start with.
     pub(crate) tcp_congestion_control: String,
+    /// The GPU, where one took part.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) gpu: Option<String>,
 }
 
 impl Machine {
@@ -39,6 +42,7 @@ impl Machine {
             kernel: format!("Linux {}", read("/proc/sys/kernel/osrelease").trim()),
             memory_bytes: memory_kib * 1024,
             tcp_congestion_control: read("/proc/sys/net/ipv4/tcp_congestion_control").trim().to_owned(),
+            gpu: None,
         }
     }
 }

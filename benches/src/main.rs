@@ -6,6 +6,7 @@
 mod arms;
 mod compare;
 mod crowd;
+mod gpu_copies;
 mod load;
 mod machine;
 mod plan;
@@ -47,6 +48,8 @@ enum Command {
     ListArms,
     /// Connects many clients that ask nothing, and says what each costs a commodity-tcp server and whether it still answers.
     IdleClients(IdleClients),
+    /// Measures on this machine's GPU what it takes to bring a request into device memory, in one piece and in frames.
+    GpuCopies(gpu_copies::Options),
 }
 
 #[derive(Debug, Args)]
@@ -100,6 +103,7 @@ fn main() -> anyhow::Result<()> {
             Ok(())
         }
         Command::IdleClients(options) => idle_clients(&options),
+        Command::GpuCopies(options) => gpu_copies::run(&options),
     }
 }
 

@@ -9,6 +9,7 @@ use cudarc::driver::sys::{self, CUfunction, CUfunction_attribute as Attribute, C
 
 use crate::context::Context;
 use crate::error::{Error, describe};
+use crate::symbols;
 
 /// Bytes of a compiler's words that are kept.
 const LOG_BYTES: usize = 8 << 10;
@@ -190,6 +191,29 @@ impl Function {
         // SAFETY: the function is loaded.
         let result = unsafe { sys::cuFuncSetAttribute(self.raw, attribute, bytes) };
         context.check(result, "cannot give a function more shared memory")
+    }
+
+    /// Bytes of each of its parameters, in their order; `None` where the driver cannot tell, being older than CUDA 12.4.
+    ///
+    /// # Errors
+    /// The driver's.
+    pub fn parameters(&self) -> Result<Option<Vec<usize>>, Error> {
+        if !symbols::has("cuFuncGetParamInfo") {
+            return Ok(None);
+        }
+        self.context().make_current()?;
+        let mut sizes = Vec::new();
+        loop {
+            let (mut offset, mut size) = (0, 0);
+            // SAFETY: the function is loaded, and both places outlive the call.
+            let result = unsafe { sys::cuFuncGetParamInfo(self.raw, sizes.len(), &raw mut offset, &raw mut size) };
+            // How it says that there are no more.
+            if result == CUresult::CUDA_ERROR_INVALID_VALUE {
+                return Ok(Some(sizes));
+            }
+            self.context().check(result, "cannot ask for a function's parameters")?;
+            sizes.push(size);
+        }
     }
 
     pub(crate) fn context(&self) -> &Context {

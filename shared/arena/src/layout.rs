@@ -131,6 +131,18 @@ impl PoolLayout {
             && first % u32::from(self.max_batch) + u32::from(rows) <= u32::from(self.max_batch)
     }
 
+    /// Where the rows of `tensor` lie.
+    #[must_use]
+    pub fn rows(&self, tensor: u16) -> Option<TensorRows> {
+        Some(TensorRows {
+            begin: self.tensor_offset(tensor)?,
+            stride: self.window_stride(tensor)?,
+            row_bytes: self.row_bytes(tensor)?.into(),
+            max_batch: self.max_batch.into(),
+            slots: self.slots(),
+        })
+    }
+
     fn stride(&self, tensor: u16) -> u64 {
         let window = u64::from(self.row_bytes[usize::from(tensor)]) * u64::from(self.max_batch);
         window.next_multiple_of(if window > PAGE { PAGE } else { LINE })
@@ -138,6 +150,37 @@ impl PoolLayout {
 
     fn area(&self, tensor: u16) -> u64 {
         (self.stride(tensor) * u64::from(self.windows)).next_multiple_of(PAGE)
+    }
+}
+
+/// Where the rows of one tensor lie in its pool, computed once for those who ask often.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TensorRows {
+    begin: u64,
+    stride: u64,
+    row_bytes: u64,
+    max_batch: u32,
+    slots: u32,
+}
+
+impl TensorRows {
+    /// Where `len` bytes at `offset` of `rows` rows from slot `first` on lie, from the pool's own beginning; `None` when they
+    /// are not all inside those rows, or the rows not in one window.
+    #[must_use]
+    #[inline]
+    pub fn place(&self, first: u32, rows: u16, offset: u32, len: u32) -> Option<u64> {
+        // Many pools have one window, and to divide takes longer than all else.
+        let (window, row) =
+            if first < self.max_batch { (0, first) } else { (first / self.max_batch, first % self.max_batch) };
+        let inside = rows > 0
+            && first < self.slots
+            && row + u32::from(rows) <= self.max_batch
+            && u64::from(offset) + u64::from(len) <= u64::from(rows) * self.row_bytes;
+        if !inside {
+            return None;
+        }
+        // Less than the pool's bytes.
+        Some(self.begin + u64::from(window) * self.stride + u64::from(row) * self.row_bytes + u64::from(offset))
     }
 }
 
@@ -198,6 +241,22 @@ mod tests {
         assert!(!layout.holds(8, 1));
         assert!(!layout.holds(0, 0));
         assert!(!layout.holds(u32::MAX, u16::MAX));
+    }
+
+    #[test]
+    fn rows_lie_packed_in_their_window() {
+        let layout = PoolLayout::new(&[100, 1025], 4, 3).unwrap();
+        let [small, large] = [0, 1].map(|tensor| layout.rows(tensor).unwrap());
+        // The second row of the second window, in the area of the first tensor and in that of the other.
+        assert_eq!(small.place(5, 1, 7, 93), Some(448 + 100 + 7));
+        assert_eq!(large.place(5, 3, 1025, 2050), Some(4096 + 8192 + 2 * 1025));
+        assert_eq!(small.place(3, 1, 0, 100), Some(300));
+        assert_eq!(small.place(5, 1, 8, 93), None);
+        assert_eq!(small.place(5, 4, 0, 1), None);
+        assert_eq!(small.place(5, 0, 0, 0), None);
+        assert_eq!(small.place(12, 1, 0, 0), None);
+        assert_eq!(small.place(u32::MAX, u16::MAX, u32::MAX, u32::MAX), None);
+        assert_eq!(layout.rows(2), None);
     }
 
     #[test]

@@ -17,7 +17,7 @@ mod mem;
 mod runs;
 
 pub use allocator::{AllocatorError, SlotAllocator, SlotEntry, StaleRun};
-pub use layout::{EXTERNAL_POOL, LayoutError, MAX_POOL_BYTES, MAX_TENSORS, META_BYTES, PoolLayout};
+pub use layout::{EXTERNAL_POOL, LayoutError, MAX_POOL_BYTES, MAX_TENSORS, META_BYTES, PoolLayout, TensorRows};
 #[cfg(feature = "count-copies")]
 pub use mem::bytes_copied_by_this_thread;
 #[cfg(feature = "mem")]

@@ -29,6 +29,7 @@ struct Inner {
 struct Pool {
     id: u16,
     layout: PoolLayout,
+    base: usize,
     areas: Box<[Area]>,
     meta: usize,
 }
@@ -140,6 +141,13 @@ impl Arena {
         self.inner.find(pool).map(|pool| &pool.layout)
     }
 
+    /// All bytes of a pool, whole pages, for registration with a device.
+    #[must_use]
+    pub fn pool(&self, pool: u16) -> Option<Span<'_>> {
+        let pool = self.inner.find(pool)?;
+        Some(self.inner.map.span(pool.base, pool.layout.bytes() as usize))
+    }
+
     /// The file that holds the pools, to be passed to another process or registered with a device. Its size is sealed.
     #[must_use]
     pub fn memfd(&self) -> BorrowedFd<'_> {
@@ -239,7 +247,7 @@ impl Pool {
             })
         };
         let areas = (0..layout.tensors()).filter_map(area).collect();
-        Pool { id, layout, areas, meta: (base + layout.meta_offset()) as usize }
+        Pool { id, layout, base: base as usize, areas, meta: (base + layout.meta_offset()) as usize }
     }
 
     #[inline]

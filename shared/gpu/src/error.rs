@@ -1,0 +1,45 @@
+//! What can go wrong on a GPU.
+
+/// Why something could not be done on a GPU.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum GpuError {
+    /// The driver, the device, or work that was submitted earlier.
+    #[error(transparent)]
+    Cuda(#[from] splitrpc_cuda::Error),
+    /// The arena has no such pool.
+    #[error("pool {0} is not in the arena")]
+    NoPool(u16),
+    /// A run, tensor or range that is not among the slots.
+    #[error("the GPU has no such slots")]
+    NoSlots,
+    /// A buffer that the lane does not hold, or bytes past its end.
+    #[error("the lane has no such buffer, or it ends earlier")]
+    NoBuffer,
+    /// A kernel that is given other arguments than it takes.
+    #[error("kernel {kernel:?} takes arguments of {wants:?} bytes, and is given {given:?}")]
+    Arguments {
+        /// The kernel's name.
+        kernel: String,
+        /// Bytes of each argument, as the kernel declares them.
+        wants: Vec<usize>,
+        /// Bytes of each argument, as they were given.
+        given: Vec<usize>,
+    },
+    /// The device has not so much memory left.
+    #[error("{needed} bytes of device memory are needed, and {free} are free")]
+    NoMemory {
+        /// Bytes that were asked for.
+        needed: u64,
+        /// Bytes that are free.
+        free: u64,
+    },
+}
+
+impl GpuError {
+    /// Whether nothing works on this device any more, in this process: see [`splitrpc_cuda::Error::is_sticky`].
+    #[must_use]
+    pub fn is_sticky(&self) -> bool {
+        matches!(self, GpuError::Cuda(error) if error.is_sticky())
+    }
+}

@@ -1,0 +1,376 @@
+//! Streams whose memory outlives their work.
+
+use std::fmt;
+use std::mem::ManuallyDrop;
+use std::sync::Arc;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use splitrpc_arena::Run;
+use splitrpc_cuda::{Arg, Context, CopyBatch, DeviceMemory, DeviceRange, Event, Executable, Function, Launch, Stream};
+
+use crate::arena::{GpuArena, Rows};
+use crate::carry::{Carry, Entries, FEW, MANY, Piece, SOME};
+use crate::error::GpuError;
+use crate::kernel::{Kernel, MAX_ARGUMENTS, Operand};
+
+/// Device memory beside the slots: weights, and what a model keeps from kernel to kernel.
+pub type Buffer = Arc<DeviceMemory>;
+
+/// Recorded work of one lane, at most.
+const MAX_RECORDINGS: usize = 256;
+/// How long the end of a lane waits for its work.
+const PATIENCE: Duration = Duration::from_secs(2);
+
+/// A stream, and all memory and code that is used on it: the slots of an arena, buffers and kernels. Work is submitted
+/// in order and done later; nothing that it uses goes before that.
+///
+/// A lane that is dropped waits for its work. Where that does not end, its memory is never given back, as the device
+/// may still write there.
+pub struct Lane {
+    held: ManuallyDrop<Held>,
+    stream: Stream,
+}
+
+struct Held {
+    recordings: Vec<Executable>,
+    kernels: Vec<Kernel>,
+    buffers: Vec<Buffer>,
+    arena: GpuArena,
+}
+
+/// Work of a lane that was recorded: see [`Lane::record`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Recording(usize);
+
+impl Lane {
+    /// A lane over an arena's slots. `priority` is one of the device's stream priorities.
+    ///
+    /// # Errors
+    /// [`GpuError::NoBuffer`] for a buffer of another device; the driver's.
+    pub fn new(arena: &GpuArena, priority: i32, buffers: Vec<Buffer>, kernels: Vec<Kernel>) -> Result<Lane, GpuError> {
+        let device = |context: &Context| context.device().ordinal();
+        if buffers.iter().any(|buffer| device(buffer.context()) != device(arena.context())) {
+            return Err(GpuError::NoBuffer);
+        }
+        let stream = Stream::with_priority(arena.context(), priority)?;
+        let held = Held { recordings: Vec::new(), kernels, buffers, arena: arena.clone() };
+        Ok(Lane { held: ManuallyDrop::new(held), stream })
+    }
+
+    /// Its slots.
+    #[must_use]
+    pub fn arena(&self) -> &GpuArena {
+        &self.held.arena
+    }
+
+    /// Has the event happen when all that was submitted so far is done.
+    ///
+    /// # Errors
+    /// The driver's.
+    pub fn mark(&self, event: &Event) -> Result<(), GpuError> {
+        Ok(self.stream.record(event)?)
+    }
+
+    /// Has all that is submitted from now on wait for what the event was last recorded for.
+    ///
+    /// # Errors
+    /// The driver's.
+    pub fn wait(&self, event: &Event) -> Result<(), GpuError> {
+        Ok(self.stream.wait(event)?)
+    }
+
+    /// Where work is submitted to.
+    #[must_use]
+    pub fn work(&self) -> Work<'_> {
+        Work { held: &self.held, stream: &self.stream }
+    }
+
+    /// Records what `submit` submits, which is not done now, so that it can be done as a whole as often as wanted. `None`
+    /// where so much is recorded already that it has to go without.
+    ///
+    /// # Errors
+    /// Those of `submit`; the driver's.
+    pub fn record(
+        &mut self,
+        submit: impl FnOnce(&Work<'_>) -> Result<(), GpuError>,
+    ) -> Result<Option<Recording>, GpuError> {
+        let Lane { held, stream } = self;
+        if held.recordings.len() == MAX_RECORDINGS {
+            return Ok(None);
+        }
+        let mut outcome = Ok(());
+        let graph = stream.capture(|stream| {
+            outcome = submit(&Work { held, stream });
+            Ok(())
+        });
+        outcome?;
+        let executable = graph?.instantiate()?;
+        held.recordings.push(executable);
+        Ok(Some(Recording(held.recordings.len() - 1)))
+    }
+
+    /// Does work again that this lane has recorded. A recording of another lane names another one's, if any.
+    ///
+    /// # Errors
+    /// [`GpuError::NoBuffer`] where the lane has no such recording; the driver's, also those of earlier work.
+    pub fn replay(&self, recording: Recording) -> Result<(), GpuError> {
+        let executable = self.held.recordings.get(recording.0).ok_or(GpuError::NoBuffer)?;
+        // SAFETY: all that was submitted when it was recorded is of memory and code that the lane holds until its
+        // work is done, and so is the recording.
+        Ok(unsafe { self.stream.launch_graph(executable) }?)
+    }
+
+    /// Waits until all that was submitted is done. For start-up and tests.
+    ///
+    /// # Errors
+    /// The driver's, also those of the work.
+    pub fn finish(&self) -> Result<(), GpuError> {
+        Ok(self.stream.synchronize()?)
+    }
+
+    /// Whether nothing is under way any more, so that what the lane holds may go.
+    fn ends(&self) -> bool {
+        let end = Instant::now() + PATIENCE;
+        loop {
+            match self.stream.is_done() {
+                Ok(true) => return true,
+                // A context that is lost does nothing any more.
+                Err(error) => return error.is_sticky(),
+                Ok(false) if Instant::now() > end => return false,
+                Ok(false) => thread::sleep(Duration::from_millis(1)),
+            }
+        }
+    }
+}
+
+impl fmt::Debug for Lane {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Lane").field("arena", &self.held.arena).finish_non_exhaustive()
+    }
+}
+
+impl Drop for Lane {
+    fn drop(&mut self) {
+        if self.ends() {
+            // SAFETY: dropped once, here, and not used after that.
+            unsafe { ManuallyDrop::drop(&mut self.held) };
+        }
+    }
+}
+
+/// What can be submitted to a lane. All of it is done after what was submitted before, and before what comes later.
+#[derive(Clone, Copy)]
+pub struct Work<'l> {
+    held: &'l Held,
+    stream: &'l Stream,
+}
+
+impl Work<'_> {
+    /// Copies bytes of a run's tensor from the host's slots to the device's.
+    ///
+    /// # Errors
+    /// [`GpuError::NoSlots`]; the driver's.
+    pub fn copy_in(&self, run: Run, tensor: u16, offset: u32, len: u32) -> Result<(), GpuError> {
+        let (to, from) = self.both(run, tensor, offset, len)?;
+        // SAFETY: the lane holds the arena, both of whose sides stay until the work is done; the host's is only ever
+        // accessed as memory that others may write.
+        Ok(unsafe { self.stream.copy_to_device(to, from) }?)
+    }
+
+    /// Copies bytes of a run's tensor from the device's slots to the host's.
+    ///
+    /// # Errors
+    /// [`GpuError::NoSlots`]; the driver's.
+    pub fn copy_out(&self, run: Run, tensor: u16, offset: u32, len: u32) -> Result<(), GpuError> {
+        let (from, to) = self.both(run, tensor, offset, len)?;
+        // SAFETY: as in `copy_in`.
+        Ok(unsafe { self.stream.copy_to_host(to, from) }?)
+    }
+
+    /// Copies a run's tensor on the device into a buffer: a compaction.
+    ///
+    /// # Errors
+    /// [`GpuError::NoSlots`]; [`GpuError::NoBuffer`]; the driver's.
+    pub fn compact(&self, run: Run, tensor: u16, len: u32, buffer: usize, at: u64) -> Result<(), GpuError> {
+        let from = self.held.arena.device(run, tensor, 0, len).ok_or(GpuError::NoSlots)?;
+        let to = self.buffer(buffer, at, u64::from(len))?;
+        // SAFETY: the lane holds the arena and the buffer until the work is done.
+        Ok(unsafe { self.stream.copy_on_device(to, from) }?)
+    }
+
+    /// Copies from a buffer on the device into a run's tensor: the twin of a compaction.
+    ///
+    /// # Errors
+    /// [`GpuError::NoSlots`]; [`GpuError::NoBuffer`]; the driver's.
+    pub fn spread(&self, buffer: usize, at: u64, run: Run, tensor: u16, len: u32) -> Result<(), GpuError> {
+        let to = self.held.arena.device(run, tensor, 0, len).ok_or(GpuError::NoSlots)?;
+        let from = self.buffer(buffer, at, u64::from(len))?;
+        // SAFETY: as in `compact`.
+        Ok(unsafe { self.stream.copy_on_device(to, from) }?)
+    }
+
+    /// Has a kernel read pieces of frames on the host, in whatever order they came, into slots on the device. Pieces that
+    /// continue each other on both sides are carried as one. Returns how many launches that took.
+    ///
+    /// # Errors
+    /// [`GpuError::NoSlots`], and pieces before that may have been submitted; the driver's.
+    pub fn gather(&self, pieces: &[Piece]) -> Result<usize, GpuError> {
+        self.carry(pieces, |frame, slot| (frame, slot))
+    }
+
+    /// As [`Work::gather`], by the copy engines and the driver's batched copies instead of a kernel. `batch` is used again and
+    /// again.
+    ///
+    /// # Errors
+    /// [`GpuError::NoSlots`]; the driver's, one of which says that it has no batched copies.
+    pub fn gather_by_engine(&self, batch: &mut CopyBatch, pieces: &[Piece]) -> Result<(), GpuError> {
+        let arena = &self.held.arena;
+        batch.clear();
+        for piece in pieces {
+            let &Piece { frame, frame_offset, slot, tensor, offset, len } = piece;
+            let from = arena.host(frame, 0, frame_offset, len).ok_or(GpuError::NoSlots)?;
+            let to = arena.device(slot, tensor, offset, len).ok_or(GpuError::NoSlots)?;
+            batch.to_device(to, from).map_err(splitrpc_cuda::Error::from)?;
+        }
+        // SAFETY: all ranges are of the arena, which the lane holds until the work is done; the host's are only ever accessed
+        // as memory that others may write.
+        Ok(unsafe { self.stream.copy_batch(batch) }?)
+    }
+
+    /// The twin of [`Work::gather`]: pieces of slots on the device into frames on the host.
+    ///
+    /// # Errors
+    /// As [`Work::gather`].
+    pub fn scatter(&self, pieces: &[Piece]) -> Result<usize, GpuError> {
+        self.carry(pieces, |frame, slot| (slot, frame))
+    }
+
+    fn carry(&self, pieces: &[Piece], direction: impl Fn(u64, u64) -> (u64, u64)) -> Result<usize, GpuError> {
+        let Carry { few, some, many } = self.held.arena.carry();
+        match many {
+            _ if pieces.len() <= FEW => self.carry_by::<FEW>(few, pieces, direction),
+            Some(many) if pieces.len() > SOME => self.carry_by::<MANY>(many, pieces, direction),
+            _ => self.carry_by::<SOME>(some, pieces, direction),
+        }
+    }
+
+    fn carry_by<const N: usize>(
+        &self,
+        kernel: &Function,
+        pieces: &[Piece],
+        direction: impl Fn(u64, u64) -> (u64, u64),
+    ) -> Result<usize, GpuError> {
+        let arena = &self.held.arena;
+        let mut entries = Entries::<N>::new();
+        let (mut frames, mut slots) = (Known::default(), Known::default());
+        let mut launches = 0;
+        for piece in pieces.iter().filter(|piece| piece.len > 0) {
+            let &Piece { frame, frame_offset, slot, tensor, offset, len } = piece;
+            let frame = frames.find((frame.pool, 0), |pool, tensor| arena.host_rows(pool, tensor))?.address(
+                frame,
+                frame_offset,
+                len,
+            );
+            let slot = slots
+                .find((slot.pool, tensor), |pool, tensor| arena.device_rows(pool, tensor))?
+                .address(slot, offset, len);
+            let (Some(frame), Some(slot)) = (frame, slot) else { return Err(GpuError::NoSlots) };
+            let (from, to) = direction(frame, slot);
+            if !entries.push(from, to, len) {
+                self.launch_carry(kernel, &entries)?;
+                launches += 1;
+                entries = Entries::new();
+                entries.push(from, to, len);
+            }
+        }
+        if !entries.is_empty() {
+            self.launch_carry(kernel, &entries)?;
+            launches += 1;
+        }
+        Ok(launches)
+    }
+
+    fn launch_carry<const N: usize>(&self, kernel: &Function, entries: &Entries<N>) -> Result<(), GpuError> {
+        let parameter = [Arg::new(entries)];
+        // SAFETY: that begins with the one parameter of the kernel for so many entries, which accesses what they name and no more:
+        // bytes that were checked to be inside frames and slots, which the lane holds until the work is done, with the kernel. The
+        // host's are only ever accessed as memory that others may write.
+        Ok(unsafe { self.stream.launch(kernel, entries.launch(), &parameter) }?)
+    }
+
+    /// Runs one of the lane's kernels.
+    ///
+    /// # Errors
+    /// [`GpuError::Arguments`]; [`GpuError::NoSlots`]; [`GpuError::NoBuffer`], also for a kernel that the lane does not
+    /// hold; the driver's.
+    pub fn run(&self, kernel: usize, launch: Launch, operands: &[Operand]) -> Result<(), GpuError> {
+        let kernel = self.held.kernels.get(kernel).ok_or(GpuError::NoBuffer)?;
+        kernel.check(operands)?;
+        // Little-endian: the first four bytes of a long are the word.
+        let mut values = [0_u64; MAX_ARGUMENTS];
+        for (value, operand) in values.iter_mut().zip(operands) {
+            *value = self.value(operand)?;
+        }
+        let arguments = values.each_ref().map(Arg::new);
+        let arguments = &arguments[..operands.len()];
+        // SAFETY: there are as many arguments as the kernel takes, each at least as large; addresses are of memory that
+        // the lane holds until the work is done, as it does the kernel. What the kernel does with them is its own: it is
+        // trusted as the program is, which `Kernel` says.
+        Ok(unsafe { self.stream.launch(kernel.function(), launch, arguments) }?)
+    }
+
+    fn value(&self, operand: &Operand) -> Result<u64, GpuError> {
+        match *operand {
+            Operand::Slots { run, tensor, bytes } => {
+                Ok(self.held.arena.device(run, tensor, 0, bytes).ok_or(GpuError::NoSlots)?.address())
+            }
+            Operand::Buffer { buffer, bytes } => Ok(self.buffer(buffer, 0, bytes)?.address()),
+            Operand::Word(value) => Ok(value.into()),
+            Operand::Long(value) => Ok(value),
+        }
+    }
+
+    fn both(
+        &self,
+        run: Run,
+        tensor: u16,
+        offset: u32,
+        len: u32,
+    ) -> Result<(DeviceRange<'_>, splitrpc_cuda::HostRange<'_>), GpuError> {
+        let arena = &self.held.arena;
+        let device = arena.device(run, tensor, offset, len).ok_or(GpuError::NoSlots)?;
+        Ok((device, arena.host(run, tensor, offset, len).ok_or(GpuError::NoSlots)?))
+    }
+
+    fn buffer(&self, buffer: usize, at: u64, len: u64) -> Result<DeviceRange<'_>, GpuError> {
+        let (at, len) = (usize::try_from(at), usize::try_from(len));
+        let (Ok(at), Ok(len)) = (at, len) else { return Err(GpuError::NoBuffer) };
+        let buffer = self.held.buffers.get(buffer).ok_or(GpuError::NoBuffer)?;
+        buffer.range(at, len).map_err(|_| GpuError::NoBuffer)
+    }
+}
+
+/// The rows that were asked for last: most pieces are of one tensor, in frames of one pool.
+#[derive(Default)]
+struct Known(Option<((u16, u16), Rows)>);
+
+impl Known {
+    #[inline]
+    fn find(&mut self, of: (u16, u16), rows: impl FnOnce(u16, u16) -> Option<Rows>) -> Result<Rows, GpuError> {
+        match self.0 {
+            Some((known, rows)) if known == of => Ok(rows),
+            _ => {
+                let found = rows(of.0, of.1).ok_or(GpuError::NoSlots)?;
+                self.0 = Some((of, found));
+                Ok(found)
+            }
+        }
+    }
+}
+
+impl fmt::Debug for Work<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Work").field("arena", &self.held.arena).finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,7 @@
+//! Slots, movers and lanes on a real device. Without one each test says why it is left out; `SPLITRPC_REQUIRE_GPU` makes that
+//! a failure.
+
+mod common;
+mod copies;
+mod gather;
+mod lanes;
