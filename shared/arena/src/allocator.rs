@@ -139,6 +139,19 @@ impl<'a> SlotAllocator<'a> {
         Ok(())
     }
 
+    /// Makes two runs of one, each to be freed by itself: its first `rows` rows, and the others.
+    ///
+    /// # Errors
+    /// [`StaleRun`] when this run is not live or has no more rows than that, and nothing changes.
+    pub fn split(&mut self, run: Run, rows: u16) -> Result<(Run, Run), StaleRun> {
+        let (_, slot) = self.live(run).filter(|_| rows > 0 && rows < run.rows).ok_or(StaleRun(run))?;
+        let (second, others) = (slot as usize + usize::from(rows), run.rows - rows);
+        self.entries[slot as usize].rows = rows;
+        self.entries[second].rows = others;
+        let generation = self.entries[second].generation;
+        Ok((Run { rows, ..run }, Run { rows: others, first: run.first + u32::from(rows), generation, ..run }))
+    }
+
     /// Whether this very run is allocated now.
     #[must_use]
     pub fn is_live(&self, run: Run) -> bool {

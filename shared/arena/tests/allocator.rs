@@ -48,6 +48,7 @@ enum Step {
     Free { index: usize },
     FreeDead { index: usize },
     FreeForged { run: (u16, u16, u32, u32) },
+    Split { index: usize, rows: u16 },
 }
 
 fn steps() -> impl Strategy<Value = Vec<Step>> {
@@ -57,6 +58,7 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
         3 => any::<usize>().prop_map(|index| Step::Free { index }),
         1 => any::<usize>().prop_map(|index| Step::FreeDead { index }),
         1 => (0_u16..5, 0_u16..5, 0_u32..300, 0_u32..3).prop_map(|run| Step::FreeForged { run }),
+        1 => (any::<usize>(), 0_u16..9).prop_map(|(index, rows)| Step::Split { index, rows }),
     ];
     prop::collection::vec(step, 0..400)
 }
@@ -104,6 +106,21 @@ proptest! {
                     prop_assert_eq!(next.first / rows, run.first / rows);
                 }
                 Step::Free { .. } => {}
+                Step::Split { index, rows } if !oracle.live.is_empty() => {
+                    let index = index % oracle.live.len();
+                    let run = oracle.live[index];
+                    let Ok((first, others)) = allocator.split(run, rows) else {
+                        prop_assert!(rows == 0 || rows >= run.rows);
+                        continue;
+                    };
+                    prop_assert_eq!((first.pool, first.first, first.rows), (run.pool, run.first, rows));
+                    prop_assert_eq!((others.pool, others.first), (run.pool, run.first + u32::from(rows)));
+                    prop_assert_eq!(others.rows, run.rows - rows);
+                    prop_assert!(!allocator.is_live(run));
+                    oracle.live[index] = first;
+                    oracle.live.push(others);
+                }
+                Step::Split { .. } => {}
                 Step::FreeDead { index } => {
                     if !oracle.dead.is_empty() {
                         let run = oracle.dead[index % oracle.dead.len()];

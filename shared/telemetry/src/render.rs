@@ -208,7 +208,7 @@ fn render_paths(out: &mut Writer, models: &[&str], shards: &[&Shard]) {
         }
     }
     type Field = fn(&Series) -> &Cell;
-    let counters: [(&str, &str, Field); 4] = [
+    let counters: [(&str, &str, Field); 5] = [
         ("splitrpc_payload_bytes_total", "Tensor bytes of requests.", |s| &s.payload_bytes),
         (
             "splitrpc_cpu_copied_bytes_total",
@@ -223,6 +223,11 @@ fn render_paths(out: &mut Writer, models: &[&str], shards: &[&Shard]) {
         ("splitrpc_runtime_copied_bytes_total", "Bytes that runtimes copied on the CPU beyond the slots.", |s| {
             &s.runtime_copied_bytes
         }),
+        (
+            "splitrpc_device_compactions_total",
+            "Copies inside a device by which batches were put together or results apart, for each of their requests.",
+            |s| &s.device_compactions,
+        ),
     ];
     for (name, help, field) in counters {
         out.head(name, "counter", help);

@@ -102,6 +102,7 @@ pub(crate) struct Series {
     pub(crate) copied_bytes: Cell,
     pub(crate) fixup_bytes: Cell,
     pub(crate) runtime_copied_bytes: Cell,
+    pub(crate) device_compactions: Cell,
 }
 
 impl Series {
@@ -113,6 +114,7 @@ impl Series {
             copied_bytes: Cell::new(),
             fixup_bytes: Cell::new(),
             runtime_copied_bytes: Cell::new(),
+            device_compactions: Cell::new(),
         }
     }
 }
@@ -232,6 +234,7 @@ impl Shard {
         series.copied_bytes.add(u64::from(path.copied_bytes));
         series.fixup_bytes.add(u64::from(path.fixup_bytes));
         series.runtime_copied_bytes.add(u64::from(path.runtime_copied_bytes));
+        series.device_compactions.add(u64::from(path.device_compactions));
         if status == Status::Ok {
             series.total.record(total_ns);
             let stages = self.stages.of(key);

@@ -173,6 +173,9 @@ pub struct Path {
     pub fixup_bytes: u32,
     /// Bytes that the runtime copied on the CPU, in and out, beyond its slots.
     pub runtime_copied_bytes: u32,
+    /// How often a device had to put the batch together, or its results apart, in its own memory, since slots did not lie as the
+    /// model takes them; saturating.
+    pub device_compactions: u8,
     /// Nanoseconds in each stage, indexed by [`Stage`], saturating.
     pub stages_ns: [u32; STAGES],
 }
@@ -190,6 +193,7 @@ impl Default for Path {
             copied_bytes: 0,
             fixup_bytes: 0,
             runtime_copied_bytes: 0,
+            device_compactions: 0,
             stages_ns: [0; STAGES],
         }
     }
@@ -203,7 +207,7 @@ struct Raw {
     memory: u8,
     link: u8,
     emulated: u8,
-    reserved: u8,
+    device_compactions: u8,
     batch_rows: U16,
     payload_bytes: U32,
     copied_bytes: U32,
@@ -253,7 +257,7 @@ impl Path {
             memory: self.memory as u8,
             link: self.link as u8,
             emulated: u8::from(self.emulated),
-            reserved: 0,
+            device_compactions: self.device_compactions,
             batch_rows: U16::new(self.batch_rows),
             payload_bytes: U32::new(self.payload_bytes),
             copied_bytes: U32::new(self.copied_bytes),
@@ -270,7 +274,7 @@ impl Path {
     #[inline]
     pub fn parse(bytes: &[u8]) -> Result<Path, WireError> {
         let (raw, _) = Raw::ref_from_prefix(bytes).map_err(|_| WireError::Truncated)?;
-        if raw.reserved != 0 || raw.emulated > 1 {
+        if raw.emulated > 1 {
             return Err(WireError::Reserved);
         }
         Ok(Path {
@@ -279,6 +283,7 @@ impl Path {
             memory: Memory::from_code(raw.memory)?,
             link: Link::from_code(raw.link)?,
             emulated: raw.emulated == 1,
+            device_compactions: raw.device_compactions,
             batch_rows: raw.batch_rows.get(),
             payload_bytes: raw.payload_bytes.get(),
             copied_bytes: raw.copied_bytes.get(),

@@ -97,6 +97,7 @@ fn path() -> Path {
         copied_bytes: 80,
         fixup_bytes: 12,
         runtime_copied_bytes: 7,
+        device_compactions: 3,
         stages_ns: std::array::from_fn::<u32, STAGES, _>(|i| 1_000 * (i as u32 + 1)),
     }
 }

@@ -194,7 +194,6 @@ fn paths() {
         refused(Path::parse(&with(&good, [(at, 99)])), WireError::BadManifest);
     }
     refused(Path::parse(&with(&good, [(4, 2)])), WireError::Reserved);
-    refused(Path::parse(&with(&good, [(5, 1)])), WireError::Reserved);
 }
 
 #[test]

@@ -1,6 +1,7 @@
 //! The engine's side of the link: submissions out, completions in.
 
 use splitrpc_ring::{Completion, RequestKey, Run, Submission};
+use splitrpc_wire::path::{Memory, Mover};
 use splitrpc_wire::{Manifest, Path, Stage, Status, StatusPayload};
 
 use super::{Server, State};
@@ -130,8 +131,9 @@ impl<C: Congestion> Server<'_, C> {
         if let Some(told) = manifest.path() {
             let mut path = Path {
                 port: info.port,
-                mover: info.mover,
-                memory: info.memory,
+                // The host knows better where it did not read what the port had put into the slots.
+                mover: if told.mover == Mover::Unknown { info.mover } else { told.mover },
+                memory: if told.memory == Memory::Unknown { info.memory } else { told.memory },
                 link: info.link,
                 emulated: info.emulated,
                 payload_bytes: slot.incoming.received() as u32,

@@ -55,6 +55,9 @@ fn copies(path: &Path) -> String {
             let _ = write!(text, ", {bytes} bytes {what}");
         }
     }
+    if path.device_compactions > 0 {
+        let _ = write!(text, ", {} inside the device", path.device_compactions);
+    }
     text
 }
 
