@@ -140,8 +140,9 @@ impl<L: NicLink, H: Host> DataThread<L, H> {
     ///
     /// # Errors
     /// Those of the kernel.
-    pub fn with_tcp(mut self, port: TcpPort) -> io::Result<Self> {
+    pub fn with_tcp(mut self, mut port: TcpPort) -> io::Result<Self> {
         port.register(&self.poller)?;
+        port.note_arrivals(self.host.early_bytes());
         self.tcp = Some(port);
         Ok(self)
     }
@@ -246,7 +247,8 @@ impl<L: NicLink, H: Host> DataThread<L, H> {
     fn step(&mut self, now: Time) -> bool {
         let spins = self.config.wait != WaitMode::Block && !self.roused;
         let mut moved = self.receive(now);
-        if spins && !moved && self.short_rounds < SHORT_ROUNDS && self.engine.next_submission().is_none() {
+        let short = spins && !moved && self.short_rounds < SHORT_ROUNDS;
+        if short && self.engine.next_submission().is_none() && !self.host.has_news() {
             self.short_rounds += 1;
             return false;
         }
@@ -275,9 +277,10 @@ impl<L: NicLink, H: Host> DataThread<L, H> {
 
     fn receive(&mut self, now: Time) -> bool {
         let mut moved = self.receive_new(now);
-        let DataThread { engine, arena, tcp, poller, .. } = self;
+        let DataThread { engine, arena, host, tcp, poller, .. } = self;
         if let Some(tcp) = tcp {
             moved |= tcp.resume(now, poller, engine, arena);
+            tcp.take_arrivals(|arrival| host.arriving(arrival));
         }
         moved
     }

@@ -5,6 +5,7 @@
 //! payload bytes outside slots, except those that landed in the wrong place, which are counted.
 #![forbid(unsafe_code)]
 
+mod arrivals;
 mod completion;
 mod data_thread;
 mod frame;
@@ -15,6 +16,7 @@ mod tcp;
 mod udp;
 mod wait;
 
+pub use arrivals::Arrival;
 pub use completion::{Meta, copy_manifest};
 pub use data_thread::DataThread;
 pub use settings::{DataThreadConfig, Host, Stop};

@@ -6,12 +6,27 @@ use std::time::Duration;
 
 use splitrpc_engine::Time;
 
+use crate::arrivals::Arrival;
 use crate::wait::{WaitMode, Waker};
 
 /// What sits at the other end of the link, on the same thread.
 pub trait Host {
     /// Does what there is to do. Returns whether there was anything.
     fn poll(&mut self, now: Time) -> bool;
+
+    /// Payloads of at least so many bytes are told of while they arrive; `u32::MAX` is none. Asked once.
+    fn early_bytes(&self) -> u32 {
+        u32::MAX
+    }
+
+    /// Part of a request is in its slots. Not all parts are told of, and the request may never be submitted.
+    fn arriving(&mut self, _: &Arrival) {}
+
+    /// Whether something is done that nobody tells, such as what a device computed: looked at in every round, so it is to cost next to
+    /// nothing.
+    fn has_news(&self) -> bool {
+        false
+    }
 
     /// Hands its counters and levels to whoever exports them. Called from time to time, since a request need not wait for it.
     fn publish(&self);

@@ -21,6 +21,7 @@ use self::connection::Connection;
 use self::hot::Hot;
 use self::out::{OutPool, Written};
 use self::read::{Context, Reader, Turn};
+use crate::arrivals::{Arrival, Arrivals};
 use crate::storage::{BuiltEngine, Engine};
 
 /// The poller's name for the listener; connections go by their number.
@@ -80,6 +81,7 @@ pub struct TcpPort {
     /// Numbers that no connection has, the next one last.
     free: Vec<u32>,
     reader: Reader,
+    arrivals: Arrivals,
     out: OutPool,
     hot: Hot,
     /// Connections of which bytes have been read that the engine had no room for; the poller does not tell of those.
@@ -119,6 +121,7 @@ impl TcpPort {
             connections: (0..streams).map(|_| None).collect(),
             free: (0..streams).rev().collect(),
             reader: Reader::new(streams as usize),
+            arrivals: Arrivals::new(u32::MAX),
             out: OutPool::new(engine.config.requests.saturating_add(8 * CONTROL_WAITING), engine.catalog),
             hot: Hot::default(),
             unread: Vec::new(),
@@ -147,6 +150,16 @@ impl TcpPort {
             open: (self.connections.len() - self.free.len()) as u32,
             ..self.stats
         }
+    }
+
+    /// Notes arrivals of payloads of so many bytes at least.
+    pub(crate) fn note_arrivals(&mut self, least: u32) {
+        self.arrivals = Arrivals::new(least);
+    }
+
+    /// Hands over what has arrived of requests that were not complete then.
+    pub(crate) fn take_arrivals(&mut self, told: impl FnMut(&Arrival)) {
+        self.arrivals.take(told);
     }
 
     pub(crate) fn register(&self, poller: &Poller) -> io::Result<()> {
@@ -255,7 +268,8 @@ impl TcpPort {
             }
             return false;
         }
-        let turn = self.reader.turn(&mut Context { now, engine, arena }, connection);
+        let arrivals = &mut self.arrivals;
+        let turn = self.reader.turn(&mut Context { now, engine, arena, arrivals }, connection);
         if !connection.unread.is_empty() && !self.unread.contains(&id) {
             self.unread.push(id);
         }

@@ -8,6 +8,7 @@ use splitrpc_engine::{Peer, Time, Verdict};
 use splitrpc_wire::{HEADER_LEN, Header};
 
 use super::connection::{Connection, PartialHead, Payload, Reading, SMALL_DATA, scatter};
+use crate::arrivals::Arrivals;
 use crate::frame::{HEAD_ROOM, Measured, measure, place};
 use crate::storage::Engine;
 
@@ -35,6 +36,7 @@ pub(super) struct Context<'c> {
     pub(super) now: Time,
     pub(super) engine: &'c mut Engine,
     pub(super) arena: &'c Arena,
+    pub(super) arrivals: &'c mut Arrivals,
 }
 
 /// The connection is over.
@@ -364,6 +366,10 @@ fn advance(cx: &mut Context<'_>, connection: &mut Connection, bytes: u32, moved:
         complete(cx, connection);
     } else {
         cx.engine.progressed(&payload.placement, payload.done);
+        if cx.arrivals.want(payload.placement.length()) {
+            let Payload { placement, done, .. } = *payload;
+            cx.arrivals.note(placement.request, cx.engine.pieces(&placement), done);
+        }
     }
 }
 
