@@ -9,6 +9,7 @@ use rustix::process::{Resource, getrlimit};
 use splitrpc_client::Transport;
 
 use crate::config::{Config, Machine, Wait, free_memory};
+use crate::gpu::Gpu;
 use crate::plan::Plan;
 
 mod neighbour;
@@ -74,7 +75,7 @@ pub fn examine(config: &Config) -> Vec<Check> {
     checks.extend(models(config));
     checks.extend([huge_pages(), locked_memory()]);
     checks.extend(addresses(config));
-    checks.extend([nics(), devices("gpu", "/dev/nvidia0", "CUDA devices"), rdma(), bluefield()]);
+    checks.extend([nics(), gpu(config), rdma(), bluefield()]);
     // The repository is told of among the models.
     let problems = config.check(&machine).into_iter().filter(|p| p.key != "models.repository");
     checks.extend(problems.map(|p| fail("configuration", p.to_string(), "")));
@@ -297,11 +298,17 @@ fn nics() -> Check {
     }
 }
 
-fn devices(name: &'static str, file: &str, what: &str) -> Check {
-    if Path::new(file).exists() {
-        ok(name, format!("{what} present; models of this release compute on the CPU"))
-    } else {
-        ok(name, format!("no {what}; models compute on the CPU"))
+/// Whether models could compute on a GPU. Those that need one and cannot have it are told of among the models.
+fn gpu(config: &Config) -> Check {
+    match Gpu::open(&config.gpu) {
+        Ok(gpu) => match gpu.context.memory_bytes() {
+            Ok((free, total)) => {
+                let memory = format!("{} MiB of {} MiB free", free >> 20, total >> 20);
+                ok("gpu", format!("{}, {memory}", gpu.name))
+            }
+            Err(error) => fail("gpu", format!("{}: {error}", gpu.name), "see `nvidia-smi`"),
+        },
+        Err(why) => ok("gpu", format!("{why}; models compute on the CPU")),
     }
 }
 

@@ -7,6 +7,7 @@
 pub mod cli;
 pub mod config;
 pub mod doctor;
+pub mod gpu;
 pub mod http;
 pub mod metrics;
 pub mod model;

@@ -6,17 +6,20 @@ use std::sync::atomic::AtomicUsize;
 use std::time::{Duration, Instant};
 
 use splitrpc_telemetry::Shard as Telemetry;
+use splitrpc_wire::path::Memory;
 
 use crate::config::{Builtin, Config, Limits, Machine, Problem, USUAL_SESSIONS};
+use crate::gpu::{Gpu, LazyGpu};
 use crate::http::{Bounds, Http};
 use crate::metrics::{ModelReport, ModelState, Status};
 use crate::model::spec::ModelSpec;
 use crate::model::{ModelError, embedded, load_repository};
-use crate::orchestrator::Served;
+use crate::orchestrator::{Computing, Served};
 use crate::plan::{self, Plan, PlanError};
 use crate::runtime::echo::Echo;
 use crate::runtime::null::Null;
-use crate::runtime::{Factory, RuntimeError};
+use crate::runtime::null_gpu::NullGpu;
+use crate::runtime::{Execution, Factory, RuntimeError};
 use crate::shard::{self, Addresses, Common, Running, StartError};
 use crate::warmup::warm_up;
 use crate::worker::{Instance, Workers};
@@ -30,6 +33,8 @@ pub struct Built {
     pub machine: Machine,
     /// The models that are served, by handle.
     pub models: Vec<Served>,
+    /// The GPU that some of them compute on.
+    pub gpu: Option<Gpu>,
     /// How their tensors are laid out in each shard.
     pub plan: Plan,
     /// The encoded catalogue.
@@ -85,10 +90,12 @@ pub fn build(config: Config) -> Result<Built, BuildError> {
     let mut reports = Vec::new();
     let mut failed = Vec::new();
     let mut models = Vec::new();
-    for candidate in candidates(&config)? {
+    let gpu = LazyGpu::new(config.gpu.clone());
+    let mut reserved = 0;
+    for candidate in candidates(&config, &gpu)? {
         let served = candidate.and_then(|factory| {
             let name = factory.spec().name.clone();
-            serve(&factory, &config).map_err(|error| {
+            serve(&factory, &config, &gpu, &mut reserved).map_err(|error| {
                 let file = factory.file().map(|file| format!("{}: ", file.display()));
                 ModelReport::failed(name, format!("{}{error}", file.unwrap_or_default()))
             })
@@ -107,6 +114,15 @@ pub fn build(config: Config) -> Result<Built, BuildError> {
     if models.is_empty() {
         return Err(BuildError::NoModel(failed));
     }
+    let memory = |model: &Served| match model.computing {
+        Computing::Device => Memory::Cuda,
+        Computing::Inline | Computing::Workers(_) => Memory::Host,
+    };
+    let elsewhere = models.iter().filter_map(|m| config.require.check_model(&m.factory.spec().name, memory(m)));
+    let elsewhere: Vec<Problem> = elsewhere.collect();
+    if !elsewhere.is_empty() {
+        return Err(BuildError::Config(elsewhere));
+    }
     let specs = || models.iter().map(|m| m.factory.spec());
     // `serve` has tried each of them, but not all together.
     let plan = Plan::new(specs(), &config.limits)?;
@@ -114,7 +130,9 @@ pub fn build(config: Config) -> Result<Built, BuildError> {
     let telemetry: Vec<_> = (0..config.data.threads).map(|_| Arc::new(Telemetry::new(models.len()))).collect();
     reports.append(&mut failed);
     let status = Arc::new(Status::new(reports, telemetry.clone()));
-    Ok(Built { config, machine, models, plan, catalog, telemetry, status })
+    let on_gpu = models.iter().any(|m| matches!(m.computing, Computing::Device));
+    let gpu = if on_gpu { gpu.get().ok().cloned() } else { None };
+    Ok(Built { config, machine, models, gpu, plan, catalog, telemetry, status })
 }
 
 /// Specifications of all models that can be loaded, and what is wrong with the others.
@@ -122,30 +140,35 @@ pub fn build(config: Config) -> Result<Built, BuildError> {
 /// # Errors
 /// [`ModelError`] where the repository cannot be read.
 pub fn specs(config: &Config) -> Result<Vec<Result<ModelSpec, ModelReport>>, ModelError> {
-    Ok(candidates(config)?.into_iter().map(|model| model.map(|factory| factory.spec().clone())).collect())
+    let gpu = LazyGpu::new(config.gpu.clone());
+    Ok(candidates(config, &gpu)?.into_iter().map(|model| model.map(|factory| factory.spec().clone())).collect())
 }
 
 type Candidate = Result<Arc<dyn Factory>, ModelReport>;
 
 /// All models that the configuration names, those of the program itself first.
-fn candidates(config: &Config) -> Result<Vec<Candidate>, ModelError> {
+fn candidates(config: &Config, gpu: &LazyGpu) -> Result<Vec<Candidate>, ModelError> {
     let builtins = config.models.builtins.iter().map(|builtin| -> Candidate {
         Ok(match builtin {
             Builtin::Null => Arc::new(Null::new(config.models.response_bytes)),
+            Builtin::NullGpu => {
+                let gpu = gpu.get().map_err(|why| ModelReport::failed("null-gpu", why))?;
+                Arc::new(NullGpu::new(&gpu.context, config.models.response_bytes))
+            }
             Builtin::Echo => Arc::new(Echo::new()),
             Builtin::Digits => Arc::new(embedded::digits().map_err(|e| report(&e))?),
         })
     });
     let mut all: Vec<_> = builtins.collect();
     if let Some(folder) = &config.models.repository {
-        for model in load_repository(folder)? {
+        for model in load_repository(folder, gpu)? {
             let taken = |name: &str| all.iter().flatten().any(|built_in| built_in.spec().name == name);
             let model: Candidate = match model {
                 Ok(model) if taken(&model.spec().name) => {
                     let reason = "the name is taken by a built-in model; leave that out of models.builtins";
                     Err(ModelReport::failed(&model.spec().name, reason))
                 }
-                Ok(model) => Ok(Arc::new(model)),
+                Ok(model) => Ok(model),
                 Err(error) => Err(report(&error)),
             };
             all.push(model);
@@ -161,30 +184,48 @@ fn report(error: &ModelError) -> ModelReport {
     ModelReport::failed(name.to_string_lossy(), error.to_string())
 }
 
-/// Makes a model's instances, and their threads where it is not inline.
-fn serve(factory: &Arc<dyn Factory>, config: &Config) -> Result<Served, RuntimeError> {
+/// Tries a model out, and makes its instances and their threads where it has some.
+fn serve(
+    factory: &Arc<dyn Factory>,
+    config: &Config,
+    gpu: &LazyGpu,
+    reserved: &mut u64,
+) -> Result<Served, RuntimeError> {
     let refuse = |error: &dyn std::fmt::Display| RuntimeError(error.to_string());
     let spec = factory.spec();
-    Plan::new([spec], &config.limits).map_err(|e| refuse(&e))?;
+    let plan = Plan::new([spec], &config.limits).map_err(|e| refuse(&e))?;
     plan::catalog([spec]).map_err(|(_, e)| RuntimeError(format!("does not fit the catalogue: {e}")))?;
     let shards = usize::from(config.data.threads);
     let started = Instant::now();
-    // Inline models get an instance for each shard later; this one shows that it works.
-    let count = if factory.inline() { 1 } else { spec.instances.max(1) };
-    let mut instances = Vec::new();
-    for _ in 0..count {
-        let mut instance = Instance::new(factory)?;
-        warm_up(&mut instance, spec)?;
-        instances.push(instance);
-    }
-    let workers = if factory.inline() {
-        None
-    } else {
-        Some(Arc::new(Workers::start(&spec.name, instances, shards).map_err(|e| refuse(&e))?))
+    let instances = |count| {
+        let instance = |_| {
+            let mut instance = Instance::new(factory)?;
+            warm_up(&mut |job| job.run(&mut instance), spec)?;
+            Ok::<_, RuntimeError>(instance)
+        };
+        (0..count).map(instance).collect::<Result<Vec<_>, _>>()
+    };
+    let count = spec.instances.max(1);
+    let computing = match factory.execution() {
+        Execution::Inline => {
+            // Each shard gets an instance later; this one shows that it works.
+            instances(1)?;
+            Computing::Inline
+        }
+        Execution::Threads => {
+            let workers = Workers::start(&spec.name, instances(count)?, shards).map_err(|e| refuse(&e))?;
+            Computing::Workers(Arc::new(workers))
+        }
+        Execution::Gpu(program) => {
+            let gpu = gpu.get().map_err(|e| refuse(&e))?;
+            gpu.admit(spec, &plan, &*program, shards as u64, reserved).map_err(|e| refuse(&e))?;
+            warm_up(&mut |job| gpu.run(spec, &program, job), spec)?;
+            Computing::Device
+        }
     };
     let took_ms = started.elapsed().as_millis() as u64;
     tracing::info!(model = spec.name, version = spec.version, instances = count, took_ms, "model ready");
-    Ok(Served { factory: Arc::clone(factory), workers })
+    Ok(Served { factory: Arc::clone(factory), computing })
 }
 
 /// A server that runs. Dropping it drains it.
@@ -203,14 +244,15 @@ impl Server {
     /// [`StartError`], and whatever had been started has ended.
     pub fn start(built: Built) -> Result<Server, StartError> {
         let mut server = Server { built, shards: Vec::new(), http: None };
-        let Built { config, machine, models, plan, catalog, telemetry, status } = &server.built;
+        let Built { config, machine, models, gpu, plan, catalog, telemetry, status } = &server.built;
         if let Some(address) = config.listen.http {
             let listen = |error| StartError::Listen { transport: "http", address, error };
             server.http = Some(Http::start(address, Arc::clone(status), Bounds::USUAL).map_err(listen)?);
         }
         let crowded = usize::from(config.data.threads) >= machine.cores.len();
         let busy = Arc::new(AtomicUsize::new(telemetry.len()));
-        let common = Common { config, plan, models, catalog, crowded, busy };
+        let gpu = gpu.as_ref();
+        let common = Common { config, plan, models, gpu, catalog, crowded, busy };
         let mut addresses = Addresses { tcp: config.listen.tcp, udp: config.listen.udp };
         for (number, telemetry) in telemetry.iter().enumerate() {
             let running = shard::start(&common, number, addresses, Arc::clone(telemetry))?;

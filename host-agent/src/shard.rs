@@ -8,17 +8,21 @@ use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use nic_app::{
-    BuildError, BuiltEngine, DataThread, DataThreadConfig, Host, Stop, TcpPort, TcpPortConfig, UdpPort, UdpPortConfig,
-    WaitMode, Waker, build_engine,
+    Arrival, BuildError, BuiltEngine, DataThread, DataThreadConfig, Host, Stop, TcpPort, TcpPortConfig, UdpPort,
+    UdpPortConfig, WaitMode, Waker, build_engine,
 };
 use splitrpc_arena::{Arena, ArenaError};
-use splitrpc_engine::{ModelPlan, Time};
+use splitrpc_engine::{MS, ModelPlan, Time};
+use splitrpc_gpu::GpuError;
 use splitrpc_ring::{InProcessHost, InProcessNic, in_process};
 use splitrpc_telemetry::Shard as Telemetry;
 
 use crate::config::{Config, Wait};
+use crate::gpu::{Board, Gpu, Tenant};
 use crate::orchestrator::{self, Orchestrator, Parts, Served, Storage};
 use crate::plan::{EngineModel, Plan};
+use crate::runtime::Execution;
+use crate::runtime::device::Device;
 
 /// The smallest receive window that an engine takes.
 const MIN_RECEIVE_WINDOW: u64 = 64 << 10;
@@ -32,6 +36,8 @@ pub struct Common<'c> {
     pub plan: &'c Plan,
     /// The models, by handle.
     pub models: &'c [Served],
+    /// The GPU that some of them compute on.
+    pub gpu: Option<&'c Gpu>,
     /// The encoded catalogue of the models.
     pub catalog: &'c [u8],
     /// There are more data threads than cores.
@@ -69,6 +75,9 @@ pub enum StartError {
     /// Its engine.
     #[error(transparent)]
     Engine(#[from] BuildError),
+    /// Its part of the GPU.
+    #[error("GPU: {0}")]
+    Gpu(#[from] GpuError),
     /// Its orchestrator.
     #[error(transparent)]
     Orchestrator(#[from] orchestrator::BuildError),
@@ -140,6 +149,8 @@ fn assemble(
         requests: config.limits.requests,
         telemetry: Arc::clone(&telemetry),
         waker: Arc::new(move || rouse.wake()),
+        device: common.gpu.map(|gpu| board(gpu, common, &arena)).transpose()?,
+        launch_limit: u64::from(config.gpu.launch_limit_ms) * MS,
     };
     // A shard lives as long as the process.
     let host = Orchestrator::new(host, parts, Box::leak(Box::new(Storage::new(plan))))?;
@@ -157,6 +168,20 @@ fn assemble(
         data = data.with_udp(port)?;
     }
     Ok((data, addresses))
+}
+
+/// This shard's part of the GPU.
+fn board(gpu: &Gpu, common: &Common<'_>, arena: &Arena) -> Result<Box<dyn Device>, StartError> {
+    let models = common.models.iter().zip(&common.plan.models);
+    let tenants: Vec<_> = models
+        .map(|(served, pools)| match served.factory.execution() {
+            Execution::Gpu(program) => Some(Tenant { spec: served.factory.spec(), pools, program }),
+            Execution::Inline | Execution::Threads => None,
+        })
+        .collect();
+    let board = Board::new(gpu, arena, &tenants, common.config.limits.requests as usize)?;
+    tracing::info!(gpu = gpu.name, mib = board.device_bytes() >> 20, "slots on the GPU");
+    Ok(Box::new(board))
 }
 
 fn bind_tcp(config: &Config, address: Option<SocketAddr>, engine: &BuiltEngine) -> Result<Option<TcpPort>, StartError> {
@@ -216,6 +241,18 @@ impl Host for Orchestrator<'static, InProcessHost> {
         Orchestrator::poll(self, now)
     }
 
+    fn early_bytes(&self) -> u32 {
+        Orchestrator::early_bytes(self)
+    }
+
+    fn arriving(&mut self, arrival: &Arrival) {
+        Orchestrator::arriving(self, arrival);
+    }
+
+    fn has_news(&self) -> bool {
+        Orchestrator::has_news(self)
+    }
+
     fn publish(&self) {
         Orchestrator::publish(self);
     }
@@ -270,7 +307,8 @@ mod tests {
         config.models.builtins = vec![Builtin::Null, Builtin::Echo];
         let built = build(config).unwrap();
         let (config, plan, models, catalog) = (&built.config, &built.plan, &built.models[..], &built.catalog[..]);
-        let common = Common { config, plan, models, catalog, crowded: true, busy: Arc::new(AtomicUsize::new(1)) };
+        let common =
+            Common { config, plan, models, gpu: None, catalog, crowded: true, busy: Arc::new(AtomicUsize::new(1)) };
         let (mut data, at) =
             assemble(&common, 0, Addresses { tcp: any, udp: any }, Arc::clone(&built.telemetry[0])).unwrap();
         let phase = Arc::new(AtomicU32::new(0));

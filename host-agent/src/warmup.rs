@@ -6,18 +6,19 @@ use splitrpc_wire::{DType, Shape, TensorDesc};
 
 use crate::model::spec::{ModelSpec, TensorSpec};
 use crate::runtime::{Batch, Output, RuntimeError};
-use crate::worker::{Instance, Job};
+use crate::worker::Job;
 
-/// Launches the instance with values made up: one row, and where it batches as many as it takes. Dimensions that vary are 1.
+/// Has `run` launch the model with values made up: one row, and where it batches as many as it takes. Dimensions that vary are 1. The
+/// job's inputs are in pool 0 of its arena, and its outputs in pool 1 where their sizes are known.
 ///
 /// # Errors
 /// What the model says, if its input shapes are fixed, and it takes neither zeros nor small numbers. One whose shapes vary
 /// may have reason to refuse those made up here; that is logged.
-pub fn warm_up(instance: &mut Instance, spec: &ModelSpec) -> Result<(), RuntimeError> {
+pub fn warm_up(run: &mut dyn FnMut(&mut Job), spec: &ModelSpec) -> Result<(), RuntimeError> {
     for _ in 0..spec.warmup_launches {
         for rows in [1, spec.max_batch.max(1)] {
             // Zero divides nothing, and is no range.
-            match launch(instance, spec, rows, |_| 0).or_else(|_| launch(instance, spec, rows, |input| input + 1)) {
+            match launch(run, spec, rows, |_| 0).or_else(|_| launch(run, spec, rows, |input| input + 1)) {
                 Ok(()) => {}
                 Err(error) if spec.fixed_inputs() => return Err(error),
                 Err(error) => {
@@ -31,7 +32,7 @@ pub fn warm_up(instance: &mut Instance, spec: &ModelSpec) -> Result<(), RuntimeE
 }
 
 /// Launches with inputs all of whose elements are what `value` says, given which input it is.
-fn launch(instance: &mut Instance, spec: &ModelSpec, rows: u16, value: fn(u8) -> u8) -> Result<(), RuntimeError> {
+fn launch(run: &mut dyn FnMut(&mut Job), spec: &ModelSpec, rows: u16, value: fn(u8) -> u8) -> Result<(), RuntimeError> {
     let refuse = |what: &dyn std::fmt::Display| RuntimeError(format!("warm-up: {what}"));
     let tensors = spec.inputs.iter().enumerate().map(|(handle, input)| {
         let shape = Shape::new(&dims(spec, input, rows)).ok()?;
@@ -46,18 +47,18 @@ fn launch(instance: &mut Instance, spec: &ModelSpec, rows: u16, value: fn(u8) ->
         pools.push((1, PoolLayout::new(row, rows, 1).map_err(|e| refuse(&e))?));
     }
     let arena = Arena::new("warm-up", &pools, 0).map_err(|e| refuse(&e))?;
-    let run = |pool| Run { pool, rows, first: 0, generation: 0 };
+    let slots = |pool| Run { pool, rows, first: 0, generation: 0 };
     for (handle, tensor) in tensors.iter().enumerate() {
         let element = element(tensor.dtype, value(handle as u8));
         let bytes = element.repeat(tensor.bytes as usize / element.len());
-        if let Some(span) = arena.span(run(0), handle as u16, 0, tensor.bytes) {
+        if let Some(span) = arena.span(slots(0), handle as u16, 0, tensor.bytes) {
             span.copy_from(&bytes);
         }
     }
     let mut job = Job::new(arena, 0, 1);
     job.batch = Batch::default();
-    job.batch.push(run(0), rows, outputs.map(|_| run(1)), &tensors);
-    job.run(instance);
+    job.batch.push(slots(0), rows, outputs.map(|_| slots(1)), &tensors);
+    run(&mut job);
     match (job.error, job.launch.take(0)) {
         (Some(error), _) | (None, Some((Output::Failed(_, error), _))) => Err(refuse(&error)),
         (None, _) => Ok(()),

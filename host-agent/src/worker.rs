@@ -67,7 +67,7 @@ impl Job {
     }
 
     /// Computes the batch. An instance that panics is replaced, and its batch has failed.
-    pub(crate) fn run(&mut self, instance: &mut Instance) {
+    pub fn run(&mut self, instance: &mut Instance) {
         let start = Instant::now();
         let outcome = match &mut instance.runtime {
             Some(runtime) => {
@@ -322,6 +322,7 @@ mod tests {
 
     use super::*;
     use crate::model::spec::ModelSpec;
+    use crate::runtime::Execution;
     use crate::runtime::null::Null;
 
     /// A model that says when it begins to compute, and computes until it is told to stop.
@@ -335,8 +336,8 @@ mod tests {
             &self.spec
         }
 
-        fn inline(&self) -> bool {
-            false
+        fn execution(&self) -> Execution {
+            Execution::Threads
         }
 
         fn instance(&self) -> Result<Box<dyn Runtime>, RuntimeError> {

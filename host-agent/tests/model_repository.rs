@@ -3,13 +3,14 @@
 mod model_support;
 
 use std::path::Path;
+use std::sync::Arc;
 
-use host_agent::model::{ModelError, load_model, load_repository};
+use host_agent::gpu::LazyGpu;
+use host_agent::model::{ModelError, load_repository};
 use host_agent::runtime::Factory;
-use host_agent::runtime::tract::TractModel;
 use model_support::onnx::{BFLOAT16, D, FLOAT, Graph, INT64, STRING};
 use model_support::rig::{Data, Request, Rig};
-use model_support::{put, put_version};
+use model_support::{load_model, put, put_version};
 
 /// y = x + `add`, over rows of two.
 fn adder(add: f32) -> Graph {
@@ -20,13 +21,13 @@ fn adder(add: f32) -> Graph {
         .output("y", FLOAT, &[D::S("N"), D::N(2)])
 }
 
-fn load(graph: &Graph, config: Option<&str>) -> Result<TractModel, ModelError> {
+fn load(graph: &Graph, config: Option<&str>) -> Result<Arc<dyn Factory>, ModelError> {
     let repository = tempfile::tempdir().unwrap();
     load_model(&put(repository.path(), "m", &graph.file(), config))
 }
 
 /// The error's words from the model's folder on.
-fn why(result: Result<TractModel, ModelError>) -> String {
+fn why(result: Result<Arc<dyn Factory>, ModelError>) -> String {
     let words = result.map(|m| m.spec().clone()).unwrap_err().to_string();
     words[words.find("/m").unwrap()..].to_owned()
 }
@@ -41,7 +42,7 @@ fn config_fault(graph: &Graph, config: &str) -> String {
 }
 
 /// What a model that adds a number gives for zeroes: the number.
-fn added(model: &TractModel) -> f32 {
+fn added(model: &dyn Factory) -> f32 {
     let request = Request { rows: 1, inputs: vec![Data::f32(&[1, 2], &[0.0, 0.0])] };
     Rig::new(model).one(request).unwrap()[0].to_f32()[0]
 }
@@ -55,7 +56,7 @@ fn a_bad_model_does_not_keep_the_others_from_being_served() {
     put(root, "c_bad", b"", None);
     std::fs::create_dir_all(root.join(".hidden/1")).unwrap();
     std::fs::write(root.join("README.md"), "not a model").unwrap();
-    let models = load_repository(root).unwrap();
+    let models = load_repository(root, &LazyGpu::default()).unwrap();
     let names: Vec<_> =
         models.iter().map(|m| m.as_ref().map(|m| m.spec().name.clone()).map_err(|e| e.path.clone())).collect();
     assert_eq!(names, [Ok("a_good".into()), Ok("b_good".into()), Err(root.join("c_bad/1/model.onnx"))]);
@@ -85,7 +86,7 @@ fn what_is_not_a_plain_file_is_refused_unread() {
 
 #[test]
 fn a_repository_that_is_not_there() {
-    let error = load_repository(Path::new("/nonexistent/models")).unwrap_err();
+    let error = load_repository(Path::new("/nonexistent/models"), &LazyGpu::default()).unwrap_err();
     assert!(error.to_string().starts_with("/nonexistent/models: cannot be read: No such file"), "{error}");
 }
 
@@ -102,7 +103,7 @@ fn the_highest_version_is_served_unless_the_policy_says_otherwise() {
     }
     let served = |config: &str| {
         std::fs::write(folder.join("config.pbtxt"), config).unwrap();
-        load_model(&folder).map(|m| (m.spec().version, added(&m))).map_err(|e| e.reason)
+        load_model(&folder).map(|m| (m.spec().version, added(&*m))).map_err(|e| e.reason)
     };
     assert_eq!(served(""), Ok((10, 10.0)));
     assert_eq!(served("version_policy { latest { num_versions: 1 } }"), Ok((10, 10.0)));
@@ -122,7 +123,7 @@ fn another_file_name() {
     let folder = put(repository.path(), "m", b"not this one", Some("default_model_filename: 'net.onnx'"));
     assert!(why(load_model(&folder)).starts_with("/m/1/net.onnx: cannot be read: No such file"));
     std::fs::write(folder.join("1/net.onnx"), adder(3.0).file()).unwrap();
-    assert_eq!(added(&load_model(&folder).unwrap()), 3.0);
+    assert_eq!(added(&*load_model(&folder).unwrap()), 3.0);
 }
 
 #[test]
@@ -243,7 +244,7 @@ fn initialisers_are_not_inputs() {
         .output("y", FLOAT, &[D::S("N"), D::N(2)]);
     let model = load(&graph, None).unwrap();
     assert_eq!(model.spec().inputs.len(), 1);
-    assert_eq!((model.spec().max_batch, added(&model)), (4, 5.0));
+    assert_eq!((model.spec().max_batch, added(&*model)), (4, 5.0));
 }
 
 #[test]
@@ -279,7 +280,7 @@ fn configurations_that_fit() {
     assert_eq!((spec.max_batch, spec.instances, spec.version), (8, 2, 1));
     let batching = spec.batching.as_ref().unwrap();
     assert_eq!((batching.max_queue_delay_us, &batching.preferred[..]), (50, &[4, 8][..]));
-    assert_eq!(added(&model), 1.0);
+    assert_eq!(added(&*model), 1.0);
     // Without a batch dimension, dims are the whole shape.
     let config = "max_batch_size: 0 input { name: 'x' data_type: TYPE_FP32 dims: [3, 2] }";
     let model = load(&adder(1.0), Some(config)).unwrap();
@@ -295,7 +296,7 @@ fn outputs_that_are_not_described_are_not_served() {
     let model = load(&graph, Some(config)).unwrap();
     assert_eq!(model.spec().outputs.iter().map(|t| t.name.as_str()).collect::<Vec<_>>(), ["z"]);
     let request = Request { rows: 1, inputs: vec![Data::f32(&[1, 2], &[1.0, 2.0])] };
-    assert_eq!(Rig::new(&model).one(request).unwrap(), [Data::f32(&[1, 2], &[-1.0, -2.0])]);
+    assert_eq!(Rig::new(&*model).one(request).unwrap(), [Data::f32(&[1, 2], &[-1.0, -2.0])]);
 }
 
 #[test]

@@ -4,18 +4,16 @@ mod model_support;
 
 use std::sync::Arc;
 
-use host_agent::model::load_model;
 use host_agent::model::spec::TensorSpec;
 use host_agent::runtime::Factory;
-use host_agent::runtime::tract::TractModel;
 use host_agent::warmup::warm_up;
 use host_agent::worker::Instance;
 use model_support::onnx::{Attr, BOOL, D, FLOAT, Graph, INT64, UINT8};
-use model_support::put;
 use model_support::rig::{Data, Request, Rig, plain};
+use model_support::{load_model, put};
 use splitrpc_wire::{DType, Status};
 
-fn load(graph: &Graph, config: Option<&str>) -> TractModel {
+fn load(graph: &Graph, config: Option<&str>) -> Arc<dyn Factory> {
     let repository = tempfile::tempdir().unwrap();
     load_model(&put(repository.path(), "m", &graph.file(), config)).unwrap()
 }
@@ -23,7 +21,7 @@ fn load(graph: &Graph, config: Option<&str>) -> TractModel {
 type Dims = Vec<Vec<Option<u32>>>;
 
 /// The dimensions of a model's inputs and outputs.
-fn dims(model: &TractModel) -> (Dims, Dims) {
+fn dims(model: &dyn Factory) -> (Dims, Dims) {
     let of = |tensors: &[TensorSpec]| tensors.iter().map(|t| t.dims.clone()).collect();
     (of(&model.spec().inputs), of(&model.spec().outputs))
 }
@@ -49,8 +47,8 @@ fn batched_rows_are_what_they_are_alone() {
     let model = load(&dense(), None);
     assert_eq!(model.spec().max_batch, 4);
     assert!(model.spec().batching.is_some());
-    assert_eq!(dims(&model), (vec![vec![None, Some(3)]], vec![vec![None, Some(2)], vec![None, Some(3)]]));
-    let mut rig = Rig::new(&model);
+    assert_eq!(dims(&*model), (vec![vec![None, Some(3)]], vec![vec![None, Some(2)], vec![None, Some(3)]]));
+    let mut rig = Rig::new(&*model);
     let alone: Vec<_> =
         [0.0, 1.0, 2.5, -3.0].map(|seed| rig.one(Request { rows: 1, inputs: vec![row(seed)] }).unwrap()).into();
     assert_eq!(alone[1][0].to_f32(), [1.0 - 2.0 - 2.25, 0.5 + 4.0 + 0.75]);
@@ -67,7 +65,7 @@ fn batched_rows_are_what_they_are_alone() {
 
 #[test]
 fn requests_of_several_rows_share_a_launch() {
-    let mut rig = Rig::new(&load(&dense(), None));
+    let mut rig = Rig::new(&*load(&dense(), None));
     let pair = Data::f32(&[2, 3], &[row(1.0).to_f32(), row(2.0).to_f32()].concat());
     let requests = [
         Request { rows: 1, inputs: vec![row(0.5)] },
@@ -92,7 +90,7 @@ fn a_fixed_first_dimension_is_not_a_batch() {
         .output("y", FLOAT, &[D::N(1), D::N(2)]);
     let model = load(&graph, None);
     assert_eq!((model.spec().max_batch, model.spec().batching.clone()), (0, None));
-    let mut rig = Rig::new(&model);
+    let mut rig = Rig::new(&*model);
     let request = || plain(vec![Data::f32(&[1, 2], &[2.0, 3.0]), Data::f32(&[2], &[5.0, 7.0])]);
     assert_eq!(rig.one(request()).unwrap(), [Data::f32(&[1, 2], &[10.0, 21.0])]);
     // Several in one launch are computed one after the other.
@@ -110,8 +108,8 @@ fn varying_dimensions_come_from_the_request() {
         .output("positive", FLOAT, &[D::S("N"), D::S("length")]);
     let model = load(&graph, None);
     assert_eq!(model.spec().max_batch, 4);
-    assert_eq!(dims(&model).1, [vec![None], vec![None, None]]);
-    let mut rig = Rig::new(&model);
+    assert_eq!(dims(&*model).1, [vec![None], vec![None, None]]);
+    let mut rig = Rig::new(&*model);
     for length in [3u32, 1, 40, 3, 7] {
         let values: Vec<f32> = (0..2 * length).map(|i| i as f32 - 2.0).collect();
         let request = Request { rows: 2, inputs: vec![Data::f32(&[2, length], &values)] };
@@ -132,8 +130,8 @@ fn a_size_known_only_after_computing() {
         &[D::N(1), D::S("found")],
     );
     let model = load(&graph, None);
-    assert_eq!(dims(&model).1, [vec![Some(1), None]]);
-    let mut rig = Rig::new(&model);
+    assert_eq!(dims(&*model).1, [vec![Some(1), None]]);
+    let mut rig = Rig::new(&*model);
     let answer = rig.one(plain(vec![Data::f32(&[5], &[0.0, 1.0, 0.0, 2.0, 3.0])])).unwrap();
     assert_eq!(answer, [Data::i64(&[1, 3], &[1, 3, 4])]);
     let none = rig.one(plain(vec![Data::f32(&[5], &[0.0; 5])])).unwrap();
@@ -195,7 +193,7 @@ fn an_index_past_its_table_is_its_own_requests_fault() {
         .output("y", FLOAT, &[D::S("N"), D::N(1), D::N(4)]);
     let model = load(&graph, None);
     assert_eq!(model.spec().max_batch, 4);
-    let mut rig = Rig::new(&model);
+    let mut rig = Rig::new(&*model);
     let ask = |index: i64| Request { rows: 1, inputs: vec![Data::i64(&[1, 1], &[index])] };
     // The last is one that a product of 64 bits would bring back into the table.
     for wrong in [4, -5, i64::MAX, i64::MIN, 1 << 62] {
@@ -226,7 +224,7 @@ fn every_operator_that_takes_indexes_looks_at_them() {
             .floats("updates", &[2], &[7.0, 8.0])
             .node(op, inputs, &["y"], vec![])
             .output_without_shape("y", FLOAT);
-        let mut rig = Rig::new(&load(&graph, Some("max_batch_size: 0")));
+        let mut rig = Rig::new(&*load(&graph, Some("max_batch_size: 0")));
         let mut ask = |at: [i64; 4]| rig.one(plain(vec![Data::f32(&[2, 2], &[1.0; 4]), Data::i64(&[2, 2], &at)]));
         assert!(ask([0, 1, 1, 0]).is_ok(), "{op}");
         let (status, text) = ask([0, 1, wrong, 0]).unwrap_err();
@@ -243,7 +241,7 @@ fn more_values_than_there_are_are_not_made_up() {
         .node("TopK", &["x", "k"], &["y", "at"], vec![])
         .output_without_shape("y", FLOAT)
         .output_without_shape("at", INT64);
-    let mut rig = Rig::new(&load(&graph, Some("max_batch_size: 0")));
+    let mut rig = Rig::new(&*load(&graph, Some("max_batch_size: 0")));
     let mut ask = |k: i64| rig.one(plain(vec![Data::f32(&[4], &[2.0, 9.0, 4.0, 7.0]), Data::i64(&[1], &[k])]));
     assert_eq!(ask(2).unwrap()[0].to_f32(), [9.0, 7.0]);
     assert_eq!(ask(4).unwrap()[0].to_f32(), [9.0, 7.0, 4.0, 2.0]);
@@ -262,7 +260,7 @@ fn a_range_is_no_longer_than_it_may_be() {
         .input("delta", INT64, &[])
         .node("Range", &["start", "limit", "delta"], &["y"], vec![])
         .output_without_shape("y", INT64);
-    let mut rig = Rig::new(&load(&graph, Some("max_batch_size: 0")));
+    let mut rig = Rig::new(&*load(&graph, Some("max_batch_size: 0")));
     let mut ask = |bounds: [i64; 3]| rig.one(plain(bounds.map(|bound| Data::i64(&[], &[bound])).into()));
     assert_eq!(ask([1, 6, 2]).unwrap()[0].to_i64(), [1, 3, 5]);
     assert_eq!(ask([3, 0, -2]).unwrap()[0].to_i64(), [3, 1]);
@@ -289,7 +287,7 @@ fn a_value_beside_a_size_is_right_or_refused() {
             .node("Shape", &["x"], &["size"], vec![])
             .node(op, &["size", "n"], &["y"], vec![])
             .output("y", INT64, &[D::N(1)]);
-        let mut rig = Rig::new(&load(&graph, Some("max_batch_size: 0")));
+        let mut rig = Rig::new(&*load(&graph, Some("max_batch_size: 0")));
         let mut ask = |n: i64| rig.one(plain(vec![Data::f32(&[4], &[1.0; 4]), Data::i64(&[1], &[n])]));
         assert_eq!(ask(3).unwrap()[0].to_i64(), [of_3]);
         assert!(ask(-3).is_ok());
@@ -314,7 +312,7 @@ fn a_range_to_a_multiple_of_a_size_is_no_longer_than_it_may_be() {
         .node("Range", &["zero", "limit", "one"], &["r"], vec![])
         .node("ReduceMax", &["r"], &["y"], vec![Attr::Int("keepdims", 0)])
         .output_without_shape("y", INT64);
-    let mut rig = Rig::new(&load(&graph, Some("max_batch_size: 0")));
+    let mut rig = Rig::new(&*load(&graph, Some("max_batch_size: 0")));
     let mut ask = |n: i64| rig.one(plain(vec![Data::f32(&[4], &[1.0; 4]), Data::i64(&[1], &[n])]));
     assert_eq!(ask(2).unwrap()[0].to_i64(), [7]);
     let (status, text) = ask(150_000_000).unwrap_err();
@@ -332,7 +330,7 @@ fn what_is_made_of_a_range_is_no_larger_than_what_can_be_sent() {
         .node("Unsqueeze", &["row", "last"], &["column"], vec![])
         .node("Add", &["row", "column"], &["y"], vec![])
         .output_without_shape("y", INT64);
-    let mut rig = Rig::new(&load(&graph, Some("max_batch_size: 0")));
+    let mut rig = Rig::new(&*load(&graph, Some("max_batch_size: 0")));
     let mut ask = |limit: i64| rig.one(plain(vec![Data::i64(&[], &[limit])]));
     assert_eq!(ask(2).unwrap()[0].to_i64(), [0, 1, 1, 2]);
     let (status, text) = ask(100_000).unwrap_err();
@@ -377,7 +375,7 @@ fn a_slice_whose_bounds_follow_from_a_shape_is_computed() {
         .node("Sub", &["size", "one"], &["end"], vec![])
         .node("Slice", &["x", "one", "end"], &["y"], vec![])
         .output_without_shape("y", FLOAT);
-    let mut rig = Rig::new(&load(&graph, Some("max_batch_size: 0")));
+    let mut rig = Rig::new(&*load(&graph, Some("max_batch_size: 0")));
     let answer = rig.one(plain(vec![Data::f32(&[4], &[1.0, 2.0, 3.0, 4.0])])).unwrap();
     assert_eq!(answer[0].to_f32(), [2.0, 3.0]);
 }
@@ -390,9 +388,9 @@ fn a_model_that_does_not_take_zeros_is_warmed_up_with_something_else() {
         .input("b", INT64, &whole)
         .node("Div", &["a", "b"], &["y"], vec![])
         .output("y", INT64, &whole);
-    let factory: Arc<dyn Factory> = Arc::new(load(&graph, Some("max_batch_size: 0")));
+    let factory: Arc<dyn Factory> = load(&graph, Some("max_batch_size: 0"));
     let mut instance = Instance::new(&factory).unwrap();
-    warm_up(&mut instance, factory.spec()).unwrap();
+    warm_up(&mut |job| job.run(&mut instance), factory.spec()).unwrap();
 }
 
 #[test]
@@ -402,7 +400,7 @@ fn what_a_model_refuses_names_the_node() {
         .input("b", INT64, &[D::N(2)])
         .node("Div", &["a", "b"], &["y"], vec![])
         .output("y", INT64, &[D::N(2)]);
-    let mut rig = Rig::new(&load(&graph, None));
+    let mut rig = Rig::new(&*load(&graph, None));
     let mut ask = |by: i64| rig.one(plain(vec![Data::i64(&[2], &[6, 4]), Data::i64(&[2], &[by, 1])]));
     assert_eq!(ask(2).unwrap()[0].to_i64(), [3, 4]);
     let (status, text) = ask(0).unwrap_err();
@@ -437,7 +435,7 @@ fn every_element_type_passes_through() {
         let bytes: Vec<u8> =
             (0..2 * size).map(|i| if dtype == DType::Bool { i as u8 & 1 } else { i as u8 + 1 }).collect();
         let request = Request { rows: 1, inputs: vec![Data { dtype, dims: vec![1, 2], bytes: bytes.clone() }] };
-        let answer = Rig::new(&model).one(request).unwrap();
+        let answer = Rig::new(&*model).one(request).unwrap();
         assert_eq!(answer, [Data { dtype, dims: vec![1, 4], bytes: [&bytes[..], &bytes[..]].concat() }], "{dtype:?}");
     }
 }
@@ -450,7 +448,7 @@ fn a_bool_is_one_or_zero_whatever_the_client_sends() {
         .node("Not", &["y"], &["z"], vec![])
         .output("y", BOOL, &[D::N(4)])
         .output("z", BOOL, &[D::N(4)]);
-    let mut rig = Rig::new(&load(&graph, None));
+    let mut rig = Rig::new(&*load(&graph, None));
     let answer = rig.one(plain(vec![Data { dtype: DType::Bool, dims: vec![4], bytes: vec![0, 1, 2, 255] }])).unwrap();
     assert_eq!(answer[0].bytes, [1, 0, 0, 0]);
     assert_eq!(answer[1].bytes, [0, 1, 1, 1]);
@@ -466,7 +464,7 @@ fn an_input_that_is_an_output_and_a_shape_that_is_data() {
         .output("shape", INT64, &[D::N(2)]);
     let model = load(&graph, None);
     assert_eq!(model.spec().max_batch, 0);
-    let mut rig = Rig::new(&model);
+    let mut rig = Rig::new(&*model);
     for rows in [1u32, 3, 3, 2] {
         let data = Data::f32(&[rows, 2], &vec![rows as f32; 2 * rows as usize]);
         let answer = rig.one(plain(vec![data.clone()])).unwrap();
@@ -484,10 +482,10 @@ fn a_reshape_between_wire_and_model() {
         input { name: 'x' data_type: TYPE_FP32 dims: [2, 2] reshape { shape: [1, 2, 2] } }
         output { name: 'y' data_type: TYPE_FP32 dims: 4 reshape { shape: [1, 2, 2] } }";
     let model = load(&graph, Some(config));
-    assert_eq!(dims(&model), (vec![vec![None, Some(2), Some(2)]], vec![vec![None, Some(4)]]));
+    assert_eq!(dims(&*model), (vec![vec![None, Some(2), Some(2)]], vec![vec![None, Some(4)]]));
     assert!(model.spec().batching.is_none());
     let request = Request { rows: 1, inputs: vec![Data::f32(&[1, 2, 2], &[1.0, 2.0, 3.0, 4.0])] };
-    assert_eq!(Rig::new(&model).one(request).unwrap(), [Data::f32(&[1, 4], &[1.0, 3.0, 2.0, 4.0])]);
+    assert_eq!(Rig::new(&*model).one(request).unwrap(), [Data::f32(&[1, 4], &[1.0, 3.0, 2.0, 4.0])]);
 }
 
 #[test]
@@ -509,7 +507,7 @@ fn bad_requests_leave_the_runtime_usable() {
         .node("Gather", &["x", "at"], &["y"], vec![])
         .output("y", FLOAT, &[D::N(1)]);
     let model = load(&graph, None);
-    let mut rig = Rig::new(&model);
+    let mut rig = Rig::new(&*model);
     let request = |n: u32| plain(vec![Data::f32(&[n], &(0..n).map(|i| i as f32).collect::<Vec<_>>())]);
     for _ in 0..2 {
         assert!(rig.one(request(3)).is_err());
@@ -527,11 +525,11 @@ fn warm_up_requests_of_the_configuration_are_computed() {
 #[test]
 fn models_of_which_several_instances_compute_at_once() {
     let model = load(&dense(), None);
-    let expected = Rig::new(&model).one(Request { rows: 1, inputs: vec![row(4.0)] }).unwrap();
+    let expected = Rig::new(&*model).one(Request { rows: 1, inputs: vec![row(4.0)] }).unwrap();
     std::thread::scope(|scope| {
         for _ in 0..4 {
             scope.spawn(|| {
-                let mut rig = Rig::new(&model);
+                let mut rig = Rig::new(&*model);
                 for rows in [1, 3, 2, 4] {
                     let requests: Vec<_> = (0..rows).map(|_| Request { rows: 1, inputs: vec![row(4.0)] }).collect();
                     let outputs = rig.launch(&requests).unwrap().outputs;
@@ -554,7 +552,7 @@ fn a_body_that_slices_at_an_outer_constant_is_computed() {
         .int64s("two", &[1], &[2])
         .node("Scan", &["x"], &["y"], vec![Attr::Graph("body", body), Attr::Int("num_scan_inputs", 1)])
         .output_without_shape("y", FLOAT);
-    let mut rig = Rig::new(&load(&graph, Some("max_batch_size: 0")));
+    let mut rig = Rig::new(&*load(&graph, Some("max_batch_size: 0")));
     let answer = rig.one(plain(vec![Data::f32(&[2, 3], &[1.0, 2.0, 3.0, 4.0, 5.0, 6.0])])).unwrap();
     assert_eq!(answer[0].to_f32(), [2.0, 5.0]);
 }

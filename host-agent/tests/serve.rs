@@ -69,6 +69,16 @@ fn the_built_in_models_answer_and_are_counted() {
     assert!(TcpStream::connect(http).is_err());
 }
 
+#[test]
+fn a_model_that_reads_elsewhere_than_required_keeps_the_server_from_starting() {
+    let mut config = config();
+    config.models.builtins = vec![Builtin::Echo];
+    config.require.memory = Some("cuda".into());
+    let Err(BuildError::Config(problems)) = build(config) else { panic!("it is built") };
+    let words = problems[0].to_string();
+    assert!(words.contains("require.memory") && words.contains("model echo reads its inputs in \"host\""), "{words}");
+}
+
 /// A folder with a model that waits for batch mates for longer than the server waits for anything.
 fn patient() -> tempfile::TempDir {
     let folder = tempfile::tempdir().unwrap();

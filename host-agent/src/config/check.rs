@@ -204,6 +204,22 @@ impl Config {
             let bytes = self.models.response_bytes;
             wrong("models.response_bytes", format!("is {bytes}, and must be 1 to 1,073,741,824"));
         }
+        let gpu = &self.gpu;
+        if gpu.chunk_bytes < 4096 || gpu.chunk_bytes > 1 << 30 {
+            wrong("gpu.chunk_bytes", format!("is {}, and must be 4,096 to 1,073,741,824", gpu.chunk_bytes));
+        }
+        if gpu.chunks_ahead == 0 || gpu.chunks_ahead > 64 {
+            wrong("gpu.chunks_ahead", format!("is {}, and must be 1 to 64", gpu.chunks_ahead));
+        }
+        if gpu.early_bytes > 0 && gpu.early_bytes < 4096 {
+            wrong("gpu.early_bytes", format!("is {}, and must be 0 or at least 4,096", gpu.early_bytes));
+        }
+        if gpu.kernel_out_bytes > 1 << 20 {
+            wrong("gpu.kernel_out_bytes", format!("is {}, and must be at most 1,048,576", gpu.kernel_out_bytes));
+        }
+        if gpu.launch_limit_ms == 0 {
+            wrong("gpu.launch_limit_ms", "is 0, so no launch would be in time".into());
+        }
         if let Some(folder) = &self.models.repository
             && let Err(error) = std::fs::read_dir(folder)
         {

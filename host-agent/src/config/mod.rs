@@ -33,6 +33,8 @@ pub struct Config {
     pub limits: Limits,
     /// What is served.
     pub models: Models,
+    /// The GPU, where a model computes on one.
+    pub gpu: Gpu,
     /// What the path must be for the server to start.
     pub require: Require,
 }
@@ -191,6 +193,9 @@ pub enum Builtin {
     Echo,
     /// Recognises handwritten digits.
     Digits,
+    /// As `null`, with its inputs taken into the memory of a GPU, and its answer from there.
+    #[serde(rename = "null-gpu")]
+    NullGpu,
 }
 
 /// What is served.
@@ -211,6 +216,38 @@ impl Default for Models {
             repository: None,
             builtins: vec![Builtin::Null, Builtin::Echo, Builtin::Digits],
             response_bytes: 4_000,
+        }
+    }
+}
+
+/// The GPU, where a model computes on one.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Gpu {
+    /// Which of the machine's GPUs, as the driver counts them.
+    pub device: u16,
+    /// Larger copies are cut into pieces of so many bytes, between which more urgent ones can pass.
+    pub chunk_bytes: u32,
+    /// Pieces that the copy engine is given before the first of them is done.
+    pub chunks_ahead: u16,
+    /// Requests of at least so many bytes are copied piece by piece while they arrive over TCP; 0 is none.
+    pub early_bytes: u32,
+    /// Outputs of at most so many bytes are written to the host by a kernel, and not by a copy engine, where a kernel is what they wait for;
+    /// 0 is none.
+    pub kernel_out_bytes: u32,
+    /// How long a launch may take before its requests are answered as failed, in milliseconds.
+    pub launch_limit_ms: u32,
+}
+
+impl Default for Gpu {
+    fn default() -> Self {
+        Gpu {
+            device: 0,
+            chunk_bytes: 1 << 20,
+            chunks_ahead: 2,
+            early_bytes: 128 << 10,
+            kernel_out_bytes: 64 << 10,
+            launch_limit_ms: 10_000,
         }
     }
 }

@@ -2,6 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 use splitrpc_engine::PathInfo;
+use splitrpc_wire::path::Memory;
 
 use super::Problem;
 
@@ -11,7 +12,7 @@ use super::Problem;
 pub struct Require {
     /// What carries payload into its slot on every port, such as `"kernel-to-slot"`.
     pub mover: Option<String>,
-    /// The memory in which models read, such as `"host"`.
+    /// The memory in which every model reads: `"host"` or `"cuda"`.
     pub memory: Option<String>,
     /// What joins engine and orchestrator, such as `"in-process"`.
     pub link: Option<String>,
@@ -38,11 +39,8 @@ impl Require {
     pub fn check(&self, offer: &Offer) -> Vec<Problem> {
         type Name = fn(&PathInfo) -> &'static str;
         let mut problems = Vec::new();
-        let named: [(_, _, Name); 3] = [
-            ("require.mover", &self.mover, |p| p.mover.name()),
-            ("require.memory", &self.memory, |p| p.memory.name()),
-            ("require.link", &self.link, |p| p.link.name()),
-        ];
+        let named: [(_, _, Name); 2] =
+            [("require.mover", &self.mover, |p| p.mover.name()), ("require.link", &self.link, |p| p.link.name())];
         for (key, wanted, have) in named {
             let Some(wanted) = wanted else { continue };
             for path in offer.paths.iter().filter(|p| have(p) != wanted) {
@@ -51,6 +49,10 @@ impl Require {
                     format!("{wanted:?} is required, but port {} has {:?} here", path.port.name(), have(path)),
                 ));
             }
+        }
+        let known = [Memory::Host, Memory::Cuda].map(Memory::name);
+        if let Some(wanted) = self.memory.as_deref().filter(|wanted| !known.contains(wanted)) {
+            problems.push(Problem::new("require.memory", format!("{wanted:?} is none of {}", known.join(" and "))));
         }
         for port in &self.ports {
             if !offer.paths.iter().any(|p| p.port.name() == port) {
@@ -68,5 +70,12 @@ impl Require {
             problems.push(Problem::new("require.udp_offload", "this kernel does not segment and merge datagrams"));
         }
         problems
+    }
+
+    /// Whether a model that reads there is what is required.
+    pub(crate) fn check_model(&self, model: &str, memory: Memory) -> Option<Problem> {
+        let wanted = self.memory.as_deref().filter(|wanted| *wanted != memory.name())?;
+        let why = format!("{wanted:?} is required, but model {model} reads its inputs in {:?} memory", memory.name());
+        Some(Problem::new("require.memory", why))
     }
 }

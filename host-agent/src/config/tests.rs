@@ -303,7 +303,9 @@ fn a_control_group_of_either_version_bounds_the_memory() {
 fn requirements_that_are_not_met_refuse_to_start() {
     assert_eq!(problems(|c| c.require.mover = Some("kernel-to-slot".into())), [""; 0]);
     assert_eq!(problems(|c| c.require.mover = Some("nic".into())), ["require.mover", "require.mover"]);
-    assert_eq!(problems(|c| c.require.memory = Some("cuda".into())), ["require.memory", "require.memory"]);
+    assert_eq!(problems(|c| c.require.memory = Some("pinned".into())), ["require.memory"]);
+    // Whether models do is known once they are loaded.
+    assert_eq!(problems(|c| c.require.memory = Some("cuda".into())), [""; 0]);
     assert_eq!(problems(|c| c.require.ports = vec!["verbs".into(), Port::Tcp.name().into()]), ["require.ports"]);
     assert_eq!(problems(|c| (c.listen.udp, c.require.ports) = (None, vec!["udp".into()])), ["require.ports"]);
     assert_eq!(problems(|c| c.require.emulated = Some(false)), [""; 0]);

@@ -31,6 +31,12 @@ pub struct ModelConfig {
     pub dynamic_batching: Option<DynamicBatching>,
     /// Parallel instances, all groups together; 0 where the file says nothing.
     pub instances: u16,
+    /// The line that asks for instances on a GPU, and the one that asks for some on a CPU.
+    pub gpu_line: Option<u32>,
+    /// See `gpu_line`.
+    pub cpu_line: Option<u32>,
+    /// What computes the model, where the file names it.
+    pub backend: Option<String>,
     /// File name of the model inside its version folder.
     pub default_model_filename: Option<String>,
     /// Requests to compute before the model is called ready.
@@ -131,7 +137,10 @@ pub fn parse(text: &str) -> Result<ModelConfig> {
         match item.name {
             "name" => config.name = Some(item.text()?),
             "platform" => known_value(item, &["onnxruntime_onnx"])?,
-            "backend" => known_value(item, &["onnxruntime", "tract"])?,
+            "backend" => {
+                known_value(item, &["onnxruntime", "tract", "cuda"])?;
+                config.backend = Some(item.text()?).filter(|name| !name.is_empty());
+            }
             "max_batch_size" => config.max_batch_size = Some(item.integer(0, u16::MAX.into())?),
             "input" => config.inputs.push(tensor(item, &INPUT)?),
             "output" => config.outputs.push(tensor(item, &OUTPUT)?),
@@ -141,7 +150,13 @@ pub fn parse(text: &str) -> Result<ModelConfig> {
                 config.dynamic_batching = Some(dynamic_batching(item)?);
             }
             "instance_group" => {
-                let sum = u32::from(config.instances) + instance_group(item)?;
+                let (count, kind) = instance_group(item)?;
+                match kind {
+                    Kind::Any => {}
+                    Kind::Gpu => config.gpu_line = Some(item.line()),
+                    Kind::Cpu => config.cpu_line = Some(item.line()),
+                }
+                let sum = u32::from(config.instances) + count;
                 config.instances =
                     u16::try_from(sum).map_err(|_| item.error("asks for more instances than are supported"))?;
             }
@@ -379,8 +394,22 @@ fn queue_policy(parent: &Item<'_>) -> Result<u32> {
     Ok(max_queue)
 }
 
-fn instance_group(parent: &Item<'_>) -> Result<u32> {
-    let mut count = 1;
+/// Where the instances of a group compute.
+#[derive(Clone, Copy)]
+enum Kind {
+    Any,
+    Gpu,
+    Cpu,
+}
+
+fn instance_group(parent: &Item<'_>) -> Result<(u32, Kind)> {
+    const KINDS: [(&str, i128, Kind); 4] = [
+        ("KIND_AUTO", 0, Kind::Any),
+        ("KIND_GPU", 1, Kind::Gpu),
+        ("KIND_CPU", 2, Kind::Cpu),
+        ("KIND_MODEL", 3, Kind::Any),
+    ];
+    let (mut count, mut kind) = (1, Kind::Any);
     let schema =
         Schema { repeated: &[], unsupported: &["rate_limiter", "gpus", "secondary_devices", "profile", "host_policy"] };
     walk(parent.message()?, &parent.path, &schema, |item| {
@@ -388,13 +417,13 @@ fn instance_group(parent: &Item<'_>) -> Result<u32> {
             // A label that shows in nothing else.
             "name" => drop(item.text()?),
             "count" => count = item.integer::<u32>(0, 1024)?.max(1),
-            "kind" => item.choice(&[("KIND_AUTO", 0, ()), ("KIND_CPU", 2, ()), ("KIND_MODEL", 3, ())])?,
+            "kind" => kind = item.choice(&KINDS)?,
             "passive" => return item.must_be_off(),
             _ => return Ok(false),
         }
         Ok(true)
     })?;
-    Ok(count)
+    Ok((count, kind))
 }
 
 fn parameter(parent: &Item<'_>) -> Result<(String, String)> {

@@ -1,13 +1,19 @@
-//! The model repository, in Triton's folder layout: `MODEL/VERSION/model.onnx`, with an optional `MODEL/config.pbtxt`.
+//! The model repository, in Triton's folder layout: `MODEL/VERSION/model.onnx`, with an optional `MODEL/config.pbtxt`; or
+//! `MODEL/VERSION/kernels.toml`, and then the configuration is needed.
 
 use std::fmt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use splitrpc_wire::catalog::MAX_NAME;
 
 use super::config_pbtxt::{self, ConfigError, ModelConfig, VersionPolicy};
+use super::of_config::of_config;
 use super::onnx;
 use super::resolve::{Fault, resolve};
+use crate::gpu::LazyGpu;
+use crate::runtime::Factory;
+use crate::runtime::cuda::{self, CudaModel};
 use crate::runtime::tract::TractModel;
 
 /// Largest `config.pbtxt` that is read, in bytes.
@@ -49,22 +55,25 @@ impl fmt::Display for ModelError {
 
 impl std::error::Error for ModelError {}
 
+/// A model, or why it cannot be served.
+pub type Loaded = Result<Arc<dyn Factory>, ModelError>;
+
 /// Loads every model of a repository, in the order of their names; one that cannot be served does not keep the others
 /// from it. Plain files and hidden folders in it are passed over.
 ///
 /// # Errors
 /// [`ModelError`] where the folder itself cannot be read.
-pub fn load_repository(folder: &Path) -> Result<Vec<Result<TractModel, ModelError>>, ModelError> {
+pub fn load_repository(folder: &Path, gpu: &LazyGpu) -> Result<Vec<Loaded>, ModelError> {
     let models = folders(folder)?;
-    Ok(models.iter().filter(|name| !name.starts_with('.')).map(|name| load_model(&folder.join(name))).collect())
+    Ok(models.iter().filter(|name| !name.starts_with('.')).map(|name| load_model(&folder.join(name), gpu)).collect())
 }
 
 /// Loads one model from its folder, whose name is the model's.
 ///
 /// # Errors
 /// [`ModelError`] with the file at fault: no version, a configuration that is not supported or does not fit the file, a
-/// file that is missing, cut short, not ONNX or not supported.
-pub fn load_model(folder: &Path) -> Result<TractModel, ModelError> {
+/// file that is missing, cut short, not what it should be or not supported; a model for a GPU where there is none.
+pub fn load_model(folder: &Path, gpu: &LazyGpu) -> Loaded {
     let name = folder.file_name().and_then(|n| n.to_str());
     let name = name.ok_or_else(|| ModelError::new(folder, "has a name that is not UTF-8"))?;
     if name.len() > MAX_NAME {
@@ -81,17 +90,40 @@ pub fn load_model(folder: &Path) -> Result<TractModel, ModelError> {
     }
     let policy = config.as_ref().map_or_else(VersionPolicy::default, |c| c.version_policy.clone());
     let version = choose_version(folder, &policy)?;
-    let file_name = config.as_ref().and_then(|c| c.default_model_filename.as_deref()).unwrap_or("model.onnx");
-    let path = folder.join(version.to_string()).join(file_name);
+    let path = model_file(&folder.join(version.to_string()), config.as_ref());
     let served = u16::try_from(version).map_err(|_| {
         ModelError::new(folder.join(version.to_string()), "is a version above 65535, which is not supported")
     })?;
+    if path.extension().is_some_and(|extension| extension == "toml") {
+        let Some(config) = config else {
+            return Err(ModelError::new(
+                config_path,
+                "is missing, and has to say what tensors the kernels take and give",
+            ));
+        };
+        let spec = of_config(name, served, &config).map_err(|error| ModelError::config(config_path, error))?;
+        let gpu = gpu.get().map_err(|why| ModelError::new(&path, why))?;
+        let model = CudaModel::load(path, spec, gpu).map_err(|(path, reason)| ModelError::new(path, reason))?;
+        return Ok(Arc::new(model));
+    }
     let file = onnx::read(&path).map_err(|reason| ModelError::new(&path, reason))?;
     let model = resolve(name, served, path.clone(), &file, config.as_ref()).map_err(|fault| match fault {
         Fault::Config(error) => ModelError::config(config_path, error),
         Fault::File(reason) => ModelError::new(path, reason),
     })?;
-    Ok(TractModel::new(model))
+    Ok(Arc::new(TractModel::new(model)))
+}
+
+/// The file that makes the model: the one that its configuration names, else kernels where the configuration wants them or there
+/// is nothing else, else ONNX.
+fn model_file(version: &Path, config: Option<&ModelConfig>) -> PathBuf {
+    let (kernels, onnx) = (version.join(cuda::MANIFEST), version.join("model.onnx"));
+    match config.and_then(|c| c.default_model_filename.as_deref()) {
+        Some(name) => version.join(name),
+        None if config.is_some_and(|c| c.backend.as_deref() == Some("cuda")) => kernels,
+        None if kernels.exists() && !onnx.exists() => kernels,
+        None => onnx,
+    }
 }
 
 fn read_config(path: &Path) -> Result<Option<ModelConfig>, ModelError> {

@@ -39,6 +39,12 @@ pub(crate) fn resolve(
 ) -> Result<Model> {
     let nothing = ModelConfig::default();
     let config = config.unwrap_or(&nothing);
+    if let Some(line) = config.gpu_line {
+        return Err(at(
+            line,
+            "instance_group.kind KIND_GPU is not supported for ONNX, which is computed on the CPU".into(),
+        ));
+    }
     let inputs = described(&file.inputs, &config.inputs, "input", true)?;
     let outputs = described(&file.outputs, &config.outputs, "output", false)?;
     let plan = Resolver { name, version, path, file, config, inputs, outputs };

@@ -9,11 +9,12 @@ use splitrpc_arena::{Arena, EXTERNAL_POOL, External, SlotAllocator};
 use splitrpc_engine::Time;
 use splitrpc_ring::{Completion, HostLink, RequestKey, Run};
 use splitrpc_telemetry::{Event, Shard};
-use splitrpc_wire::path::Memory;
+use splitrpc_wire::path::{Memory, Mover};
 use splitrpc_wire::{ManifestWriter, Path, Stage, Status, StatusPayload, TensorDesc};
 
 use super::queue::Rank;
 use crate::model::spec::ModelSpec;
+use crate::runtime::device::Device;
 use crate::runtime::{BatchItem, Output};
 use crate::worker::Job;
 
@@ -54,6 +55,8 @@ pub(super) struct Computed {
     compute: u64,
     copy_out: u64,
     copied_bytes: u64,
+    moved: Option<(Mover, Memory)>,
+    compactions: u8,
 }
 
 impl Computed {
@@ -71,14 +74,19 @@ impl Computed {
             compute,
             copy_out: launch.copy_out_ns,
             copied_bytes: launch.copied_bytes,
+            moved: launch.moved,
+            compactions: launch.compactions,
         }
     }
 
     fn path(&self, arrived: Time, rows: u16) -> Path {
         let taken_up = self.taken_up.max(arrived);
         let share = u128::from(self.copied_bytes) * u128::from(rows) / u128::from(self.rows.max(1));
+        let (mover, memory) = self.moved.unwrap_or((Mover::Unknown, Memory::Unknown));
         let mut path = Path {
-            memory: Memory::Host,
+            mover,
+            memory,
+            device_compactions: self.compactions,
             batch_rows: u16::try_from(self.rows).unwrap_or(u16::MAX),
             runtime_copied_bytes: u32::try_from(share).unwrap_or(u32::MAX),
             ..Path::default()
@@ -95,8 +103,10 @@ impl Computed {
 pub(super) struct Desk<'a> {
     pub(super) arena: Arena,
     pub(super) telemetry: Arc<Shard>,
+    /// What models compute on that are not computed by the CPU.
+    pub(super) device: Option<Box<dyn Device>>,
     outputs: SlotAllocator<'a>,
-    records: Vec<Record>,
+    pub(super) records: Vec<Record>,
     /// Scratch: a copy of a request's meta area.
     pub(super) copy: Box<Meta>,
     /// Scratch: a response's manifest.
@@ -110,6 +120,7 @@ impl<'a> Desk<'a> {
     pub(super) fn new(
         arena: Arena,
         telemetry: Arc<Shard>,
+        device: Option<Box<dyn Device>>,
         outputs: SlotAllocator<'a>,
         requests: usize,
         tensors: usize,
@@ -127,6 +138,7 @@ impl<'a> Desk<'a> {
         Desk {
             arena,
             telemetry,
+            device,
             outputs,
             records: (0..requests).map(|_| record()).collect(),
             copy: Box::new([0; size_of::<Meta>()]),
@@ -179,6 +191,29 @@ impl<'a> Desk<'a> {
 
     pub(super) fn alloc(&mut self, pool: u16, rows: u16) -> Option<Run> {
         self.outputs.alloc(pool, rows)
+    }
+
+    /// Splits slots among those that take so many rows each, which are all of them.
+    pub(super) fn split(&mut self, whole: Run, rows: impl Iterator<Item = u16>, runs: &mut Vec<Run>) {
+        runs.clear();
+        let mut rest = whole;
+        for rows in rows {
+            match self.outputs.split(rest, rows) {
+                Ok((first, others)) => {
+                    runs.push(first);
+                    rest = others;
+                }
+                // The last one takes the whole rest.
+                Err(_) => runs.push(rest),
+            }
+        }
+    }
+
+    /// Tells the device that it need not copy the inputs of a request.
+    pub(super) fn forget(&mut self, request: u32) {
+        if let Some(device) = &mut self.device {
+            device.forget(request);
+        }
     }
 
     /// Takes back output slots that have left, or were never used.

@@ -10,6 +10,7 @@ mod queue;
 
 use std::sync::Arc;
 
+use nic_app::Arrival;
 use splitrpc_arena::{AllocatorError, Arena, PoolLayout, SlotAllocator, SlotEntry};
 use splitrpc_engine::Time;
 use splitrpc_ring::{HostLink, RequestKey, Submission};
@@ -18,9 +19,10 @@ use splitrpc_wire::Status;
 
 use self::admit::admit;
 use self::desk::{Desk, State};
-use self::model::ModelState;
+use self::model::{ModelState, STUCK};
 use self::queue::{Rank, Waiting};
 use crate::plan::Plan;
+use crate::runtime::device::Device;
 use crate::runtime::{Factory, RuntimeError};
 use crate::worker::{Waker, Workers};
 
@@ -32,8 +34,19 @@ const SUBMISSIONS_PER_POLL: usize = 256;
 pub struct Served {
     /// Its specification, and what makes its instances.
     pub factory: Arc<dyn Factory>,
-    /// Its worker threads; without them each data thread has an instance of its own and launches it itself.
-    pub workers: Option<Arc<Workers>>,
+    /// Who computes it.
+    pub computing: Computing,
+}
+
+/// Who computes a model.
+#[derive(Clone, Debug)]
+pub enum Computing {
+    /// Each data thread, which has an instance of its own.
+    Inline,
+    /// Worker threads.
+    Workers(Arc<Workers>),
+    /// Each data thread's device.
+    Device,
 }
 
 impl std::fmt::Debug for Served {
@@ -75,6 +88,10 @@ pub struct Parts<'p> {
     pub telemetry: Arc<Shard>,
     /// Rouses this shard's data thread.
     pub waker: Waker,
+    /// What those models compute on that need one.
+    pub device: Option<Box<dyn Device>>,
+    /// How long a launch on it may take, in nanoseconds.
+    pub launch_limit: u64,
 }
 
 /// Why an orchestrator could not be built.
@@ -107,7 +124,7 @@ impl<'a, L: HostLink> Orchestrator<'a, L> {
     ///
     /// # Errors
     /// [`BuildError`] when an instance of an inline model cannot be made.
-    pub fn new(link: L, parts: Parts<'_>, storage: &'a mut Storage) -> Result<Self, BuildError> {
+    pub fn new(link: L, mut parts: Parts<'_>, storage: &'a mut Storage) -> Result<Self, BuildError> {
         let Storage { pools, entries } = storage;
         let outputs = SlotAllocator::new(pools, entries).map_err(BuildError::Pools)?;
         let requests = parts.requests as usize;
@@ -118,13 +135,15 @@ impl<'a, L: HostLink> Orchestrator<'a, L> {
         });
         let models = models.collect::<Result<Vec<_>, _>>()?;
         let tensors = parts.models.iter().map(|m| m.factory.spec().inputs.len()).max().unwrap_or(0);
-        let desk = Desk::new(parts.arena, parts.telemetry, outputs, requests, tensors);
+        let device = parts.device.take();
+        let desk = Desk::new(parts.arena, parts.telemetry, device, outputs, requests, tensors);
         Ok(Orchestrator { link, desk, models, sequence: 0, draining: false })
     }
 
     /// Does what there is to do: results, submissions, expiry, launches, completions. Returns whether there was anything.
     pub fn poll(&mut self, now: Time) -> bool {
         let mut worked = self.desk.flush(&mut self.link);
+        worked |= self.desk.device.as_mut().is_some_and(|device| device.pump());
         for model in &mut self.models {
             worked |= model.collect(now, &mut self.desk);
         }
@@ -132,9 +151,31 @@ impl<'a, L: HostLink> Orchestrator<'a, L> {
         for model in &mut self.models {
             worked |= model.expire(now, &mut self.desk);
             worked |= model.launch(now, self.draining, &mut self.desk);
+            model.fetch(&mut self.desk);
         }
         worked |= self.desk.flush(&mut self.link);
         worked
+    }
+
+    /// Bytes of payload from which on it is worth while to be told of what arrives.
+    #[must_use]
+    pub fn early_bytes(&self) -> u32 {
+        self.desk.device.as_ref().map_or(u32::MAX, |device| device.early_bytes())
+    }
+
+    /// Has a device copy what has arrived of a request. It is not submitted yet, so nothing is known of it but its slots.
+    pub fn arriving(&mut self, arrival: &Arrival) {
+        let Arrival { request, run, tensor, offset, len } = *arrival;
+        if let Some(device) = &mut self.desk.device {
+            device.arriving(request.index, run, tensor, offset, len);
+        }
+    }
+
+    /// Whether a device has come further.
+    #[must_use]
+    #[inline]
+    pub fn has_news(&self) -> bool {
+        self.desk.device.as_ref().is_some_and(|device| device.has_news())
     }
 
     /// Hands counters and levels to the shard's measurements.
@@ -153,14 +194,14 @@ impl<'a, L: HostLink> Orchestrator<'a, L> {
         telemetry.level(Level::OutputSlotsFree, self.desk.outputs_free(pools));
     }
 
-    /// When [`Orchestrator::poll`] has something to do without being asked; `None` is: when a submission or a worker's
-    /// result comes.
+    /// When [`Orchestrator::poll`] has something to do without being asked, or is to look how far a device has come; `None` is: when a
+    /// submission or a worker's result comes.
     #[must_use]
     pub fn next_deadline(&self, now: Time) -> Option<Time> {
         if self.desk.has_backlog() {
             return Some(now);
         }
-        let next = self.models.iter().map(ModelState::next_look).min().unwrap_or(Time::NEVER);
+        let next = self.models.iter().map(|m| m.next_look().min(m.next_glance(now))).min().unwrap_or(Time::NEVER);
         (next < Time::NEVER).then_some(next)
     }
 
@@ -221,6 +262,7 @@ impl<'a, L: HostLink> Orchestrator<'a, L> {
         let record = self.desk.record_mut(request.index);
         record.tensors = tensors;
         match admitted {
+            Ok(_) if state.is_stuck() => self.desk.fail(request.index, Status::ModelFailed, STUCK),
             Ok(shape) if state.may_wait() => {
                 state.enqueue(Waiting { rank, request: request.index, rows: input.rows, shape, arrived: now });
             }
@@ -240,6 +282,7 @@ impl<'a, L: HostLink> Orchestrator<'a, L> {
         record.cancelled = true;
         let (state, model, rank) = (record.state, usize::from(record.model), record.rank);
         if state == State::Waiting && self.models[model].remove(rank) {
+            self.desk.forget(request.index);
             self.desk.fail(request.index, Status::Cancelled, "");
         }
     }

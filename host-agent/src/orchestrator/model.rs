@@ -2,18 +2,19 @@
 
 use std::sync::Arc;
 
-use splitrpc_engine::Time;
+use splitrpc_arena::Run;
+use splitrpc_engine::{MS, Time, US};
 use splitrpc_telemetry::Event;
 use splitrpc_wire::Status;
 
 use super::admit::same_rows;
 use super::desk::{Computed, Desk, State};
 use super::queue::{Policy, Queue, Rank, Waiting};
-use super::{Parts, Served};
+use super::{Computing, Parts, Served};
 use crate::model::spec::ModelSpec;
 use crate::plan::ModelPools;
-use crate::runtime::RuntimeError;
-use crate::worker::{Instance, Job, Workers};
+use crate::runtime::{Launch, RuntimeError};
+use crate::worker::{Claim, Instance, Job, Workers};
 
 /// Who computes.
 enum Exec {
@@ -21,7 +22,29 @@ enum Exec {
     Inline(Instance),
     /// Worker threads, `under_way` of which have a batch of this shard.
     Workers { workers: Arc<Workers>, under_way: usize },
+    /// The shard's device.
+    Device(Lanes),
 }
+
+/// What is under way on a device's lanes.
+struct Lanes {
+    jobs: Vec<Option<Box<Job>>>,
+    under_way: usize,
+    /// How many of those have taken so long that their requests were answered. What they read and write is theirs until they end.
+    given_up: usize,
+}
+
+/// Who launches the next batch.
+enum Claimed {
+    Inline,
+    Worker(Claim),
+    Lane(u16),
+}
+
+/// What a request is told that comes while a launch does not end.
+pub(super) const STUCK: &str = "an earlier launch of the model has not ended";
+/// The first looks after a device come as often as this, in nanoseconds, and the last ones of a long launch.
+const GLANCE: std::ops::RangeInclusive<u64> = 20 * US..=MS;
 
 pub(super) struct ModelState {
     handle: u16,
@@ -36,6 +59,11 @@ pub(super) struct ModelState {
     jobs: Vec<Box<Job>>,
     /// Scratch: the batch that is being put together.
     batch: Vec<Waiting>,
+    /// Scratch: its output slots, where they lie together.
+    together: Vec<Run>,
+    /// Requests that have come since the device was last told of those that wait.
+    unfetched: Vec<u32>,
+    launch_limit: u64,
     /// When to look at the queue again.
     look_at: Time,
     /// The last look found a batch and no output slots for it.
@@ -57,11 +85,19 @@ impl ModelState {
     ) -> Result<ModelState, RuntimeError> {
         let spec = served.factory.spec();
         let policy = Policy::of(spec);
-        let (exec, jobs) = match &served.workers {
-            None => (Exec::Inline(Instance::new(&served.factory)?), 1),
-            Some(workers) => {
+        let (exec, jobs) = match &served.computing {
+            Computing::Inline => (Exec::Inline(Instance::new(&served.factory)?), 1),
+            Computing::Workers(workers) => {
                 workers.set_waker(parts.shard, Arc::clone(&parts.waker));
                 (Exec::Workers { workers: Arc::clone(workers), under_way: 0 }, workers.instances())
+            }
+            Computing::Device => {
+                let lanes = parts.device.as_ref().map_or(0, |device| usize::from(device.lanes(handle)));
+                if lanes == 0 {
+                    return Err(RuntimeError("there is no device to compute it".into()));
+                }
+                let jobs = (0..lanes).map(|_| None).collect();
+                (Exec::Device(Lanes { jobs, under_way: 0, given_up: 0 }), lanes)
             }
         };
         let job = || Box::new(Job::new(parts.arena.clone(), parts.shard, policy.max_requests()));
@@ -74,6 +110,9 @@ impl ModelState {
             exec,
             jobs: (0..jobs).map(|_| job()).collect(),
             batch: Vec::with_capacity(policy.max_requests()),
+            together: Vec::with_capacity(policy.max_requests()),
+            unfetched: Vec::with_capacity(parts.requests as usize),
+            launch_limit: parts.launch_limit,
             policy,
             look_at: Time::NEVER,
             wants_outputs: false,
@@ -115,7 +154,15 @@ impl ModelState {
         max == 0 || self.queue.len() < max as usize
     }
 
+    /// Whether a launch does not end, so that nothing new is begun.
+    pub(super) fn is_stuck(&self) -> bool {
+        matches!(&self.exec, Exec::Device(lanes) if lanes.given_up > 0)
+    }
+
     pub(super) fn enqueue(&mut self, waiting: Waiting) {
+        if matches!(self.exec, Exec::Device(_)) {
+            self.unfetched.push(waiting.request);
+        }
         self.queue.push(waiting);
         self.look_now();
     }
@@ -133,18 +180,29 @@ impl ModelState {
         self.look_at.min(self.queue.earliest_deadline())
     }
 
+    /// When to look whether a device is done: the longer it has taken, the longer it may take to be seen.
+    pub(super) fn next_glance(&self, now: Time) -> Time {
+        let Exec::Device(Lanes { jobs, under_way: 1.., .. }) = &self.exec else { return Time::NEVER };
+        let last = jobs.iter().flatten().map(|job| job.launched).max().unwrap_or(now);
+        now + (now.since(last) / 8).clamp(*GLANCE.start(), *GLANCE.end())
+    }
+
     /// Answers those whose deadline has passed before their launch.
     pub(super) fn expire(&mut self, now: Time, desk: &mut Desk<'_>) -> bool {
         let mut any = false;
         while let Some(waiting) = self.queue.expired(now) {
+            desk.forget(waiting.request);
             desk.fail(waiting.request, Status::DeadlineExceeded, "the deadline passed before the model was free");
             any = true;
         }
         any
     }
 
-    /// Takes results from the workers.
+    /// Takes results from the workers or the device.
     pub(super) fn collect(&mut self, now: Time, desk: &mut Desk<'_>) -> bool {
+        if let Exec::Device(Lanes { under_way, .. }) = &self.exec {
+            return *under_way > 0 && self.collect_lanes(now, desk);
+        }
         let mut any = false;
         loop {
             let Exec::Workers { workers, under_way } = &mut self.exec else { return any };
@@ -164,6 +222,75 @@ impl ModelState {
         }
     }
 
+    fn collect_lanes(&mut self, now: Time, desk: &mut Desk<'_>) -> bool {
+        let mut any = false;
+        for lane in 0.. {
+            let Exec::Device(lanes) = &mut self.exec else { return any };
+            let Some(place) = lanes.jobs.get_mut(lane) else { return any };
+            let (Some(job), Some(device)) = (place.as_mut(), &mut desk.device) else { continue };
+            let given_up = job.requests.is_empty();
+            let Some(ended) = device.ended(self.handle, lane as u16, &job.batch, &mut job.launch) else {
+                if !given_up && now.since(job.launched) > self.launch_limit {
+                    self.give_up(now, lane, desk);
+                    any = true;
+                }
+                continue;
+            };
+            let Some(mut job) = place.take() else { continue };
+            lanes.under_way -= 1;
+            self.look_at = Time::default();
+            any = true;
+            if given_up {
+                lanes.given_up -= 1;
+                let name = &self.served.factory.spec().name;
+                tracing::warn!(model = name, "a launch has ended that had been given up");
+                job.batch.items().iter().filter_map(|item| item.output).for_each(|output| desk.free(output));
+            } else {
+                let Launch { copy_in_ns, compute_ns, copy_out_ns, .. } = job.launch;
+                job.execute_ns = copy_in_ns.saturating_add(compute_ns).saturating_add(copy_out_ns);
+                job.error = ended.err().map(|RuntimeError(text)| text);
+                if let Some(error) = &job.error {
+                    tracing::error!(model = self.served.factory.spec().name, error, "a launch failed");
+                }
+                self.answer(now, &mut job, desk);
+            }
+            self.jobs.push(job);
+        }
+        any
+    }
+
+    /// Answers the requests of a batch that takes too long, and those that wait.
+    fn give_up(&mut self, now: Time, lane: usize, desk: &mut Desk<'_>) {
+        let Exec::Device(lanes) = &mut self.exec else { return };
+        let Some(Some(job)) = lanes.jobs.get_mut(lane) else { return };
+        lanes.given_up += 1;
+        let millis = now.since(job.launched) / MS;
+        let name = &self.served.factory.spec().name;
+        tracing::error!(model = name, millis, "a launch does not end; the model is not served until it does");
+        for request in job.requests.drain(..) {
+            desk.fail(request, Status::ModelFailed, &format!("the launch has not ended after {millis} ms"));
+        }
+        while let Some(waiting) = self.queue.first().copied() {
+            self.queue.remove(waiting.rank);
+            desk.forget(waiting.request);
+            desk.fail(waiting.request, Status::ModelFailed, STUCK);
+        }
+    }
+
+    /// Has the device copy the inputs of those that have come and wait.
+    pub(super) fn fetch(&mut self, desk: &mut Desk<'_>) {
+        for request in self.unfetched.drain(..) {
+            let record = &desk.records[request as usize];
+            if record.state == State::Waiting
+                && record.model == self.handle
+                && let Some(device) = &mut desk.device
+            {
+                let turn = (record.rank.priority, record.rank.sequence);
+                device.fetch(self.handle, request, turn, record.input, &record.tensors);
+            }
+        }
+    }
+
     /// Launches every batch that is due.
     pub(super) fn launch(&mut self, now: Time, flush: bool, desk: &mut Desk<'_>) -> bool {
         let mut any = false;
@@ -180,31 +307,31 @@ impl ModelState {
     fn launch_one(&mut self, now: Time, flush: bool, desk: &mut Desk<'_>) -> bool {
         self.look_at = Time::NEVER;
         self.wants_outputs = false;
-        if self.queue.len() == 0 {
-            return false;
-        }
+        let Some(first) = self.queue.first() else { return false };
         let claim = match &self.exec {
-            Exec::Inline(_) => None,
+            Exec::Inline(_) => Some(Claimed::Inline),
             // A worker may be idle again before its result has been taken, and with it the job's buffers.
-            Exec::Workers { .. } if self.jobs.is_empty() => {
-                self.blocked = true;
-                return false;
+            Exec::Workers { .. } if self.jobs.is_empty() => None,
+            Exec::Workers { workers, .. } => {
+                let claim = workers.claim(self.shard);
+                self.wants_worker = claim.is_none();
+                claim.map(Claimed::Worker)
             }
-            Exec::Workers { workers, .. } => match workers.claim(self.shard) {
-                Some(claim) => Some(claim),
-                None => {
-                    self.wants_worker = true;
-                    self.blocked = true;
-                    return false;
-                }
-            },
+            Exec::Device(_) => {
+                let lane = desk.device.as_ref().and_then(|d| d.idle_lane(self.handle, first.rank.priority));
+                lane.map(Claimed::Lane)
+            }
+        };
+        let Some(claim) = claim else {
+            self.blocked = true;
+            return false;
         };
         if std::mem::take(&mut self.blocked) {
             self.unblocked = now;
         }
         let job = self.gather(now, flush, desk);
         match (&mut self.exec, claim, job) {
-            (Exec::Inline(instance), _, Some(mut job)) => {
+            (Exec::Inline(instance), Claimed::Inline, Some(mut job)) => {
                 job.run(instance);
                 self.look_at = Time::default();
                 // The clock is the caller's: the call itself counts as computing, not as waiting.
@@ -212,15 +339,26 @@ impl ModelState {
                 self.jobs.push(job);
                 true
             }
-            (Exec::Workers { workers, under_way }, Some(claim), Some(job)) => {
+            (Exec::Workers { workers, under_way }, Claimed::Worker(claim), Some(job)) => {
                 *under_way += 1;
                 workers.hand_over(claim, job);
                 self.look_at = Time::default();
                 true
             }
-            (Exec::Workers { workers, .. }, Some(claim), None) => {
+            (Exec::Workers { workers, .. }, Claimed::Worker(claim), None) => {
                 workers.release(claim);
                 false
+            }
+            (Exec::Device(lanes), Claimed::Lane(lane), Some(job)) => {
+                if let Some(device) = &mut desk.device {
+                    let ranks = job.requests.iter().map(|request| desk.records[*request as usize].rank);
+                    let turn = ranks.min().map_or((0, 0), |first| (first.priority, first.sequence));
+                    device.begin(self.handle, lane, turn, &job.requests, &job.batch);
+                }
+                lanes.under_way += 1;
+                lanes.jobs[usize::from(lane)] = Some(job);
+                self.look_at = Time::default();
+                true
             }
             _ => false,
         }
@@ -242,9 +380,11 @@ impl ModelState {
         job.clear();
         job.launched = now;
         job.taken_up = self.unblocked.min(now);
-        for waiting in self.batch.drain(..) {
+        let together = self.put_together(desk);
+        for (index, waiting) in self.batch.drain(..).enumerate() {
             // Once one has no slots, those behind it wait as well: order is kept.
             let output = match self.pools.output {
+                Some(_) if together => self.together.get(index).copied(),
                 Some(pool) if !self.wants_outputs => desk.alloc(pool, waiting.rows),
                 _ => None,
             };
@@ -270,6 +410,22 @@ impl ModelState {
             model.batch_requests.record(job.requests.len() as u64);
         }
         Some(job)
+    }
+
+    /// Puts a device's batch into the order in which its inputs lie, and takes output slots for it that lie together too, if there
+    /// are any, so that it takes no copy to make one batch of it.
+    fn put_together(&mut self, desk: &mut Desk<'_>) -> bool {
+        let (Exec::Device(_), Some(pool), 2..) = (&self.exec, self.pools.output, self.batch.len()) else {
+            return false;
+        };
+        let rows: u32 = self.batch.iter().map(|waiting| u32::from(waiting.rows)).sum();
+        let Some(whole) = u16::try_from(rows).ok().and_then(|rows| desk.alloc(pool, rows)) else { return false };
+        self.batch.sort_unstable_by_key(|waiting| {
+            let input = desk.record(waiting.request).input;
+            (input.pool, input.first)
+        });
+        desk.split(whole, self.batch.iter().map(|waiting| waiting.rows), &mut self.together);
+        true
     }
 
     /// Answers the requests of a batch that has been computed.

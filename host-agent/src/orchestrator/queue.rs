@@ -93,6 +93,11 @@ impl Queue {
         self.waiting.len()
     }
 
+    /// The one that is served next.
+    pub(super) fn first(&self) -> Option<&Waiting> {
+        self.waiting.front()
+    }
+
     pub(super) fn push(&mut self, waiting: Waiting) {
         self.earliest = self.earliest.min(waiting.rank.deadline);
         let place = self.waiting.partition_point(|w| w.rank < waiting.rank);

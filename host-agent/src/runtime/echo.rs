@@ -3,7 +3,7 @@
 use splitrpc_arena::Arena;
 
 use super::null::bytes;
-use super::{Batch, Factory, Launch, Runtime, RuntimeError};
+use super::{Batch, Execution, Factory, Launch, Runtime, RuntimeError};
 use crate::model::spec::ModelSpec;
 
 /// Makes instances of the echo model.
@@ -44,8 +44,8 @@ impl Factory for Echo {
         &self.spec
     }
 
-    fn inline(&self) -> bool {
-        true
+    fn execution(&self) -> Execution {
+        Execution::Inline
     }
 
     fn instance(&self) -> Result<Box<dyn Runtime>, RuntimeError> {

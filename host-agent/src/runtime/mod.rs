@@ -4,15 +4,21 @@
 //! grown to their working size. A [`Factory`] stands for a loaded model file and makes the instances that compute.
 
 use std::path::Path;
+use std::sync::Arc;
 
 use splitrpc_arena::Arena;
 use splitrpc_ring::Run;
+use splitrpc_wire::path::{Memory, Mover};
 use splitrpc_wire::{Status, TensorDesc};
 
+use crate::gpu::Program;
 use crate::model::spec::ModelSpec;
 
+pub mod cuda;
+pub mod device;
 pub mod echo;
 pub mod null;
+pub mod null_gpu;
 pub mod tract;
 
 /// One request of a batch.
@@ -110,14 +116,19 @@ pub struct Launch {
     pub copy_out_ns: u64,
     /// Bytes that the runtime copied on the CPU, in and out, over the whole batch.
     pub copied_bytes: u64,
+    /// What carried the inputs to where the model read them, and where that was, if not to the slots that the port had filled.
+    pub moved: Option<(Mover, Memory)>,
+    /// How often a device put the batch together, or its results apart.
+    pub compactions: u8,
 }
 
 impl Launch {
     /// Empties the launch and keeps its memory.
     pub fn clear(&mut self) {
-        self.outputs.clear();
-        self.tensors.clear();
-        (self.copy_in_ns, self.compute_ns, self.copy_out_ns, self.copied_bytes) = (0, 0, 0, 0);
+        let Launch { mut outputs, mut tensors, .. } = std::mem::take(self);
+        outputs.clear();
+        tensors.clear();
+        *self = Launch { outputs, tensors, ..Launch::default() };
     }
 
     /// The next item's outputs are in its output run; `tensors` describes them, handle `t` being the model's output `t`.
@@ -174,6 +185,12 @@ impl Launch {
 #[error("{0}")]
 pub struct RuntimeError(pub String);
 
+impl std::fmt::Debug for dyn Factory {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Factory").field("model", &self.spec().name).finish_non_exhaustive()
+    }
+}
+
 /// One instance of a loaded model, ready to compute.
 pub trait Runtime: Send {
     /// Computes a batch and pushes one answer for each item to `launch`, which comes empty. What only one item is to blame for
@@ -182,6 +199,17 @@ pub trait Runtime: Send {
     /// # Errors
     /// [`RuntimeError`] when the model fails; the runtime stays usable.
     fn execute(&mut self, arena: &Arena, batch: &Batch, launch: &mut Launch) -> Result<(), RuntimeError>;
+}
+
+/// Who computes a model, and where.
+#[derive(Clone)]
+pub enum Execution {
+    /// The data thread itself: launches return at once.
+    Inline,
+    /// Worker threads.
+    Threads,
+    /// A GPU, to which the data thread submits what this program says.
+    Gpu(Arc<dyn Program>),
 }
 
 /// A loaded model, from which instances are made.
@@ -194,10 +222,10 @@ pub trait Factory: Send + Sync {
         None
     }
 
-    /// Whether launches return at once, so that the data thread may make them itself. Others get worker threads.
-    fn inline(&self) -> bool;
+    /// Who computes, and where.
+    fn execution(&self) -> Execution;
 
-    /// A new instance. Called at start, and again to replace an instance that panicked.
+    /// A new instance, of a model that the CPU computes. Called at start, and again to replace an instance that panicked.
     ///
     /// # Errors
     /// [`RuntimeError`] with the reason.

@@ -3,7 +3,7 @@
 use splitrpc_arena::Arena;
 use splitrpc_wire::{DType, Shape, TensorDesc};
 
-use super::{Batch, Factory, Launch, Runtime, RuntimeError};
+use super::{Batch, Execution, Factory, Launch, Runtime, RuntimeError};
 use crate::model::spec::{ModelSpec, TensorSpec};
 
 /// Makes instances of the null model.
@@ -53,8 +53,8 @@ impl Factory for Null {
         &self.spec
     }
 
-    fn inline(&self) -> bool {
-        true
+    fn execution(&self) -> Execution {
+        Execution::Inline
     }
 
     fn instance(&self) -> Result<Box<dyn Runtime>, RuntimeError> {

@@ -12,7 +12,7 @@ use splitrpc_arena::Arena;
 use splitrpc_wire::{Shape, TensorDesc};
 use tract_onnx::prelude::{TValue, TVec, Tensor};
 
-use super::{Batch, BatchItem, Factory, Launch, Runtime, RuntimeError};
+use super::{Batch, BatchItem, Execution, Factory, Launch, Runtime, RuntimeError};
 use crate::model::config_pbtxt::Warmup;
 use crate::model::spec::{ModelSpec, TensorSpec};
 use compute::{Failure, Plan};
@@ -58,8 +58,8 @@ impl Factory for TractModel {
         Some(&self.model.file)
     }
 
-    fn inline(&self) -> bool {
-        false
+    fn execution(&self) -> Execution {
+        Execution::Threads
     }
 
     fn instance(&self) -> Result<Box<dyn Runtime>, RuntimeError> {

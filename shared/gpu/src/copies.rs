@@ -43,7 +43,14 @@ pub struct Copies {
     schedule: Schedule,
     /// Chunk number `n` is marked by event `n % depth`.
     marks: Box<[Event]>,
-    submitted: usize,
+    /// Chunks that the copy engine was given.
+    submitted: u64,
+    /// How many of those are done.
+    done: u64,
+    /// By ticket: what `submitted` was when the last of its chunks had been given to the copy engine.
+    last: Box<[u64]>,
+    /// The greatest of those of tickets that were forgotten.
+    forgotten: u64,
 }
 
 impl Copies {
@@ -61,20 +68,41 @@ impl Copies {
         let mark = |_| Event::new(lane.arena().context());
         let marks = (0..chunking.depth.max(1)).map(mark).collect::<Result<_, _>>()?;
         let schedule = Schedule::new(chunking.bytes, tickets, tickets * copies);
-        Ok(Copies { lane, direction, schedule, marks, submitted: 0 })
+        let last = vec![0; tickets].into();
+        Ok(Copies { lane, direction, schedule, marks, submitted: 0, done: 0, last, forgotten: 0 })
     }
 
-    /// Adds a copy of the first `len` bytes of a run's tensor, as part of what `ticket` stands for.
+    /// Adds a copy of `len` bytes at `offset` of a run's tensor, as part of what `ticket` stands for.
     ///
     /// # Errors
     /// [`GpuError::NoSlots`].
     ///
     /// # Panics
-    /// Where the ticket is none of those that there are, as [`Copies::waits`] and [`Copies::forget`] do.
-    pub fn push(&mut self, ticket: u32, rank: Rank, run: Run, tensor: u16, len: u32) -> Result<(), GpuError> {
-        self.lane.arena().device(run, tensor, 0, len).ok_or(GpuError::NoSlots)?;
-        self.schedule.push(ticket, rank, Chunk { run, tensor, offset: 0, len });
+    /// Where the ticket is none of those that there are, as [`Copies::are_done`] and [`Copies::forget`] do.
+    pub fn push(
+        &mut self,
+        ticket: u32,
+        rank: Rank,
+        run: Run,
+        tensor: u16,
+        offset: u32,
+        len: u32,
+    ) -> Result<(), GpuError> {
+        self.lane.arena().device(run, tensor, offset, len).ok_or(GpuError::NoSlots)?;
+        self.schedule.push(ticket, rank, Chunk { run, tensor, offset, len });
         Ok(())
+    }
+
+    /// Gives the copy engine as much as it may have, without a look at what is done unless it has its fill.
+    ///
+    /// # Errors
+    /// As [`Copies::pump`].
+    pub fn feed(&mut self) -> Result<(), GpuError> {
+        let depth = self.marks.len() as u64;
+        if self.submitted - self.done == depth && self.marks[(self.done % depth) as usize].has_happened()? {
+            self.done += 1;
+        }
+        self.submit().map(drop)
     }
 
     /// Gives the copy engine as much as it may have. Returns whether that was anything.
@@ -83,34 +111,63 @@ impl Copies {
     /// The driver's, also those of earlier work: then a chunk may be missing, of whichever ticket, and none of the copies that
     /// have not been waited for is to be relied on.
     pub fn pump(&mut self) -> Result<bool, GpuError> {
+        let depth = self.marks.len() as u64;
         let mut any = false;
-        loop {
-            let mark = &self.marks[self.submitted % self.marks.len()];
-            // What was never recorded has happened.
-            if !mark.has_happened()? {
-                return Ok(any);
-            }
-            let Some(Chunk { run, tensor, offset, len }) = self.schedule.next() else { return Ok(any) };
+        while self.done < self.submitted && self.marks[(self.done % depth) as usize].has_happened()? {
+            self.done += 1;
+            any = true;
+        }
+        Ok(any | self.submit()?)
+    }
+
+    /// Gives the copy engine chunks as long as it has not got its fill.
+    fn submit(&mut self) -> Result<bool, GpuError> {
+        let depth = self.marks.len() as u64;
+        let mut any = false;
+        while self.submitted - self.done < depth {
+            let Some((ticket, Chunk { run, tensor, offset, len })) = self.schedule.next() else { break };
             let work = self.lane.work();
             match self.direction {
                 Direction::In => work.copy_in(run, tensor, offset, len),
                 Direction::Out => work.copy_out(run, tensor, offset, len),
             }?;
-            self.lane.mark(mark)?;
+            self.lane.mark(&self.marks[(self.submitted % depth) as usize])?;
             self.submitted += 1;
+            self.last[ticket as usize] = self.submitted;
             any = true;
         }
+        Ok(any)
     }
 
-    /// Whether part of a ticket's copies has not been given to the copy engine.
+    /// Whether all copies of a ticket were done when [`Copies::pump`] last looked.
     #[must_use]
-    pub fn waits(&self, ticket: u32) -> bool {
-        self.schedule.waits(ticket)
+    pub fn are_done(&self, ticket: u32) -> bool {
+        !self.schedule.waits(ticket) && self.last[ticket as usize] <= self.done
     }
 
-    /// Forgets what the copy engine has not been given of a ticket.
+    /// Whether the copy engine has been given everything.
+    #[must_use]
+    pub fn all_given(&self) -> bool {
+        self.schedule.is_empty()
+    }
+
+    /// Whether nothing is left to pump.
+    #[must_use]
+    pub fn is_idle(&self) -> bool {
+        self.submitted == self.done && self.schedule.is_empty()
+    }
+
+    /// Forgets what the copy engine has not been given of a ticket. What it has been given it still carries out: whoever copies to the
+    /// same slots by another way waits until [`Copies::are_settled`].
     pub fn forget(&mut self, ticket: u32) {
         self.schedule.forget(ticket);
+        self.forgotten = self.forgotten.max(self.last[ticket as usize]);
+    }
+
+    /// Whether nothing is under way any more of what was forgotten.
+    #[must_use]
+    pub fn are_settled(&self) -> bool {
+        self.forgotten <= self.done
     }
 
     /// Bytes that the copy engine has not been given.

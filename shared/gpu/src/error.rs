@@ -26,6 +26,12 @@ pub enum GpuError {
         /// Bytes of each argument, as they were given.
         given: Vec<usize>,
     },
+    /// Bytes that are no code, or not all of it.
+    #[error("the module {why}")]
+    Code {
+        /// What is wrong.
+        why: &'static str,
+    },
     /// The device has not so much memory left.
     #[error("{needed} bytes of device memory are needed, and {free} are free")]
     NoMemory {

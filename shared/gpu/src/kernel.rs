@@ -32,10 +32,12 @@ pub enum Operand {
         /// How many bytes have to be there.
         bytes: u32,
     },
-    /// The device's address of one of the lane's buffers, `bytes` of which the kernel may use.
+    /// The device's address of a byte of one of the lane's buffers, from which on the kernel may use `bytes`.
     Buffer {
         /// The buffer's place among the lane's.
         buffer: usize,
+        /// The byte.
+        at: u64,
         /// How many bytes have to be there.
         bytes: u64,
     },

@@ -7,12 +7,15 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use splitrpc_arena::Run;
-use splitrpc_cuda::{Arg, Context, CopyBatch, DeviceMemory, DeviceRange, Event, Executable, Function, Launch, Stream};
+use splitrpc_cuda::{
+    Arg, Context, CopyBatch, DeviceMemory, DeviceRange, Event, Executable, Function, HostRange, Launch, Stream,
+};
 
 use crate::arena::{GpuArena, Rows};
 use crate::carry::{Carry, Entries, FEW, MANY, Piece, SOME};
 use crate::error::GpuError;
 use crate::kernel::{Kernel, MAX_ARGUMENTS, Operand};
+use crate::signal::Signal;
 
 /// Device memory beside the slots: weights, and what a model keeps from kernel to kernel.
 pub type Buffer = Arc<DeviceMemory>;
@@ -36,6 +39,7 @@ struct Held {
     recordings: Vec<Executable>,
     kernels: Vec<Kernel>,
     buffers: Vec<Buffer>,
+    signal: Signal,
     arena: GpuArena,
 }
 
@@ -54,7 +58,8 @@ impl Lane {
             return Err(GpuError::NoBuffer);
         }
         let stream = Stream::with_priority(arena.context(), priority)?;
-        let held = Held { recordings: Vec::new(), kernels, buffers, arena: arena.clone() };
+        let signal = Signal::new(arena.context())?;
+        let held = Held { recordings: Vec::new(), kernels, buffers, signal, arena: arena.clone() };
         Ok(Lane { held: ManuallyDrop::new(held), stream })
     }
 
@@ -78,6 +83,23 @@ impl Lane {
     /// The driver's.
     pub fn wait(&self, event: &Event) -> Result<(), GpuError> {
         Ok(self.stream.wait(event)?)
+    }
+
+    /// Has [`Lane::signalled`] give this number when all that was submitted so far is done. It costs the device less than an event, and the
+    /// CPU no call to see it.
+    ///
+    /// # Errors
+    /// The driver's, one of which says that it cannot.
+    pub fn signal(&self, number: u32) -> Result<(), GpuError> {
+        // SAFETY: the lane holds the word until its work is done.
+        Ok(unsafe { self.stream.write_value32(self.held.signal.word()?, number) }?)
+    }
+
+    /// The number of the last signal whose work is done; 0 before the first. Work that failed does not get that far.
+    #[must_use]
+    #[inline]
+    pub fn signalled(&self) -> u32 {
+        self.held.signal.value()
     }
 
     /// Where work is submitted to.
@@ -119,6 +141,56 @@ impl Lane {
         // SAFETY: all that was submitted when it was recorded is of memory and code that the lane holds until its
         // work is done, and so is the recording.
         Ok(unsafe { self.stream.launch_graph(executable) }?)
+    }
+
+    /// Copies private bytes to slots on the device, submits what `compute` does, copies from slots to private bytes, and waits for all of
+    /// that. For those who have a launch to wait for, and for start-up and tests.
+    ///
+    /// # Errors
+    /// [`GpuError::NoSlots`]; those of `compute`; the driver's, also those of the work.
+    pub fn exchange(
+        &self,
+        inputs: &[(Run, u16, &[u8])],
+        compute: impl FnOnce(&Work<'_>) -> Result<(), GpuError>,
+        outputs: &mut [(Run, u16, &mut [u8])],
+    ) -> Result<(), GpuError> {
+        let submitted = self.submit_exchange(inputs, compute, outputs);
+        // Whatever became of the submission: what was submitted has borrowed the bytes.
+        let done = self.finish();
+        submitted.and(done)
+    }
+
+    fn submit_exchange(
+        &self,
+        inputs: &[(Run, u16, &[u8])],
+        compute: impl FnOnce(&Work<'_>) -> Result<(), GpuError>,
+        outputs: &mut [(Run, u16, &mut [u8])],
+    ) -> Result<(), GpuError> {
+        let len = |bytes: &[u8]| u32::try_from(bytes.len()).map_err(|_| GpuError::NoSlots);
+        for &(run, tensor, bytes) in inputs {
+            let to = self.held.arena.device(run, tensor, 0, len(bytes)?).ok_or(GpuError::NoSlots)?;
+            // SAFETY: the bytes are borrowed until the caller has waited, and a copy to the device does not write them.
+            let from = unsafe { HostRange::new(bytes.as_ptr().cast_mut(), bytes.len()) };
+            // SAFETY: as above, and the lane holds the slots.
+            unsafe { self.stream.copy_to_device(to, from) }?;
+        }
+        compute(&self.work())?;
+        for (run, tensor, bytes) in outputs {
+            let from = self.held.arena.device(*run, *tensor, 0, len(bytes)?).ok_or(GpuError::NoSlots)?;
+            // SAFETY: the bytes are borrowed, exclusively, until the caller has waited.
+            let to = unsafe { HostRange::new(bytes.as_mut_ptr(), bytes.len()) };
+            // SAFETY: as above, and the lane holds the slots.
+            unsafe { self.stream.copy_to_host(to, from) }?;
+        }
+        Ok(())
+    }
+
+    /// Whether all that was submitted is done.
+    ///
+    /// # Errors
+    /// The driver's, also those of the work.
+    pub fn is_done(&self) -> Result<bool, GpuError> {
+        Ok(self.stream.is_done()?)
     }
 
     /// Waits until all that was submitted is done. For start-up and tests.
@@ -246,6 +318,28 @@ impl Work<'_> {
         self.carry(pieces, |frame, slot| (slot, frame))
     }
 
+    /// As [`Work::copy_out`], from the beginning of each run's tensor, by a kernel: where it waits for another one, it begins sooner than a copy
+    /// engine would.
+    ///
+    /// # Errors
+    /// As [`Work::gather`].
+    pub fn deliver(&self, outputs: impl Iterator<Item = (Run, u16, u32)>) -> Result<(), GpuError> {
+        let arena = &self.held.arena;
+        let kernel = &arena.carry().few;
+        let mut entries = Entries::<FEW>::new();
+        for (run, tensor, len) in outputs.filter(|(.., len)| *len > 0) {
+            let (device, host) = (arena.device_rows(run.pool, tensor), arena.host_rows(run.pool, tensor));
+            let address = |rows: Option<Rows>| rows.and_then(|rows| rows.address(run, 0, len)).ok_or(GpuError::NoSlots);
+            let (from, to) = (address(device)?, address(host)?);
+            if !entries.push(from, to, len) {
+                self.launch_carry(kernel, &entries)?;
+                entries = Entries::new();
+                entries.push(from, to, len);
+            }
+        }
+        if entries.is_empty() { Ok(()) } else { self.launch_carry(kernel, &entries) }
+    }
+
     fn carry(&self, pieces: &[Piece], direction: impl Fn(u64, u64) -> (u64, u64)) -> Result<usize, GpuError> {
         let Carry { few, some, many } = self.held.arena.carry();
         match many {
@@ -325,19 +419,13 @@ impl Work<'_> {
             Operand::Slots { run, tensor, bytes } => {
                 Ok(self.held.arena.device(run, tensor, 0, bytes).ok_or(GpuError::NoSlots)?.address())
             }
-            Operand::Buffer { buffer, bytes } => Ok(self.buffer(buffer, 0, bytes)?.address()),
+            Operand::Buffer { buffer, at, bytes } => Ok(self.buffer(buffer, at, bytes)?.address()),
             Operand::Word(value) => Ok(value.into()),
             Operand::Long(value) => Ok(value),
         }
     }
 
-    fn both(
-        &self,
-        run: Run,
-        tensor: u16,
-        offset: u32,
-        len: u32,
-    ) -> Result<(DeviceRange<'_>, splitrpc_cuda::HostRange<'_>), GpuError> {
+    fn both(&self, run: Run, tensor: u16, offset: u32, len: u32) -> Result<(DeviceRange<'_>, HostRange<'_>), GpuError> {
         let arena = &self.held.arena;
         let device = arena.device(run, tensor, offset, len).ok_or(GpuError::NoSlots)?;
         Ok((device, arena.host(run, tensor, offset, len).ok_or(GpuError::NoSlots)?))

@@ -9,14 +9,17 @@
 
 mod arena;
 mod carry;
+mod code;
 mod copies;
 mod error;
 mod kernel;
 mod lane;
 mod schedule;
+mod signal;
 
 pub use arena::GpuArena;
 pub use carry::Piece;
+pub use code::load_code;
 pub use copies::{Chunking, Copies, Direction, Rank};
 pub use error::GpuError;
 pub use kernel::{Kernel, MAX_ARGUMENTS, Operand};

@@ -78,23 +78,29 @@ impl Schedule {
         }
     }
 
-    /// The next chunk, which the caller submits.
-    pub(crate) fn next(&mut self) -> Option<Chunk> {
+    /// The next chunk, which the caller submits, and the ticket that it is part of.
+    pub(crate) fn next(&mut self) -> Option<(u32, Chunk)> {
         // Changed in place, it keeps its turn unless it is over.
         let mut first = self.waiting.peek_mut()?;
+        let ticket = first.ticket;
         let next = Chunk { len: first.rest.len.min(self.chunk), ..first.rest };
         first.rest.offset += next.len;
         first.rest.len -= next.len;
         if first.rest.len == 0 {
-            let ticket = PeekMut::pop(first).ticket;
+            PeekMut::pop(first);
             self.copies[ticket as usize] -= 1;
         }
-        Some(next)
+        Some((ticket, next))
     }
 
     /// Whether part of a ticket's copies has not been submitted.
     pub(crate) fn waits(&self, ticket: u32) -> bool {
         self.copies[ticket as usize] > 0
+    }
+
+    /// Whether all has been submitted.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.waiting.is_empty()
     }
 
     /// Forgets what has not been submitted of a ticket.
@@ -119,14 +125,14 @@ mod tests {
     }
 
     fn taken(schedule: &mut Schedule) -> Vec<(u16, u32, u32)> {
-        std::iter::from_fn(|| schedule.next()).map(|c| (c.tensor, c.offset, c.len)).collect()
+        std::iter::from_fn(|| schedule.next()).map(|(_, c)| (c.tensor, c.offset, c.len)).collect()
     }
 
     #[test]
     fn what_is_more_urgent_passes_between_chunks() {
         let mut schedule = Schedule::new(100, 4, 4);
         schedule.push(0, (1, 0), copy(0, 250));
-        assert_eq!(schedule.next().map(|c| (c.offset, c.len)), Some((0, 100)));
+        assert_eq!(schedule.next().map(|(ticket, c)| (ticket, c.offset, c.len)), Some((0, 0, 100)));
         schedule.push(1, (1, 1), copy(1, 10));
         schedule.push(2, (0, 2), copy(2, 150));
         assert_eq!(schedule.bytes(), 150 + 10 + 150);

@@ -110,12 +110,12 @@ fn unsupported_fields_are_refused_by_name() {
              requests bring their own deadline",
         ),
         (
-            "instance_group { kind: KIND_GPU }",
-            "1: instance_group.kind is one of KIND_AUTO, KIND_CPU, KIND_MODEL; KIND_GPU is not supported",
+            "instance_group { kind: KIND_TPU }",
+            "1: instance_group.kind is one of KIND_AUTO, KIND_GPU, KIND_CPU, KIND_MODEL; KIND_TPU is not supported",
         ),
         ("instance_group { gpus: [0] }", "1: instance_group.gpus is not supported"),
         ("instance_group { rate_limiter {} }", "1: instance_group.rate_limiter is not supported"),
-        ("backend: 'pytorch'", "1: backend \"pytorch\" is not supported, only onnxruntime and tract"),
+        ("backend: 'pytorch'", "1: backend \"pytorch\" is not supported, only onnxruntime and tract and cuda"),
         ("platform: 'tensorrt_plan'", "1: platform \"tensorrt_plan\" is not supported, only onnxruntime_onnx"),
         (
             "parameters { key: 'intra_op_thread_count' value { string_value: '2' } }",

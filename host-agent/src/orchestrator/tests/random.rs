@@ -1,11 +1,13 @@
 //! Random sequences of submissions, cancellations, releases and passing time. The failing seed is printed.
 
 use std::collections::{BTreeMap, HashMap};
+use std::sync::{Arc, Mutex};
 
 use splitrpc_engine::US;
 use splitrpc_ring::{RequestKey, Run};
 use splitrpc_wire::Status;
 
+use super::device::Control;
 use super::rig::{Answer, FAIL, PANIC, REQUESTS, ROW, Rig, TestModel};
 
 /// SplitMix64.
@@ -103,19 +105,36 @@ impl Course {
     }
 }
 
-fn run(seed: u64, workers: usize) {
+/// Who computes.
+#[derive(Clone, Copy, Debug)]
+enum By {
+    /// So many worker threads, or the data thread.
+    Workers(usize),
+    /// So many lanes of a device.
+    Lanes(u16),
+}
+
+fn run(seed: u64, by: By) {
     let mut random = Random(seed);
     let fixed = random.below(2) == 0;
     let max_batch = [0, 1, 4, 8][random.below(4) as usize];
+    let control = Arc::new(Mutex::new(Control::default()));
+    // A device knows its outputs' sizes.
+    let fixed = fixed || matches!(by, By::Lanes(_));
     let (model, adds) = match (fixed, random.below(2)) {
         (true, 0) => (TestModel::fixed(max_batch, None), 1),
         (true, _) => (TestModel::fixed(max_batch, Some(random.below(3) * 50)), 1),
         (false, 0) => (TestModel::variable(max_batch, Answer::Input), 0),
         (false, _) => (TestModel::variable(max_batch, Answer::Owned), 1),
     };
-    let rig = Rig::with(vec![model], workers, 16 << random.below(3));
+    let ring = 16 << random.below(3);
+    let rig = match by {
+        By::Workers(workers) => Rig::with(vec![model], workers, ring),
+        By::Lanes(lanes) => Rig::on_device(model, lanes, ring, Arc::clone(&control)),
+    };
     let mut all = Course { rig, sent: HashMap::new(), held: Vec::new(), answers: BTreeMap::new() };
     for _ in 0..300 {
+        control.lock().unwrap().holds = random.below(3) > 0;
         all.step(&mut random, max_batch.max(1), fixed);
         if random.below(4) == 0 {
             all.settle(adds);
@@ -124,6 +143,7 @@ fn run(seed: u64, workers: usize) {
         all.rig.host.poll(all.rig.now);
     }
     all.rig.host.drain();
+    control.lock().unwrap().holds = false;
     while !all.sent.is_empty() {
         all.rig.poll();
         all.settle(adds);
@@ -136,15 +156,16 @@ fn run(seed: u64, workers: usize) {
     all.rig.poll();
     assert!(all.rig.host.is_idle());
     assert_eq!(all.rig.outputs_free(), all.rig.output_slots(), "an output slot is lost");
+    assert!(control.lock().unwrap().fetched.is_empty(), "the device was not told of who left");
     assert!(all.answers.contains_key(&(Status::Ok as u16)), "nothing succeeded: {:?}", all.answers);
 }
 
-fn seeds(count: u64, workers: usize) {
+fn seeds(count: u64, by: By) {
     // Panics of the models are expected by the hundred; what they print is not wanted.
     for seed in 0..count {
-        let outcome = std::panic::catch_unwind(|| run(seed, workers));
+        let outcome = std::panic::catch_unwind(|| run(seed, by));
         if let Err(panic) = outcome {
-            eprintln!("seed {seed} with {workers} workers");
+            eprintln!("seed {seed}, computed by {by:?}");
             std::panic::resume_unwind(panic);
         }
     }
@@ -152,12 +173,18 @@ fn seeds(count: u64, workers: usize) {
 
 #[test]
 fn everything_is_answered_once_and_no_slot_is_lost() {
-    seeds(400, 0);
+    seeds(400, By::Workers(0));
 }
 
 #[test]
 fn everything_is_answered_once_with_workers_too() {
-    seeds(60, 2);
+    seeds(60, By::Workers(2));
+}
+
+#[test]
+fn everything_is_answered_once_with_a_device_too() {
+    seeds(200, By::Lanes(1));
+    seeds(200, By::Lanes(3));
 }
 
 #[test]

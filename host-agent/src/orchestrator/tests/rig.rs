@@ -8,13 +8,16 @@ use splitrpc_arena::{Arena, PoolLayout, Run, SlotAllocator, SlotEntry};
 use splitrpc_engine::Time;
 use splitrpc_ring::{Completion, InProcessHost, InProcessNic, NicLink, RequestKey, Submission, in_process};
 use splitrpc_telemetry::Shard;
+use splitrpc_wire::path::{Memory, Mover};
 use splitrpc_wire::{DType, Manifest, ManifestWriter, Shape, Status, StatusPayload, TensorDesc};
 
+use super::device::{Control, TestDevice};
 use crate::config::Limits;
 use crate::model::spec::{BatchingSpec, ModelSpec, TensorSpec};
-use crate::orchestrator::{Orchestrator, Parts, Served, Storage};
+use crate::orchestrator::{Computing, Orchestrator, Parts, Served, Storage};
 use crate::plan::Plan;
-use crate::runtime::{Batch, Factory, Launch, Runtime, RuntimeError};
+use crate::runtime::device::Device;
+use crate::runtime::{Batch, Execution, Factory, Launch, Runtime, RuntimeError};
 use crate::worker::{Instance, Workers};
 
 /// First input byte that makes the model fail.
@@ -90,8 +93,8 @@ impl Factory for TestModel {
         &self.spec
     }
 
-    fn inline(&self) -> bool {
-        true
+    fn execution(&self) -> Execution {
+        Execution::Inline
     }
 
     fn instance(&self) -> Result<Box<dyn Runtime>, RuntimeError> {
@@ -150,6 +153,8 @@ pub(super) struct Answered {
     pub(super) bytes: Vec<u8>,
     pub(super) batch_rows: u16,
     pub(super) runtime_copied: u32,
+    pub(super) moved: (Mover, Memory),
+    pub(super) compactions: u8,
 }
 
 /// An engine's stand-in, with an orchestrator at the other end of its link.
@@ -166,6 +171,8 @@ pub(super) struct Rig {
     next: u32,
 }
 
+/// How long a launch on a device may take, in nanoseconds.
+pub(super) const LAUNCH_LIMIT: u64 = 50_000_000;
 /// Requests that a rig's orchestrator may have at once.
 pub(super) const REQUESTS: u32 = 64;
 
@@ -176,11 +183,24 @@ impl Rig {
 
     /// With this many worker threads for each model (0: inline), and room for `ring` completions on the link.
     pub(super) fn with(models: Vec<TestModel>, workers: usize, ring: usize) -> Rig {
+        Rig::build(models, workers, None, ring)
+    }
+
+    /// With a model on a device of so many lanes.
+    pub(super) fn on_device(model: TestModel, lanes: u16, ring: usize, control: Arc<Mutex<Control>>) -> Rig {
+        Rig::build(vec![model], 0, Some((lanes, control)), ring)
+    }
+
+    fn build(models: Vec<TestModel>, workers: usize, device: Option<(u16, Arc<Mutex<Control>>)>, ring: usize) -> Rig {
         let serve = |model: TestModel| {
             let factory: Arc<dyn Factory> = Arc::new(model);
             let instances: Vec<_> = (0..workers).map(|_| Instance::new(&factory).unwrap()).collect();
-            let workers = (workers > 0).then(|| Arc::new(Workers::start("test", instances, 1).unwrap()));
-            Served { factory, workers }
+            let computing = match workers {
+                0 if device.is_some() => Computing::Device,
+                0 => Computing::Inline,
+                _ => Computing::Workers(Arc::new(Workers::start("test", instances, 1).unwrap())),
+            };
+            Served { factory, computing }
         };
         let models: Vec<Served> = models.into_iter().map(serve).collect();
         let limits = Limits { slots_per_model: 32, kept_replies: 0, max_request_bytes: 4096, ..Limits::default() };
@@ -196,6 +216,9 @@ impl Rig {
             requests: REQUESTS,
             telemetry: Arc::clone(&telemetry),
             waker: Arc::new(|| {}),
+            device: device
+                .map(|(lanes, control)| Box::new(TestDevice::new(arena.clone(), lanes, control)) as Box<dyn Device>),
+            launch_limit: LAUNCH_LIMIT,
         };
         // A test may leak what a server holds for its whole life.
         let host = Orchestrator::new(host, parts, Box::leak(Box::new(Storage::new(&plan)))).unwrap();
@@ -288,6 +311,8 @@ impl Rig {
             bytes: Vec::new(),
             batch_rows: 0,
             runtime_copied: 0,
+            moved: (Mover::Unknown, Memory::Unknown),
+            compactions: 0,
         };
         if completion.status == Status::Ok {
             let lease = self.arena.lease(completion.output).unwrap();
@@ -298,6 +323,7 @@ impl Rig {
             lease.span(0, 0, tensor.bytes).unwrap().copy_to(&mut answered.bytes);
             let path = manifest.path().unwrap();
             (answered.batch_rows, answered.runtime_copied) = (path.batch_rows, path.runtime_copied_bytes);
+            (answered.moved, answered.compactions) = ((path.mover, path.memory), path.device_compactions);
         } else if let Some(span) = self.arena.meta(input) {
             span.copy_to(&mut meta);
             if let Ok(payload) = StatusPayload::parse(&meta) {

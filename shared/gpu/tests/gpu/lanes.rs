@@ -66,7 +66,7 @@ fn a_kernel_reads_and_writes_slots_in_place() {
     let tensor = pattern(5, LARGE);
     gpu.write(from, 0, 0, &tensor);
     let slots = |run| Operand::Slots { run, tensor: 0, bytes: LARGE };
-    let buffer = Operand::Buffer { buffer: 0, bytes: u64::from(LARGE) };
+    let buffer = Operand::Buffer { buffer: 0, at: 0, bytes: u64::from(LARGE) };
     let work = lane.work();
     work.copy_in(from, 0, 0, LARGE).unwrap();
     let launch = Launch::linear(WORDS, 256);
@@ -90,9 +90,9 @@ fn what_a_kernel_would_not_take_is_not_launched() {
     assert!(matches!(run_with(&[slot, slot, Operand::Long(0), Operand::Word(0)]), Err(GpuError::Arguments { .. })));
     let past = Operand::Slots { run: run(SLOTS, 0, 1), tensor: 0, bytes: LARGE + 1 };
     assert_eq!(run_with(&[past, slot, Operand::Word(0), Operand::Word(0)]), Err(GpuError::NoSlots));
-    let past = Operand::Buffer { buffer: 0, bytes: 1 << 40 };
+    let past = Operand::Buffer { buffer: 0, at: 0, bytes: 1 << 40 };
     assert_eq!(run_with(&[past, slot, Operand::Word(0), Operand::Word(0)]), Err(GpuError::NoBuffer));
-    let none = Operand::Buffer { buffer: 1, bytes: 1 };
+    let none = Operand::Buffer { buffer: 1, at: 0, bytes: 1 };
     assert_eq!(run_with(&[none, slot, Operand::Word(0), Operand::Word(0)]), Err(GpuError::NoBuffer));
     assert_eq!(lane.work().run(1, Launch::linear(1, 1), &right), Err(GpuError::NoBuffer));
     lane.finish().unwrap();
@@ -133,7 +133,7 @@ fn memory_stays_until_the_work_on_it_is_done() {
         for slot in 0..8 {
             lane.work().copy_in(run(SLOTS, slot, 1), 0, 0, LARGE).unwrap();
             let operand = Operand::Slots { run: run(SLOTS, slot, 1), tensor: 0, bytes: LARGE };
-            let buffer = Operand::Buffer { buffer: 0, bytes: u64::from(LARGE) };
+            let buffer = Operand::Buffer { buffer: 0, at: 0, bytes: u64::from(LARGE) };
             let operands = [operand, buffer, Operand::Word(WORDS), Operand::Word(1)];
             lane.work().run(0, Launch::linear(WORDS, 256), &operands).unwrap();
         }

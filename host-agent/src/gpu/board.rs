@@ -1,0 +1,209 @@
+//! What one shard has of a GPU.
+
+use std::fmt;
+use std::sync::Arc;
+
+use splitrpc_arena::{Arena, Run};
+use splitrpc_cuda::MemoryOptions;
+use splitrpc_gpu::{Chunking, Copies, Direction, GpuArena, GpuError, Lane};
+use splitrpc_wire::TensorDesc;
+
+use super::flight::{Flight, Tensors};
+use super::transfers::Transfers;
+use super::{Gpu, Program};
+use crate::model::spec::ModelSpec;
+use crate::plan::ModelPools;
+use crate::runtime::device::{Device, Turn};
+use crate::runtime::{Batch, Launch, RuntimeError};
+
+/// The urgency of requests that have no priority, among 0 to 255.
+pub(super) const ORDINARY: u8 = 128;
+
+/// A model to be served on the GPU.
+#[derive(Clone)]
+pub struct Tenant<'m> {
+    /// What it takes and gives.
+    pub spec: &'m ModelSpec,
+    /// Where.
+    pub pools: &'m ModelPools,
+    /// How it computes.
+    pub program: Arc<dyn Program>,
+}
+
+/// One GPU, as far as one shard uses it: slots there, streams, and the copies between them and the host's slots.
+pub struct Board {
+    arena: GpuArena,
+    models: Vec<Option<Model>>,
+    copies: Transfers,
+    /// Lanes with a batch.
+    under_way: usize,
+}
+
+struct Model {
+    tensors: Tensors,
+    program: Arc<dyn Program>,
+    /// For each group of priorities `each` lanes, the most urgent group first.
+    lanes: Vec<Flight>,
+    each: usize,
+    levels: u8,
+}
+
+impl Board {
+    /// Slots on the GPU for all pools of these models, by handle, and their lanes. `requests` is how many requests there may be
+    /// at once.
+    ///
+    /// # Errors
+    /// [`GpuError`], for instance for want of memory.
+    pub fn new(gpu: &Gpu, arena: &Arena, models: &[Option<Tenant<'_>>], requests: usize) -> Result<Board, GpuError> {
+        let pools = |tenant: &Tenant<'_>| {
+            let ModelPools { inputs, output } = tenant.pools;
+            inputs.iter().copied().chain(*output).collect::<Vec<_>>()
+        };
+        let slots: Vec<u16> = models.iter().flatten().flat_map(pools).collect();
+        let arena = GpuArena::new(&gpu.context, arena, &slots, &[], MemoryOptions::default())?;
+        let mut lanes = 0;
+        let mut place = |tenant: &Option<Tenant<'_>>| {
+            let model = tenant.as_ref().map(|tenant| Model::new(gpu, &arena, tenant, lanes)).transpose()?;
+            lanes += model.as_ref().map_or(0, |model| model.lanes.len() as u32);
+            Ok(model)
+        };
+        let models: Vec<Option<Model>> = models.iter().map(&mut place).collect::<Result<_, GpuError>>()?;
+        let tensors = models.iter().flatten().map(|m| m.tensors.most()).max().unwrap_or(1);
+        let chunking = Chunking { bytes: gpu.settings.chunk_bytes, depth: gpu.settings.chunks_ahead.into() };
+        // Copies have no priorities of their own on the device.
+        let lane = || Lane::new(&arena, gpu.context.stream_priorities()?.greatest, Vec::new(), Vec::new());
+        let incoming = Copies::new(lane()?, Direction::In, chunking, requests, 2 * tensors)?;
+        let outgoing = Copies::new(lane()?, Direction::Out, chunking, lanes as usize, tensors)?;
+        let copies = Transfers::new(incoming, outgoing, requests, &gpu.settings);
+        Ok(Board { arena, models, copies, under_way: 0 })
+    }
+
+    /// Bytes of the GPU's memory that its slots take.
+    #[must_use]
+    pub fn device_bytes(&self) -> u64 {
+        self.arena.device_bytes()
+    }
+
+    fn model(&self, model: u16) -> Option<&Model> {
+        self.models.get(usize::from(model))?.as_ref()
+    }
+}
+
+impl Model {
+    /// `first` is the number of its first lane among all of the board's.
+    fn new(gpu: &Gpu, arena: &GpuArena, tenant: &Tenant<'_>, first: u32) -> Result<Model, GpuError> {
+        let spec = tenant.spec;
+        let range = gpu.context.stream_priorities()?;
+        // Lower numbers are more urgent.
+        let steps = (range.least - range.greatest).unsigned_abs().min(254) as u8;
+        let groups = spec.priority_levels.clamp(1, steps + 1);
+        let each = usize::from(spec.instances.max(1));
+        let tensors = Tensors::new(spec, tenant.program.alignment());
+        let lane = |index: usize| {
+            let urgency = urgency(groups, (index / each) as u8 + 1);
+            let priority = range.greatest + i32::from(steps) * i32::from(urgency) / i32::from(u8::MAX);
+            Flight::new(gpu, arena, &tensors, &*tenant.program, priority, first + index as u32)
+        };
+        let lanes = (0..usize::from(groups) * each).map(lane).collect::<Result<Vec<_>, _>>()?;
+        if let (Some(pool), Some(flight)) = (tenant.pools.output, lanes.first())
+            && let Some(layout) = arena.host_arena().layout(pool)
+        {
+            let slot = |first| Run { pool, rows: 1, first, generation: 0 };
+            tenant.program.prepare(&flight.lane().work(), &mut (0..layout.slots()).map(slot))?;
+            flight.lane().finish()?;
+        }
+        let program = Arc::clone(&tenant.program);
+        Ok(Model { tensors, program, lanes, each, levels: spec.priority_levels })
+    }
+
+    /// Its lanes for requests of a priority.
+    fn group(&self, priority: u8) -> std::ops::Range<usize> {
+        let groups = self.lanes.len() / self.each;
+        let levels = usize::from(self.levels.max(1));
+        let group = usize::from(priority.max(1) - 1).min(levels - 1) * groups / levels;
+        group * self.each..(group + 1) * self.each
+    }
+}
+
+/// How urgent a priority is beside those of other models: less is more urgent.
+fn urgency(levels: u8, priority: u8) -> u8 {
+    match levels {
+        0 | 1 => ORDINARY,
+        _ => (u16::from(priority.clamp(1, levels) - 1) * 255 / u16::from(levels - 1)) as u8,
+    }
+}
+
+impl Device for Board {
+    fn lanes(&self, model: u16) -> u16 {
+        self.model(model).map_or(0, |m| m.lanes.len() as u16)
+    }
+
+    fn idle_lane(&self, model: u16, priority: u8) -> Option<u16> {
+        let model = self.model(model)?;
+        model.group(priority).find(|lane| model.lanes[*lane].is_idle()).map(|lane| lane as u16)
+    }
+
+    fn fetch(&mut self, model: u16, request: u32, turn: Turn, input: Run, tensors: &[TensorDesc]) {
+        let Some(Some(model)) = self.models.get(usize::from(model)) else { return };
+        let rank = (urgency(model.levels, turn.0), turn.1);
+        self.copies.fetch(request, rank, input, tensors);
+    }
+
+    fn early_bytes(&self) -> u32 {
+        self.copies.early_bytes()
+    }
+
+    fn arriving(&mut self, request: u32, input: Run, tensor: u16, offset: u32, len: u32) {
+        // Slots of models that compute elsewhere are none of the GPU's.
+        if self.arena.device(input, tensor, offset, len).is_some() {
+            self.copies.arriving(request, input, tensor, offset, len);
+        }
+    }
+
+    fn forget(&mut self, request: u32) {
+        self.copies.forget(request);
+    }
+
+    fn begin(&mut self, model: u16, lane: u16, turn: Turn, requests: &[u32], batch: &Batch) {
+        let Some(Some(model)) = self.models.get_mut(usize::from(model)) else { return };
+        let rank = (urgency(model.levels, turn.0), turn.1);
+        let Model { tensors, program, lanes, .. } = model;
+        lanes[usize::from(lane)].begin(tensors, &**program, &mut self.copies, rank, requests, batch);
+        self.under_way += 1;
+    }
+
+    fn has_news(&self) -> bool {
+        let flights = || self.models.iter().flatten().flat_map(|model| &model.lanes);
+        self.copies.are_awaited() || self.under_way > 0 && flights().any(Flight::has_signalled)
+    }
+
+    fn pump(&mut self) -> bool {
+        self.copies.pump()
+    }
+
+    fn ended(&mut self, model: u16, lane: u16, batch: &Batch, launch: &mut Launch) -> Option<Result<(), RuntimeError>> {
+        let Model { tensors, program, lanes, .. } = self.models.get_mut(usize::from(model))?.as_mut()?;
+        let ended = lanes[usize::from(lane)].advance(tensors, &**program, &mut self.copies, batch, launch)?;
+        self.under_way -= 1;
+        Some(ended.map_err(|error| RuntimeError(error.to_string())))
+    }
+}
+
+impl fmt::Debug for Board {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Board").field("arena", &self.arena).finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_first_level_is_the_most_urgent_and_no_level_is_in_the_middle() {
+        assert_eq!([1, 2].map(|p| urgency(2, p)), [0, 255]);
+        assert_eq!([1, 2, 3, 9].map(|p| urgency(3, p)), [0, 127, 255, 255]);
+        assert_eq!((urgency(0, 0), urgency(1, 1)), (ORDINARY, ORDINARY));
+        assert_eq!(urgency(255, 255), 255);
+    }
+}

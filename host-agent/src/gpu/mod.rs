@@ -1,0 +1,72 @@
+//! Models on a GPU: copies, launches and their ends, driven by the data thread.
+//!
+//! A [`Board`] is what one shard has of a GPU. It brings requests into slots in the GPU's memory, puts batches together there
+//! where slots do not lie as the model takes them, has a model's [`Program`] submit its computing, and brings the results back;
+//! all of it on streams, none of it waited for.
+
+mod batch;
+mod board;
+mod flight;
+mod program;
+mod transfers;
+mod trial;
+
+use std::cell::OnceCell;
+
+use splitrpc_cuda::{Context, Driver};
+
+pub use board::{Board, Tenant};
+pub use program::{Program, Resources, Rows};
+
+use crate::config;
+
+/// The GPU, opened when it is first asked for.
+#[derive(Debug, Default)]
+pub struct LazyGpu {
+    settings: config::Gpu,
+    opened: OnceCell<Result<Gpu, String>>,
+}
+
+impl LazyGpu {
+    /// The GPU that these settings name.
+    #[must_use]
+    pub fn new(settings: config::Gpu) -> LazyGpu {
+        LazyGpu { settings, opened: OnceCell::new() }
+    }
+
+    /// The GPU.
+    ///
+    /// # Errors
+    /// As [`Gpu::open`].
+    pub fn get(&self) -> Result<&Gpu, String> {
+        self.opened.get_or_init(|| Gpu::open(&self.settings)).as_ref().map_err(Clone::clone)
+    }
+}
+
+/// A GPU that was opened.
+#[derive(Clone, Debug)]
+pub struct Gpu {
+    /// What it is called, and by which driver.
+    pub name: String,
+    /// The device.
+    pub context: Context,
+    /// How copies are cut up, and how long a launch may take.
+    pub settings: config::Gpu,
+}
+
+impl Gpu {
+    /// Opens the GPU that the configuration names.
+    ///
+    /// # Errors
+    /// Why there is none, and what to do.
+    pub fn open(settings: &config::Gpu) -> Result<Gpu, String> {
+        let driver = Driver::load().map_err(|e| format!("no GPU: {e}"))?;
+        let devices = driver.devices();
+        let device = devices.get(usize::from(settings.device)).ok_or_else(|| {
+            format!("no GPU {}: gpu.device is one of the {} that there are, from 0 on", settings.device, devices.len())
+        })?;
+        let context = driver.context(device).map_err(|e| format!("GPU {}: {e}", device.name))?;
+        let name = format!("{}, CUDA {}", device.name, driver.version());
+        Ok(Gpu { name, context, settings: settings.clone() })
+    }
+}

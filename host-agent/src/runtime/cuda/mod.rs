@@ -1,0 +1,231 @@
+//! Models made of CUDA kernels: a module (PTX, cubin or fatbin) with a `kernels.toml` beside it, which says what is launched, in
+//! what order, and on which tensors and buffers. The tensors themselves are in `config.pbtxt`. See `docs/gpu.md`.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use splitrpc_cuda::{Context, DeviceMemory, Launch, MemoryOptions, Stream};
+use splitrpc_gpu::{Buffer, GpuError, Kernel, Operand, Work, load_code};
+
+use super::{Execution, Factory, Runtime, RuntimeError};
+use crate::gpu::{Gpu, Program, Resources, Rows};
+use crate::model::read_plain;
+use crate::model::spec::ModelSpec;
+use manifest::{Argument, BufferPlan, KernelPlan, LaunchType, Manifest};
+
+mod manifest;
+
+/// The manifest's usual name.
+pub const MANIFEST: &str = "kernels.toml";
+const MAX_MANIFEST_BYTES: u64 = 1 << 20;
+const MAX_MODULE_BYTES: u64 = 1 << 28;
+/// Shared memory that a block may have without asking for it, on every device.
+const USUAL_SHARED_BYTES: u32 = 48 << 10;
+
+/// A loaded model of CUDA kernels.
+#[derive(Debug)]
+pub struct CudaModel {
+    spec: ModelSpec,
+    file: PathBuf,
+    program: Arc<Kernels>,
+}
+
+impl CudaModel {
+    /// Loads what a manifest names, and holds it against the tensors that `spec` gives.
+    ///
+    /// # Errors
+    /// What is wrong, with the file that is at fault.
+    pub(crate) fn load(file: PathBuf, spec: ModelSpec, gpu: &Gpu) -> Result<CudaModel, (PathBuf, String)> {
+        let bytes =
+            read_plain(&file, MAX_MANIFEST_BYTES).map_err(|e| (file.clone(), format!("cannot be read: {e}")))?;
+        let text = String::from_utf8(bytes).map_err(|_| (file.clone(), "is not UTF-8 text".to_owned()))?;
+        let manifest = manifest::read(&text, &spec).map_err(|why| (file.clone(), why))?;
+        let program = Kernels::load(&file, &manifest, &spec, &gpu.context)?;
+        Ok(CudaModel { spec, file, program: Arc::new(program) })
+    }
+}
+
+impl Factory for CudaModel {
+    fn spec(&self) -> &ModelSpec {
+        &self.spec
+    }
+
+    fn file(&self) -> Option<&Path> {
+        Some(&self.file)
+    }
+
+    fn execution(&self) -> Execution {
+        Execution::Gpu(Arc::clone(&self.program) as Arc<dyn Program>)
+    }
+
+    fn instance(&self) -> Result<Box<dyn Runtime>, RuntimeError> {
+        Err(RuntimeError("computes on a GPU alone".into()))
+    }
+}
+
+#[derive(Debug)]
+struct Kernels {
+    context: Context,
+    launch: LaunchType,
+    alignment: Option<u32>,
+    buffers: Vec<Memory>,
+    kernels: Vec<Kernel>,
+    plans: Vec<KernelPlan>,
+}
+
+#[derive(Debug)]
+enum Memory {
+    Shared(Buffer),
+    /// So many bytes for each lane.
+    Room(u64),
+}
+
+impl Kernels {
+    fn load(
+        file: &Path,
+        manifest: &Manifest,
+        spec: &ModelSpec,
+        context: &Context,
+    ) -> Result<Kernels, (PathBuf, String)> {
+        let beside = |name: &str| file.with_file_name(name);
+        let in_manifest = |why: String| (file.to_owned(), why);
+        let path = beside(&manifest.module);
+        let refuse = |why: String| (path.clone(), why);
+        let bytes = read_plain(&path, MAX_MODULE_BYTES).map_err(|e| refuse(format!("cannot be read: {e}")))?;
+        let module = load_code(context, &bytes).map_err(|e| refuse(e.to_string()))?;
+        let mut buffers = Vec::new();
+        for plan in &manifest.buffers {
+            buffers.push(match plan {
+                BufferPlan::Room { bytes } => Memory::Room(*bytes),
+                BufferPlan::File { name, bytes } => {
+                    Memory::Shared(contents(context, &beside(name), *bytes).map_err(|why| (beside(name), why))?)
+                }
+            });
+        }
+        let loaded = Kernels {
+            context: context.clone(),
+            launch: manifest.launch,
+            alignment: manifest.alignment,
+            buffers,
+            kernels: Vec::new(),
+            plans: Vec::new(),
+        };
+        let mut kernels = Vec::new();
+        for (index, plan) in manifest.kernels.iter().enumerate() {
+            let kernel = loaded.kernel(&module, plan, spec, context);
+            let say = |why: String| in_manifest(format!("kernel {} ({:?}): {why}", index + 1, plan.function));
+            kernels.push(kernel.map_err(say)?);
+        }
+        Ok(Kernels { kernels, plans: manifest.kernels.clone(), ..loaded })
+    }
+
+    /// Finds a kernel, and refuses a launch that it or the device would not take.
+    fn kernel(
+        &self,
+        module: &splitrpc_cuda::Module,
+        plan: &KernelPlan,
+        spec: &ModelSpec,
+        context: &Context,
+    ) -> Result<Kernel, String> {
+        let kernel = Kernel::new(module, &plan.function).map_err(|e| e.to_string())?;
+        let slots = |count: usize| vec![Operand::Long(0); count];
+        let rows = Rows { count: 1, inputs: &slots(spec.inputs.len()), outputs: &slots(spec.outputs.len()) };
+        let (operands, count) = self.operands(plan, &rows);
+        kernel.check(&operands[..count]).map_err(|e| e.to_string())?;
+        let function = kernel.function();
+        let threads: u64 = plan.block.iter().map(|side| u64::from(*side)).product();
+        let most = function.threads_max().map_err(|e| e.to_string())?;
+        if threads > u64::from(most) || plan.block[2] > 64 {
+            return Err(format!("a block has {threads} threads, where {most} may be (and 64 in z)"));
+        }
+        let room = context.device().shared_bytes_max_opt_in;
+        let fixed = function.static_shared_bytes().map_err(|e| e.to_string())?;
+        if fixed.checked_add(plan.shared_bytes).is_none_or(|bytes| bytes > room) {
+            return Err(format!("takes {fixed} + {} bytes of shared memory, where {room} may be", plan.shared_bytes));
+        }
+        if fixed + plan.shared_bytes > USUAL_SHARED_BYTES {
+            function.set_dynamic_shared_bytes_max(plan.shared_bytes).map_err(|e| e.to_string())?;
+        }
+        Ok(kernel)
+    }
+
+    /// What a kernel is given for a batch.
+    fn operands(&self, plan: &KernelPlan, rows: &Rows<'_>) -> ([Operand; splitrpc_gpu::MAX_ARGUMENTS], usize) {
+        let mut operands = [Operand::Word(0); splitrpc_gpu::MAX_ARGUMENTS];
+        for (operand, argument) in operands.iter_mut().zip(&plan.arguments) {
+            *operand = match *argument {
+                Argument::Input(tensor) => rows.inputs[tensor],
+                Argument::Output(tensor) => rows.outputs[tensor],
+                Argument::Buffer(buffer) => Operand::Buffer { buffer, at: 0, bytes: self.buffers[buffer].len() },
+                Argument::Rows(each) => Operand::Word(rows.count * each),
+                Argument::Word(value) => Operand::Word(value),
+                Argument::Long(value) => Operand::Long(value),
+            };
+        }
+        (operands, plan.arguments.len())
+    }
+}
+
+impl Memory {
+    fn len(&self) -> u64 {
+        match self {
+            Memory::Shared(buffer) => buffer.len() as u64,
+            Memory::Room(bytes) => *bytes,
+        }
+    }
+}
+
+/// A file's bytes on the device.
+fn contents(context: &Context, path: &Path, expected: Option<u64>) -> Result<Buffer, String> {
+    let (free, _) = context.memory_bytes().map_err(|e| e.to_string())?;
+    let bytes = read_plain(path, free).map_err(|e| format!("cannot be read into the GPU's memory: {e}"))?;
+    if bytes.is_empty() {
+        return Err("is empty".into());
+    }
+    if let Some(expected) = expected.filter(|expected| *expected != bytes.len() as u64) {
+        return Err(format!("has {} bytes, where {MANIFEST} says {expected}", bytes.len()));
+    }
+    Ok(Arc::new(upload(context, &bytes).map_err(|e| e.to_string())?))
+}
+
+fn upload(context: &Context, bytes: &[u8]) -> Result<DeviceMemory, GpuError> {
+    let memory = DeviceMemory::new(context, bytes.len(), MemoryOptions::default())?;
+    let all = memory.range(0, bytes.len()).map_err(splitrpc_cuda::Error::from)?;
+    Stream::new(context)?.upload(all, bytes)?;
+    Ok(memory)
+}
+
+impl Program for Kernels {
+    /// Room starts out as zeroes: device memory may hold what another model left there.
+    fn resources(&self) -> Result<Resources, GpuError> {
+        let buffers = self.buffers.iter().map(|memory| match memory {
+            Memory::Shared(buffer) => Ok(Arc::clone(buffer)),
+            Memory::Room(bytes) => {
+                let len = usize::try_from(*bytes).map_err(|_| GpuError::NoMemory { needed: *bytes, free: 0 })?;
+                Ok(Arc::new(upload(&self.context, &vec![0; len])?))
+            }
+        });
+        Ok(Resources { buffers: buffers.collect::<Result<_, GpuError>>()?, kernels: self.kernels.clone() })
+    }
+
+    fn lane_bytes(&self) -> u64 {
+        self.buffers.iter().map(|memory| if let Memory::Room(bytes) = memory { *bytes } else { 0 }).sum()
+    }
+
+    fn alignment(&self) -> u32 {
+        self.alignment.unwrap_or(16)
+    }
+
+    fn is_recorded(&self) -> bool {
+        self.launch == LaunchType::Graph
+    }
+
+    fn submit(&self, work: &Work<'_>, rows: &Rows<'_>) -> Result<(), GpuError> {
+        for (index, plan) in self.plans.iter().enumerate() {
+            let (operands, count) = self.operands(plan, rows);
+            let launch = Launch { grid: plan.grid(rows.count), block: plan.block, shared_bytes: plan.shared_bytes };
+            work.run(index, launch, &operands[..count])?;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,51 @@
+//! What computes beside the data thread, over slots in a device's own memory.
+
+use splitrpc_ring::Run;
+use splitrpc_wire::TensorDesc;
+
+use super::{Batch, Launch, RuntimeError};
+
+/// When a request is served: its priority, and what tells those of one priority apart. Less goes first.
+pub type Turn = (u8, u64);
+
+/// A device, as the orchestrator of one shard sees it. Every call returns at once; what it asks for happens later, beside the
+/// data thread, which looks again and again how far that has come.
+///
+/// A model has *lanes*, each of which has one batch at a time. From [`Device::begin`] until [`Device::ended`] has told how it
+/// ended, the device may read the inputs' slots and write the outputs'.
+pub trait Device: Send {
+    /// Lanes of a model.
+    fn lanes(&self, model: u16) -> u16;
+
+    /// A lane without a batch, for one whose most urgent request has this priority; `None` while those are all taken.
+    fn idle_lane(&self, model: u16, priority: u8) -> Option<u16>;
+
+    /// Payloads of at least so many bytes are told of while they arrive; `u32::MAX` is none.
+    fn early_bytes(&self) -> u32 {
+        u32::MAX
+    }
+
+    /// Bytes of a tensor are in their slots, while others are yet to come. The request may never be submitted, and the slots be
+    /// another's of this or another model.
+    fn arriving(&mut self, _request: u32, _input: Run, _tensor: u16, _offset: u32, _len: u32) {}
+
+    /// Begins to copy a request's inputs, of which a batch is yet to be made.
+    fn fetch(&mut self, model: u16, request: u32, turn: Turn, input: Run, tensors: &[TensorDesc]);
+
+    /// A request whose copies may have begun will be in no batch.
+    fn forget(&mut self, request: u32);
+
+    /// Begins a batch on an idle lane. `requests` are those of its items, in the same order, and `turn` is that of the first to have
+    /// been served.
+    fn begin(&mut self, model: u16, lane: u16, turn: Turn, requests: &[u32], batch: &Batch);
+
+    /// Whether it is worth while to look what has come further. Costs next to nothing.
+    fn has_news(&self) -> bool;
+
+    /// Goes on with copies. Returns whether any have come further.
+    fn pump(&mut self) -> bool;
+
+    /// How the batch of a lane has ended, with one answer for each item in `launch`, which comes empty; the lane is idle then.
+    /// `None` while it has not.
+    fn ended(&mut self, model: u16, lane: u16, batch: &Batch, launch: &mut Launch) -> Option<Result<(), RuntimeError>>;
+}

@@ -1,0 +1,78 @@
+//! The null model on a GPU: takes its inputs into the device's memory, and answers from there with a fixed pattern. It measures
+//! everything but computing.
+
+use std::sync::Arc;
+
+use splitrpc_arena::Run;
+use splitrpc_cuda::{Context, DeviceMemory, MemoryOptions, Stream};
+use splitrpc_gpu::{GpuError, Work};
+
+use super::null::{Null, pattern};
+use super::{Execution, Factory, Runtime, RuntimeError};
+use crate::gpu::{Program, Resources, Rows};
+use crate::model::spec::ModelSpec;
+
+/// The null model of a GPU.
+#[derive(Debug)]
+pub struct NullGpu {
+    spec: ModelSpec,
+    program: Arc<Answer>,
+}
+
+impl NullGpu {
+    /// A null model whose output has this many bytes.
+    #[must_use]
+    pub fn new(context: &Context, response_bytes: u32) -> NullGpu {
+        let spec = ModelSpec { name: "null-gpu".into(), ..Null::new(response_bytes).spec().clone() };
+        NullGpu { spec, program: Arc::new(Answer { context: context.clone(), bytes: response_bytes }) }
+    }
+}
+
+impl Factory for NullGpu {
+    fn spec(&self) -> &ModelSpec {
+        &self.spec
+    }
+
+    fn execution(&self) -> Execution {
+        Execution::Gpu(Arc::clone(&self.program) as Arc<dyn Program>)
+    }
+
+    fn instance(&self) -> Result<Box<dyn Runtime>, RuntimeError> {
+        Err(RuntimeError("computes on a GPU alone".into()))
+    }
+}
+
+#[derive(Debug)]
+struct Answer {
+    context: Context,
+    bytes: u32,
+}
+
+impl Program for Answer {
+    fn resources(&self) -> Result<Resources, GpuError> {
+        if self.bytes == 0 {
+            return Ok(Resources::default());
+        }
+        let pattern: Vec<u8> = (0..self.bytes as usize).map(pattern).collect();
+        let buffer = DeviceMemory::new(&self.context, pattern.len(), MemoryOptions::default())?;
+        Stream::new(&self.context)?
+            .upload(buffer.range(0, pattern.len()).map_err(splitrpc_cuda::Error::from)?, &pattern)?;
+        Ok(Resources { buffers: vec![Arc::new(buffer)], kernels: Vec::new() })
+    }
+
+    fn launches(&self) -> bool {
+        false
+    }
+
+    /// Nothing else is ever written to this model's output slots on the device.
+    fn prepare(&self, work: &Work<'_>, output_slots: &mut dyn Iterator<Item = Run>) -> Result<(), GpuError> {
+        for slot in output_slots.filter(|_| self.bytes > 0) {
+            work.spread(0, 0, slot, 0, self.bytes)?;
+        }
+        Ok(())
+    }
+
+    fn submit(&self, _: &Work<'_>, _: &Rows<'_>) -> Result<(), GpuError> {
+        Ok(())
+    }
+}

@@ -1,0 +1,125 @@
+use std::time::{Duration, Instant};
+
+use host_agent::config::Builtin;
+use host_agent::metrics::ModelState;
+use host_agent::serve::build;
+use splitrpc_client::{Client, Error, Input};
+use splitrpc_wire::{DType, Status};
+
+use crate::common::{Repository, client, config, has_gpu, start};
+
+/// Has the model wait for so many microseconds, and says how it was refused.
+fn pause(client: &mut Client, micros: i32) -> Result<i32, (Status, String)> {
+    let bytes = micros.to_le_bytes();
+    match client.infer("pause", &[Input::new("IN", DType::Int32, &[1], &bytes[..])]) {
+        Ok(response) => Ok(i32::from_le_bytes(response.data().try_into().unwrap())),
+        Err(Error::Failed(failure)) => Err((failure.status, failure.text)),
+        Err(error) => panic!("{error}"),
+    }
+}
+
+fn echo(client: &mut Client, model: &str) -> Result<Vec<u8>, String> {
+    let response = client.infer(model, &[Input::new("INPUT", DType::Uint8, &[3], &b"abc"[..])]);
+    response.map(|r| r.data().to_vec()).map_err(|e| e.to_string())
+}
+
+#[test]
+fn a_launch_that_takes_too_long_is_given_up_and_the_others_are_served() {
+    if !has_gpu() {
+        return;
+    }
+    let repository = Repository::new().with_pause();
+    let mut config = config(Some(&repository), &[Builtin::Echo, Builtin::NullGpu]);
+    config.gpu.launch_limit_ms = 200;
+    let server = start(config);
+    let mut client = client(&server);
+    assert_eq!(pause(&mut client, 1_000), Ok(1_000));
+    let begun = Instant::now();
+    let (status, text) = pause(&mut client, 1_500_000).unwrap_err();
+    assert_eq!(status, Status::ModelFailed);
+    assert!(text.starts_with("the launch has not ended after 2"), "{text}");
+    assert!(begun.elapsed() < Duration::from_millis(1_200), "{:?}", begun.elapsed());
+    let (status, text) = pause(&mut client, 1).unwrap_err();
+    assert_eq!((status, text.as_str()), (Status::ModelFailed, "an earlier launch of the model has not ended"));
+    assert_eq!(echo(&mut client, "echo").unwrap(), b"abc");
+    assert_eq!(echo(&mut client, "null-gpu").unwrap().len(), 4_000);
+    // It ends after all, and the model with it is served again.
+    let until = Instant::now() + Duration::from_secs(20);
+    while pause(&mut client, 7) != Ok(7) {
+        assert!(Instant::now() < until, "the model does not come back");
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    assert!(server.stop());
+}
+
+#[test]
+fn a_kernel_that_faults_loses_the_gpu_and_nothing_else() {
+    if !has_gpu() {
+        return;
+    }
+    let repository = Repository::new().with_pause();
+    let server = start(config(Some(&repository), &[Builtin::Echo, Builtin::NullGpu]));
+    let mut client = client(&server);
+    assert_eq!(pause(&mut client, 1), Ok(1));
+    for _ in 0..3 {
+        let (status, text) = pause(&mut client, -1).unwrap_err();
+        assert_eq!(status, Status::ModelFailed);
+        assert!(text.contains("CUDA_ERROR_ILLEGAL_ADDRESS") && text.contains("started anew"), "{text}");
+    }
+    assert!(echo(&mut client, "null-gpu").unwrap_err().contains("CUDA_ERROR_ILLEGAL_ADDRESS"));
+    // More often than there are slots.
+    for _ in 0..100 {
+        assert!(pause(&mut client, 1).is_err());
+        assert_eq!(echo(&mut client, "echo").unwrap(), b"abc");
+    }
+    assert!(server.stop());
+}
+
+#[test]
+fn models_that_do_not_fit_their_kernels_or_the_gpu_say_so() {
+    if !has_gpu() {
+        return;
+    }
+    let add = crate::kernels::ADD.as_bytes();
+    let tensors = "input { name: \"A\" data_type: TYPE_FP32 dims: [ 256 ] }\n\
+                   output { name: \"C\" data_type: TYPE_FP32 dims: [ 256 ] }\n";
+    let kernel = |function: &str, block: &str, arguments: &str| {
+        format!(
+            "module = \"add.ptx\"\n[[kernel]]\nfunction = \"{function}\"\ngrid = [1]\nblock = [{block}]\n\
+             arguments = [{arguments}]\n"
+        )
+    };
+    let right = "{ input = \"A\" }, { input = \"A\" }, { output = \"C\" }, { u32 = 256 }";
+    let repository = Repository::new()
+        .with("args", tensors, &kernel("add", "256", "{ input = \"A\" }, { output = \"C\" }"), &[("add.ptx", add)])
+        .with("block", tensors, &kernel("add", "2048", right), &[("add.ptx", add)])
+        .with("function", tensors, &kernel("sub", "256", right), &[("add.ptx", add)])
+        .with("garbage", tensors, &kernel("add", "256", right), &[("add.ptx", b".version 7.0 .entry nonsense")])
+        .with("half", tensors, &kernel("add", "256", right), &[("add.ptx", b"\x7fELF\x02\x01")])
+        .with("none", tensors, &kernel("add", "256", right), &[])
+        .with_add("good", 256, 0, "graph", "")
+        .with_add("huge", 16_000_000, 0, "graph", "");
+    let mut config = config(Some(&repository), &[]);
+    config.limits.class_bytes = 1 << 40;
+    config.limits.slots_per_model = 4_096;
+    config.limits.max_request_bytes = 256 << 20;
+    let built = build(config).unwrap();
+    let reason = |name: &str| {
+        let models = built.status.models();
+        let model = models.iter().find(|m| m.name == name).unwrap();
+        assert_eq!(model.state == ModelState::Failed, name != "good", "{name}: {:?}", model.reason);
+        model.reason.clone().unwrap_or_default()
+    };
+    assert!(
+        reason("args").contains("takes arguments of [8, 8, 8, 4] bytes, and is given [8, 8]"),
+        "{}",
+        reason("args")
+    );
+    assert!(reason("block").contains("a block has 2048 threads, where 1024 may be"), "{}", reason("block"));
+    assert!(reason("function").contains("sub"), "{}", reason("function"));
+    assert!(reason("garbage").contains("1/add.ptx"), "{}", reason("garbage"));
+    assert!(reason("half").contains("was cut short"), "{}", reason("half"));
+    assert!(reason("none").contains("cannot be read"), "{}", reason("none"));
+    assert!(reason("huge").contains("MiB of the GPU's memory"), "{}", reason("huge"));
+    assert_eq!(reason("good"), "");
+}

@@ -1,0 +1,7 @@
+//! Models served from a GPU, asked over TCP. Without a GPU each test says so and does nothing.
+
+mod batches;
+mod common;
+mod faults;
+mod kernels;
+mod serve;
