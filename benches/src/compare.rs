@@ -27,6 +27,9 @@ pub(crate) struct Options {
     /// At most one minute: only the sizes and settings at which figures are read.
     #[arg(long)]
     quick: bool,
+    /// Models on this machine's first GPU, instead of the CPU.
+    #[arg(long, conflicts_with_all = ["quick", "server"])]
+    gpu: bool,
     /// Only these arms, separated by commas. A floor's second run comes with the floor.
     #[arg(long, value_delimiter = ',', value_name = "ARM")]
     arms: Vec<Arm>,
@@ -48,7 +51,7 @@ pub(crate) struct Options {
     /// What the order of arms and the arrivals are drawn from.
     #[arg(long, default_value_t = 1)]
     seed: u64,
-    /// Time limit in seconds; 54 with --quick and 285 without it unless given.
+    /// Time limit in seconds; 54 with --quick, 150 with --gpu, and else 285 unless given.
     #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..=86_400))]
     limit: Option<u64>,
 }
@@ -59,12 +62,13 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
     if cfg!(debug_assertions) {
         eprintln!("This is a debug build: its times say nothing. Use `cargo run --release`.");
     }
-    let arms = with_second_floors(&options.arms);
+    let all = if options.gpu { &Arm::GPU[..] } else { &Arm::NETWORK };
+    let arms = with_second_floors(&options.arms, all);
     let cores = machine::core_pair();
     let points = points(options, &arms)?;
-    let whole = plan(options.quick, &Arm::ALL);
+    let whole = plan(options, all);
     let server_wait = options.server.is_some().then_some(options.server_wait);
-    let mut scope = Scope::new(options.quick, &points, &whole, &arms, server_wait);
+    let mut scope = Scope::new(options.quick, &points, &whole, (&arms, all), server_wait);
     let (source, crossed) = match &options.server {
         None => (Servers::Local(cores.map(|(_, server)| server)), Crossed::Loopback),
         Some(server) => {
@@ -77,8 +81,13 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
     for file in [&options.json, &options.html] {
         writable(file)?;
     }
-    let limit = Duration::from_secs(options.limit.unwrap_or(if options.quick { 54 } else { 285 }));
-    let machine = Machine::this();
+    let usual = match (options.quick, options.gpu) {
+        (true, _) => 54,
+        (_, true) => 150,
+        _ => 285,
+    };
+    let limit = Duration::from_secs(options.limit.unwrap_or(usual));
+    let machine = if options.gpu { Machine { gpu: Some(gpu_name()?), ..Machine::this() } } else { Machine::this() };
     match cores {
         Some((client, _)) => splitrpc_socket::pin_current_thread(client)?,
         None => wait::share_core(),
@@ -87,7 +96,7 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
     rustix::thread::set_current_timer_slack(std::num::NonZeroU64::new(1))?;
 
     let local = options.server.is_none();
-    let clients = (local && options.loads.is_empty() && arms.contains(&Arm::CommodityTcp))
+    let clients = (local && !options.gpu && options.loads.is_empty() && arms.contains(&Arm::CommodityTcp))
         .then(|| crowd::within_limit(if options.quick { crowd::FEW_CLIENTS } else { crowd::CLIENTS }));
     let besides = clients.map_or(Duration::ZERO, crowd::time) + idle_time(options.quick) * 5;
     let progress = progress_bar(&points, besides, limit);
@@ -128,20 +137,26 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// What the GPU is called that models are to compute on.
+fn gpu_name() -> anyhow::Result<String> {
+    let driver = splitrpc_cuda::Driver::load()?;
+    Ok(driver.devices().first().context("there is no GPU")?.name.clone())
+}
+
 /// A floor without its second run says nothing.
-fn with_second_floors(asked: &[Arm]) -> Vec<Arm> {
+fn with_second_floors(asked: &[Arm], all: &[Arm]) -> Vec<Arm> {
     let wants = |arm: Arm| {
         asked.is_empty()
             || asked.contains(&arm)
             || arm == Arm::FloorTcpAgain && asked.contains(&Arm::FloorTcp)
             || arm == Arm::FloorUdpAgain && asked.contains(&Arm::FloorUdp)
     };
-    Arm::ALL.into_iter().filter(|&arm| wants(arm)).collect()
+    all.iter().copied().filter(|&arm| wants(arm)).collect()
 }
 
 /// The loads that are left of the plan.
 fn points(options: &Options, arms: &[Arm]) -> anyhow::Result<Vec<Point>> {
-    let mut points = plan(options.quick, arms);
+    let mut points = plan(options, arms);
     if options.server.is_some() {
         remote_only(&mut points, options.server_wait);
     }
@@ -157,8 +172,12 @@ fn points(options: &Options, arms: &[Arm]) -> anyhow::Result<Vec<Point>> {
     Ok(points)
 }
 
-fn plan(quick: bool, arms: &[Arm]) -> Vec<Point> {
-    if quick { plan::quick(arms) } else { plan::full(arms) }
+fn plan(options: &Options, arms: &[Arm]) -> Vec<Point> {
+    match (options.quick, options.gpu) {
+        (true, _) => plan::quick(arms),
+        (_, true) => plan::gpu(arms),
+        _ => plan::full(arms),
+    }
 }
 
 /// Keeps what servers elsewhere can take part in: they have one wait mode, ordinary datagrams, and lose nothing.
@@ -279,14 +298,14 @@ mod tests {
 
     fn planned(line: &str) -> anyhow::Result<Vec<Point>> {
         let options = Line::parse_from(line.split(' ')).options;
-        points(&options, &with_second_floors(&options.arms))
+        points(&options, &with_second_floors(&options.arms, &Arm::NETWORK))
     }
 
     #[test]
     fn a_floor_brings_its_second_run() {
-        assert_eq!(with_second_floors(&[Arm::FloorUdp]), [Arm::FloorUdp, Arm::FloorUdpAgain]);
-        assert_eq!(with_second_floors(&[Arm::BundledTcp]), [Arm::BundledTcp]);
-        assert_eq!(with_second_floors(&[]).len(), Arm::ALL.len());
+        assert_eq!(with_second_floors(&[Arm::FloorUdp], &Arm::NETWORK), [Arm::FloorUdp, Arm::FloorUdpAgain]);
+        assert_eq!(with_second_floors(&[Arm::BundledTcp], &Arm::NETWORK), [Arm::BundledTcp]);
+        assert_eq!(with_second_floors(&[], &Arm::NETWORK).len(), Arm::NETWORK.len());
     }
 
     #[test]
@@ -302,7 +321,7 @@ mod tests {
         let few = planned("compare --quick --loads one-at-a-time/64/spin").unwrap();
         assert_eq!(expected(&few, besides, Duration::from_secs(54)), besides + few[0].cost());
         let limit = Duration::from_secs(20);
-        assert_eq!(expected(&plan(false, &Arm::ALL), besides, limit), limit);
+        assert_eq!(expected(&plan::full(&Arm::NETWORK), besides, limit), limit);
     }
 
     #[test]

@@ -8,7 +8,7 @@ use serde::Serialize;
 use splitrpc_client::{Client, ClientOptions, Input};
 use splitrpc_wire::DType;
 
-use crate::arms::{self, Arm, RESPONSE_BYTES, ServerOptions};
+use crate::arms::{self, Arm, RESPONSE_BYTES, ServerOptions, Workload};
 use crate::process::Server;
 use crate::wait::Wait;
 
@@ -49,6 +49,7 @@ pub(crate) fn measure(clients: usize, core: Option<usize>) -> anyhow::Result<Cro
         datagram: arms::DATAGRAM,
         drop: 0.0,
         response_bytes: RESPONSE_BYTES,
+        workload: Workload::Null,
         core,
     };
     let server = Server::start(Arm::CommodityTcp, &options)?;

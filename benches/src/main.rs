@@ -27,7 +27,7 @@ use std::net::{IpAddr, SocketAddr, ToSocketAddrs};
 use anyhow::Context;
 use clap::{Args, Parser, Subcommand};
 
-use arms::{Arm, DATAGRAM, RESPONSE_BYTES, ServerOptions};
+use arms::{Arm, DATAGRAM, RESPONSE_BYTES, ServerOptions, Workload};
 use wait::Wait;
 
 /// Measures every arm beside its floor and beside the bundled way.
@@ -71,6 +71,9 @@ struct ServeArm {
     /// Bytes that the null model answers with.
     #[arg(long, default_value_t = RESPONSE_BYTES)]
     response_bytes: u32,
+    /// What to compute.
+    #[arg(long, default_value = "null")]
+    workload: Workload,
     /// Core to run on.
     #[arg(long)]
     core: Option<usize>,
@@ -129,6 +132,7 @@ fn serve_arm(options: &ServeArm) -> anyhow::Result<()> {
         datagram: options.datagram,
         drop: options.drop,
         response_bytes: options.response_bytes,
+        workload: options.workload,
         core: options.core,
     };
     let served = arms::serve(options.arm, &server, |address| {

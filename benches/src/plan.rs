@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use serde::Serialize;
 
-use crate::arms::{Arm, DATAGRAM, JUMBO_DATAGRAM, RESPONSE_BYTES, Transport};
+use crate::arms::{Arm, DATAGRAM, JUMBO_DATAGRAM, RESPONSE_BYTES, Transport, Workload};
 use crate::load::arrivals::Arrivals;
 use crate::wait::Wait;
 
@@ -87,6 +87,8 @@ impl Section {
 pub(crate) struct Point {
     /// What it is for.
     pub(crate) section: Section,
+    /// What the servers compute.
+    pub(crate) workload: Workload,
     /// Payload of a request.
     pub(crate) request_bytes: u32,
     /// Payload of a response.
@@ -112,7 +114,11 @@ pub(crate) struct Point {
 impl Point {
     /// A name that tells it from all others.
     pub(crate) fn id(&self) -> String {
-        let mut id = format!("{}/{}", self.section.name().replace(' ', "-"), self.request_bytes);
+        let mut id = self.section.name().replace(' ', "-");
+        if self.workload != Workload::Null {
+            id += &format!("/{}", self.workload.name());
+        }
+        id += &format!("/{}", self.request_bytes);
         if self.concurrency > 1 {
             id += &format!("/c{}", self.concurrency);
         }
@@ -277,6 +283,7 @@ impl Planner<'_> {
         let entrants = self.entrants(&Arm::ALL, wait, DATAGRAM);
         self.push(Point {
             section,
+            workload: Workload::Null,
             request_bytes: size,
             response_bytes: RESPONSE_BYTES,
             concurrency,
@@ -306,6 +313,7 @@ impl Planner<'_> {
         entrants.extend(self.entrants(&[Arm::BundledTcp, Arm::CommodityTcp], Wait::Adaptive, DATAGRAM));
         self.push(Point {
             section: Section::Light,
+            workload: Workload::Null,
             request_bytes: size,
             response_bytes: RESPONSE_BYTES,
             concurrency: 1,
@@ -332,11 +340,12 @@ impl Planner<'_> {
     }
 
     fn open(&mut self, section: Section, size: u32, concurrency: usize, drive: Drive, rounds: u32) {
-        let entrants = self.entrants(&Arm::ALL, Wait::Adaptive, DATAGRAM);
+        let entrants = self.entrants(&Arm::NETWORK, Wait::Adaptive, DATAGRAM);
         // The queue is as long as it then stays before anything counts.
         let (warm_up, measure) = if size == IMAGE { (5, 10) } else { (2, 8) };
         self.push(Point {
             section,
+            workload: Workload::Null,
             request_bytes: size,
             response_bytes: RESPONSE_BYTES,
             concurrency,
@@ -355,6 +364,7 @@ impl Planner<'_> {
         let Some(&entrant) = entrants.first() else { return };
         self.push(Point {
             section: Section::Loss,
+            workload: Workload::Null,
             request_bytes: IMAGE,
             response_bytes: RESPONSE_BYTES,
             concurrency: 4,
@@ -428,6 +438,30 @@ pub(crate) fn full(arms: &[Arm]) -> Vec<Point> {
     planner.points
 }
 
+/// The plan for models on a GPU.
+pub(crate) fn gpu(arms: &[Arm]) -> Vec<Point> {
+    let mut points = Vec::new();
+    for (size, rounds, measure) in [(64, 60, 5), (IMAGE, 90, 8), (4_096, 60, 5), (65_536, 60, 6), (3_244_800, 60, 20)] {
+        let mut planner = Planner { arms, points: Vec::new() };
+        planner.closed(size, 1, Wait::Spin, rounds, measure);
+        points.append(&mut planner.points);
+    }
+    for concurrency in [4, 16] {
+        let mut planner = Planner { arms, points: Vec::new() };
+        planner.closed(IMAGE, concurrency, Wait::Spin, 32, 12);
+        points.append(&mut planner.points);
+    }
+    for point in &mut points {
+        point.workload = Workload::NullGpu;
+        // There is one model, and it takes one request at a time.
+        point.entrants.retain(|e| point.concurrency == 1 || e.arm.transport() != Transport::None);
+        if [64, IMAGE].contains(&point.request_bytes) {
+            point.parts = PARTS;
+        }
+    }
+    points
+}
+
 #[cfg(test)]
 mod tests {
     use std::collections::HashSet;
@@ -436,7 +470,7 @@ mod tests {
 
     #[test]
     fn the_plans_fit_their_limits_and_name_each_point_once() {
-        for (points, limit) in [(quick(&Arm::ALL), 49), (full(&Arm::ALL), 270)] {
+        for (points, limit) in [(quick(&Arm::NETWORK), 49), (full(&Arm::NETWORK), 270)] {
             let cost: Duration = points.iter().map(Point::cost).sum();
             for p in &points {
                 eprintln!("{:?} {}", p.cost(), p.id());
@@ -449,7 +483,7 @@ mod tests {
 
     #[test]
     fn figure_points_have_their_fresh_connections_and_both_floors() {
-        for points in [quick(&Arm::ALL), full(&Arm::ALL)] {
+        for points in [quick(&Arm::NETWORK), full(&Arm::NETWORK)] {
             for point in points.iter().filter(|p| [Section::Single, Section::Light].contains(&p.section)) {
                 if [64, IMAGE].contains(&point.request_bytes) {
                     assert!(point.rounds >= FRESH_CONNECTIONS, "{}", point.id());
@@ -464,11 +498,11 @@ mod tests {
 
     #[test]
     fn each_open_loop_has_both_floors_of_its_arms_and_time_for_what_tells_its_rate() {
-        let points = full(&Arm::ALL);
+        let points = full(&Arm::NETWORK);
         let open: Vec<&Point> = points.iter().filter(|point| point.calibration().is_some()).collect();
         assert!(open.len() > 10);
         for point in open {
-            assert!(Arm::ALL.iter().all(|arm| point.entrants.iter().any(|e| e.arm == *arm)), "{}", point.id());
+            assert!(Arm::NETWORK.iter().all(|arm| point.entrants.iter().any(|e| e.arm == *arm)), "{}", point.id());
             let closed = Point { drive: Drive::Closed, ..point.clone() };
             assert!(
                 point.cost() >= closed.cost() + point.calibration().unwrap() * point.openings() * 7,
@@ -489,16 +523,16 @@ mod tests {
             let points = quick(arms);
             points.iter().find(|point| point.section == Section::Light).map(Point::id).unwrap_or_default()
         };
-        assert_eq!(name(&Arm::ALL), "light-load/64/deterministic-250/adaptive/floors-block");
+        assert_eq!(name(&Arm::NETWORK), "light-load/64/deterministic-250/adaptive/floors-block");
         assert_eq!(name(&[Arm::CommodityTcp]), "light-load/64/deterministic-250/adaptive");
         assert_eq!(name(&[Arm::FloorTcp]), "light-load/64/deterministic-250/block");
-        let others = quick(&Arm::ALL).into_iter().filter(|point| point.section != Section::Light);
+        let others = quick(&Arm::NETWORK).into_iter().filter(|point| point.section != Section::Light);
         assert!(others.map(|point| point.id()).all(|id| !id.contains("floors")));
     }
 
     #[test]
     fn the_floor_is_known_before_an_answer_is_judged_by_it() {
-        for points in [quick(&Arm::ALL), full(&Arm::ALL)] {
+        for points in [quick(&Arm::NETWORK), full(&Arm::NETWORK)] {
             let order: Vec<&Point> = parts(&points).into_iter().map(|(at, _)| &points[at]).collect();
             for (place, point) in order.iter().enumerate().filter(|(_, point)| point.drive != Drive::Closed) {
                 let spins =
@@ -511,7 +545,7 @@ mod tests {
 
     #[test]
     fn figures_are_measured_over_the_whole_comparison() {
-        for points in [quick(&Arm::ALL), full(&Arm::ALL)] {
+        for points in [quick(&Arm::NETWORK), full(&Arm::NETWORK)] {
             let order = parts(&points);
             for (at, point) in points.iter().enumerate() {
                 let places: Vec<usize> = (0..order.len()).filter(|&place| order[place].0 == at).collect();

@@ -65,6 +65,7 @@ impl Server {
             .args(["--datagram", &options.datagram.to_string()])
             .args(["--drop", &options.drop.to_string()])
             .args(["--response-bytes", &options.response_bytes.to_string()])
+            .args(["--workload", options.workload.name()])
             .args(["--parent", &std::process::id().to_string()])
             .stdin(Stdio::null())
             .stdout(Stdio::piped())

@@ -9,7 +9,7 @@ use anyhow::Context;
 use bytes::Bytes;
 use indicatif::ProgressBar;
 
-use crate::arms::{self, Arm, ClientOptions, RESPONSE_BYTES, ServerOptions};
+use crate::arms::{self, Arm, ClientOptions, RESPONSE_BYTES, ServerOptions, Transport, Workload};
 use crate::load::arrivals::Schedule;
 use crate::load::connection::Connection;
 use crate::load::driver;
@@ -255,6 +255,7 @@ impl Runner {
             server: address,
             request,
             expected: self.expected.clone(),
+            workload: point.workload,
             datagram: entrant.datagram,
             peers: point.concurrency,
             timeout: point.timeout,
@@ -262,7 +263,7 @@ impl Runner {
         // Of one that has been asked before, an answer shows that it is again.
         let warm_up_requests = if connections.is_empty() { 3 } else { 1 };
         let window = Window { warm_up, warm_up_requests, measure, timeout: point.timeout };
-        let paused = self.local.get(&key(entrant));
+        let paused = self.local.get(&key(entrant, point.workload));
         if let Some(server) = paused {
             server.resume()?;
         }
@@ -286,12 +287,13 @@ impl Runner {
     /// The server of an entrant, started and paused at its first use.
     fn server(&mut self, entrant: &Entrant, point: &Point) -> anyhow::Result<(SocketAddr, CpuClock)> {
         match self.source {
+            _ if entrant.arm.transport() == Transport::None => Ok((([127, 0, 0, 1], 0).into(), CpuClock::Own)),
             Servers::Remote(host, base) => {
                 let port = base.checked_add(entrant.arm.port_offset()).context("the port base is too high")?;
                 Ok((SocketAddr::new(host, port), CpuClock::Elsewhere))
             }
             Servers::Local(core) => {
-                let key = key(entrant);
+                let key = key(entrant, point.workload);
                 if !self.local.contains_key(&key) {
                     let options = ServerOptions {
                         bind: ([127, 0, 0, 1], 0).into(),
@@ -299,6 +301,7 @@ impl Runner {
                         datagram: entrant.datagram,
                         drop: entrant.drop,
                         response_bytes: point.response_bytes,
+                        workload: point.workload,
                         core,
                     };
                     let server = Server::start(entrant.arm, &options)?;
@@ -339,7 +342,7 @@ impl Runner {
         let mut found = Vec::new();
         for arm in [Arm::BundledTcp, Arm::CommodityTcp, Arm::CommodityUdp] {
             let entrant = Entrant { arm, wait: Wait::Adaptive, datagram: arms::DATAGRAM, drop: 0.0 };
-            let Some(server) = self.local.get(&key(&entrant)) else { continue };
+            let Some(server) = self.local.get(&key(&entrant, Workload::Null)) else { continue };
             server.resume()?;
             // Connections of rounds before are closed first.
             std::thread::sleep(time / 4);
@@ -354,6 +357,9 @@ impl Runner {
     }
 }
 
-fn key(entrant: &Entrant) -> String {
-    format!("{} {} {} {}", entrant.arm, entrant.wait.name(), entrant.datagram, entrant.drop)
+fn key(entrant: &Entrant, workload: Workload) -> String {
+    // Floors know no models.
+    let floor = [Transport::Tcp, Transport::Udp].iter().any(|&transport| Arm::floors(transport).contains(&entrant.arm));
+    let workload = if floor { Workload::Null } else { workload };
+    format!("{} {} {} {} {}", entrant.arm, workload.name(), entrant.wait.name(), entrant.datagram, entrant.drop)
 }

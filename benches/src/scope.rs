@@ -31,14 +31,14 @@ impl Scope {
         quick: bool,
         points: &[Point],
         whole: &[Point],
-        arms: &[Arm],
+        (arms, all): (&[Arm], &[Arm]),
         server_wait: Option<Wait>,
     ) -> Scope {
         Scope {
             quick,
             loads: points.len(),
             loads_in_plan: whole.len(),
-            arms_left_out: Arm::ALL.into_iter().filter(|arm| !arms.contains(arm)).collect(),
+            arms_left_out: all.iter().copied().filter(|arm| !arms.contains(arm)).collect(),
             server_wait,
             ..Scope::default()
         }
@@ -100,12 +100,12 @@ mod tests {
     use crate::verdict::{self, Found};
 
     fn scope(points: &[Point], arms: &[Arm], wait: Option<Wait>) -> (Scope, usize) {
-        let whole = plan::quick(&Arm::ALL);
+        let whole = plan::quick(&Arm::NETWORK);
         let names = |points| {
             let figures = verdict::figures(&Found { points, runs: &[], idle: Some(&[]), crowd: None });
             figures.into_iter().map(|figure| figure.what).collect::<Vec<_>>()
         };
-        let mut scope = Scope::new(true, points, &whole, arms, wait);
+        let mut scope = Scope::new(true, points, &whole, (arms, &Arm::NETWORK), wait);
         let given = names(points);
         scope.judge(&given.iter().map(String::as_str).collect::<Vec<_>>(), names(&whole));
         (scope, given.len())
@@ -113,8 +113,8 @@ mod tests {
 
     #[test]
     fn only_a_whole_plan_is_called_whole() {
-        let whole = plan::quick(&Arm::ALL);
-        let (mut all, given) = scope(&whole, &Arm::ALL, None);
+        let whole = plan::quick(&Arm::NETWORK);
+        let (mut all, given) = scope(&whole, &Arm::NETWORK, None);
         assert_eq!((all.plan().as_str(), all.why_unjudged(given)), ("The short plan", None));
         all.not_run.push("loss".into());
         assert_eq!(all.plan(), format!("A part of the short plan: {} of its {} loads", whole.len() - 1, whole.len()));
@@ -125,15 +125,15 @@ mod tests {
 
     #[test]
     fn verdicts_that_cannot_be_given_are_missed_aloud() {
-        let (light, given) = scope(&plan::quick(&Arm::ALL)[4..5], &Arm::ALL, None);
+        let (light, given) = scope(&plan::quick(&Arm::NETWORK)[4..5], &Arm::NETWORK, None);
         let why = light.why_unjudged(given).unwrap();
         assert!(
             given > 0 && why.contains(&format!("{} of ", light.unjudged.len())) && why.contains("left out"),
             "{why}"
         );
-        let mut adaptive = plan::quick(&Arm::ALL);
+        let mut adaptive = plan::quick(&Arm::NETWORK);
         adaptive.retain(|point| point.entrants.iter().all(|entrant| entrant.wait == Wait::Adaptive));
-        let (elsewhere, _) = scope(&adaptive, &Arm::ALL, Some(Wait::Adaptive));
+        let (elsewhere, _) = scope(&adaptive, &Arm::NETWORK, Some(Wait::Adaptive));
         let why = elsewhere.why_unjudged(0).unwrap();
         assert!(why.starts_with("No verdict: ") && why.contains("--server-wait spin"), "{why}");
         assert!(elsewhere.plan().contains("servers elsewhere that wait in mode adaptive"));

@@ -132,7 +132,7 @@ impl Tally {
         Run {
             arm,
             emulated: path.as_ref().is_some_and(|path| path.emulated),
-            model: "null",
+            model: point.workload.name(),
             request_bytes: point.request_bytes,
             response_bytes: point.response_bytes,
             concurrency: point.concurrency,
@@ -227,7 +227,7 @@ mod tests {
     use crate::plan;
 
     fn point(basis: Basis) -> Point {
-        let mut points = plan::full(&Arm::ALL);
+        let mut points = plan::full(&Arm::NETWORK);
         points.retain(|point| point.drive == Drive::Saturation(Arrivals::Poisson, 0.7, basis));
         points.remove(0)
     }

@@ -1,11 +1,13 @@
 //! The figures: what the project promises, read off the runs of one comparison.
 
-use crate::arms::{Arm, DATAGRAM, JUMBO_DATAGRAM};
+use crate::arms::{Arm, DATAGRAM, JUMBO_DATAGRAM, Workload};
 use crate::crowd::{self, Crowd};
 use crate::plan::{Entrant, IMAGE, Point, Section};
 use crate::ratio::{disagree_in_throughput, too_few_rounds};
 use crate::record::{Figure, Idle, Run, Sense};
 use crate::wait::Wait;
+
+mod gpu;
 
 /// What a comparison set out to measure, and what came of it.
 #[derive(Clone, Copy)]
@@ -156,6 +158,9 @@ impl Figure {
 
 /// The figures that the project promises of this machine, as far as what was planned is to show them.
 pub(crate) fn figures(found: &Found<'_>) -> Vec<Figure> {
+    if found.points.iter().any(|point| point.workload != Workload::Null) {
+        return gpu::figures(found);
+    }
     let mut figures = Vec::new();
     let (tcp, udp) = (Arm::CommodityTcp, Arm::CommodityUdp);
     for (size, target) in [(IMAGE, 1.15), (64, 1.5)] {
@@ -266,7 +271,7 @@ mod tests {
     }
 
     fn large_tcp(runs: &[Run]) -> Figure {
-        of(&plan::quick(&Arm::ALL), runs).remove(0)
+        of(&plan::quick(&Arm::NETWORK), runs).remove(0)
     }
 
     #[test]
@@ -290,12 +295,12 @@ mod tests {
 
     #[test]
     fn what_was_not_to_be_measured_is_no_figure() {
-        let all = of(&plan::quick(&Arm::ALL), &[]);
-        assert_eq!(of(&plan::full(&Arm::ALL), &[]).len(), all.len());
+        let all = of(&plan::quick(&Arm::NETWORK), &[]);
+        assert_eq!(of(&plan::full(&Arm::NETWORK), &[]).len(), all.len());
         let tcp = of(&plan::quick(&[Arm::FloorTcp, Arm::FloorTcpAgain, Arm::CommodityTcp]), &[]);
         assert!(tcp.len() > 5 && tcp.iter().all(|figure| figure.what.starts_with("commodity-tcp")), "{tcp:?}");
         assert!(tcp.iter().all(|figure| !figure.what.contains("bundled-tcp")));
-        let mut light = plan::quick(&Arm::ALL);
+        let mut light = plan::quick(&Arm::NETWORK);
         light.retain(|point| point.section == Section::Light);
         let light = of(&light, &[]);
         let names: Vec<&str> = light.iter().map(|figure| figure.what.as_str()).collect();
@@ -308,7 +313,7 @@ mod tests {
     #[test]
     fn an_idle_server_is_judged_in_the_unit_in_which_it_is_told() {
         let share = |core_share| Idle { arm: Arm::CommodityTcp, wait: Wait::Adaptive, core_share };
-        let points = plan::quick(&Arm::ALL);
+        let points = plan::quick(&Arm::NETWORK);
         let judged = |idle: &Idle| {
             let found = Found { points: &points, runs: &[], idle: Some(std::slice::from_ref(idle)), crowd: None };
             super::idle(&found, Arm::CommodityTcp).unwrap()
@@ -345,7 +350,7 @@ mod tests {
         let arms = [(Arm::FloorTcp, 5.0), (Arm::FloorTcpAgain, 5.1), (Arm::BundledTcp, 4.0), (Arm::CommodityTcp, 5.5)];
         let mut runs = arms.map(|(arm, rate)| sixteen(arm, rate));
         let verdicts = |runs: &[Run]| {
-            let mut figures = of(&plan::quick(&Arm::ALL), runs);
+            let mut figures = of(&plan::quick(&Arm::NETWORK), runs);
             figures.retain(|figure| figure.what.contains("bytes a second"));
             figures
         };
@@ -388,7 +393,7 @@ mod tests {
     #[test]
     fn an_unanswered_request_under_loss_is_held_against_it() {
         let mut ten = Run { section: Section::Loss.name(), drop: 0.1, ..run(Arm::CommodityUdp, "l", 1.0) };
-        let points = plan::quick(&Arm::ALL);
+        let points = plan::quick(&Arm::NETWORK);
         let ends = |run: &Run| {
             let runs = std::slice::from_ref(run);
             let [_, unended] = loss(&Found { points: &points, runs, idle: None, crowd: None });

@@ -13,26 +13,29 @@ use std::rc::Rc;
 use std::time::Instant;
 
 use bytes::Bytes;
+use splitrpc_cuda::PinnedBuffer;
 use splitrpc_wire::Path;
 use splitrpc_wire::path::{Link, Memory, Mover, Port};
 
 use super::floor_tcp::now_or_later;
+use super::gpu::Device;
 use super::protobuf::{self, Malformed, Message, PREFIX_LEN, Side, Tensor};
 use super::tcp_server::{self, Progress, Session};
-use super::{ClientOptions, MAX_MESSAGE, ServerOptions, null_response};
+use super::{ClientOptions, MAX_MESSAGE, ServerOptions, Workload, null_response};
 use crate::load::connection::{Connection, Fault, Step};
 
-const MODEL: &str = "null";
 const INPUT: &str = "INPUT";
 const OUTPUT: &str = "OUTPUT";
 const DATATYPE: &str = "UINT8";
 /// Room for everything in a message but the tensors' data.
 const HEAD_ROOM: usize = 4096;
 const FIRST_READ: usize = 64 << 10;
+/// Largest request that a model on a GPU has room for.
+const LARGEST_ON_GPU: u32 = MAX_MESSAGE;
 
-/// Runs the server until the process ends.
-pub(crate) fn serve(options: &ServerOptions, ready: impl FnOnce(SocketAddr)) -> anyhow::Result<()> {
-    let model = Rc::new(Model { input: RefCell::default(), output: null_response(options.response_bytes) });
+/// Runs the server until the process ends. A model on a GPU has its input and output on the host in `pinned` memory, or not.
+pub(crate) fn serve(options: &ServerOptions, pinned: bool, ready: impl FnOnce(SocketAddr)) -> anyhow::Result<()> {
+    let model = Rc::new(Model::open(options, pinned)?);
     tcp_server::serve(options, ready, |stream| BundledSession {
         stream,
         incoming: Incoming::new(),
@@ -96,12 +99,72 @@ impl Incoming {
     }
 }
 
-/// The null model.
+/// A model, and its tensors on the host.
 struct Model {
-    /// Its input tensor.
-    input: RefCell<Vec<u8>>,
-    /// Its output tensor, which is always the same: as in splitrpc's null model, nobody writes it anew.
-    output: Vec<u8>,
+    name: &'static str,
+    input: RefCell<Buffer>,
+    /// Where nothing is computed this is always the same: as in splitrpc's null model, nobody writes it anew.
+    output: RefCell<Buffer>,
+    device: Option<Device>,
+}
+
+/// Memory on the host.
+enum Buffer {
+    Pageable(Vec<u8>),
+    Pinned(PinnedBuffer),
+}
+
+impl Buffer {
+    fn bytes(&self) -> &[u8] {
+        match self {
+            Buffer::Pageable(bytes) => bytes,
+            Buffer::Pinned(bytes) => bytes,
+        }
+    }
+
+    /// The first `len` bytes, if there can be so many.
+    fn room(&mut self, len: usize) -> Option<&mut [u8]> {
+        match self {
+            Buffer::Pageable(bytes) => {
+                if bytes.len() < len {
+                    bytes.resize(len, 0);
+                }
+                bytes.get_mut(..len)
+            }
+            Buffer::Pinned(bytes) => bytes.get_mut(..len),
+        }
+    }
+}
+
+impl Model {
+    fn open(options: &ServerOptions, pinned: bool) -> anyhow::Result<Model> {
+        let output = null_response(options.response_bytes);
+        let device = match options.workload {
+            Workload::Null => None,
+            Workload::NullGpu => Some(Device::open(options.workload, LARGEST_ON_GPU, options.response_bytes)?),
+        };
+        let (input, output) = match &device {
+            Some(device) if pinned => {
+                (Buffer::Pinned(device.pinned(LARGEST_ON_GPU as usize)?), Buffer::Pinned(device.pinned(output.len())?))
+            }
+            _ => (Buffer::Pageable(Vec::new()), Buffer::Pageable(output)),
+        };
+        let name = options.workload.name();
+        Ok(Model { name, input: RefCell::new(input), output: RefCell::new(output), device })
+    }
+
+    /// Computes on the first `len` bytes of the input. Returns nanoseconds that it took, with its copies.
+    fn infer(&self, len: usize) -> io::Result<u64> {
+        let Some(device) = &self.device else { return Ok(0) };
+        let begun = Instant::now();
+        let (input, mut output) = (self.input.borrow(), self.output.borrow_mut());
+        let answer = output.bytes().len();
+        let (Some(request), Some(answer)) = (input.bytes().get(..len), output.room(answer)) else {
+            return Err(io::ErrorKind::InvalidData.into());
+        };
+        device.infer(request, answer)?;
+        Ok(begun.elapsed().as_nanos() as u64)
+    }
 }
 
 struct BundledSession {
@@ -120,30 +183,30 @@ impl BundledSession {
         let Some(bytes) = self.incoming.message()? else { return Ok(false) };
         let received = Instant::now();
         let message = Message::parse(Side::Request, bytes).map_err(invalid)?;
-        if message.model != MODEL {
+        if message.model != self.model.name {
             return Err(io::ErrorKind::NotFound.into());
         }
-        let mut copied = bytes.len();
+        let (mut copied, mut taken) = (bytes.len(), 0);
         for (tensor, raw) in message.tensors().map_err(invalid)? {
             let fits = tensor.name == INPUT && tensor.datatype == DATATYPE && tensor.shape() == [raw.len() as i64];
             if !fits {
                 return Err(io::ErrorKind::InvalidData.into());
             }
             let mut input = self.model.input.borrow_mut();
-            if input.len() < raw.len() {
-                input.resize(raw.len(), 0);
-            }
-            input[..raw.len()].copy_from_slice(raw);
+            input.room(raw.len()).ok_or(io::ErrorKind::InvalidData)?.copy_from_slice(raw);
             copied += raw.len();
+            taken = raw.len();
         }
         let placed = Instant::now();
+        self.model.infer(taken)?;
+        let computed = Instant::now();
         let nanos = |from: Instant, to: Instant| to.saturating_duration_since(from).as_nanos() as u64;
         let receive = self.incoming.first_byte.map_or(0, |first| nanos(first, received));
         let trace = [receive, nanos(received, placed), self.respond_ns, copied as u64];
-        let output = self.model.output.len();
+        let output = self.model.output.borrow().bytes().len();
         let tensor = Tensor::flat(OUTPUT, DATATYPE, output);
-        protobuf::write_head(Side::Response, MODEL, &tensor, Some(&trace), output, &mut self.head);
-        self.respond_ns = nanos(placed, Instant::now());
+        protobuf::write_head(Side::Response, self.model.name, &tensor, Some(&trace), output, &mut self.head);
+        self.respond_ns = nanos(computed, Instant::now());
         self.incoming.consume()?;
         self.sent = Some(0);
         Ok(true)
@@ -162,10 +225,13 @@ impl Session for BundledSession {
             }
         }
         while let Some(sent) = self.sent {
-            let output = &self.model.output;
-            match write_both(&mut self.stream, &self.head, output, sent)? {
+            let output = self.model.output.borrow();
+            let total = self.head.len() + output.bytes().len();
+            let written = write_both(&mut self.stream, &self.head, output.bytes(), sent)?;
+            drop(output);
+            match written {
                 None => return Ok(Progress::Moved),
-                Some(count) if sent + count < self.head.len() + output.len() => self.sent = Some(sent + count),
+                Some(count) if sent + count < total => self.sent = Some(sent + count),
                 Some(_) => {
                     self.sent = None;
                     // A message that came with the one just answered is not announced again.
@@ -202,6 +268,7 @@ pub(crate) struct Client {
     stream: TcpStream,
     request: Bytes,
     expected: Bytes,
+    workload: Workload,
     head: Vec<u8>,
     sent: usize,
     incoming: Incoming,
@@ -220,6 +287,7 @@ impl Client {
             stream,
             request: options.request.clone(),
             expected: options.expected.clone(),
+            workload: options.workload,
             head: Vec::with_capacity(HEAD_ROOM),
             sent: 0,
             incoming: Incoming::new(),
@@ -254,7 +322,7 @@ impl Client {
         self.path = Path {
             port: Port::Tcp,
             mover: Mover::Bundled,
-            memory: Memory::Host,
+            memory: if self.workload == Workload::Null { Memory::Host } else { Memory::Cuda },
             link: Link::InProcess,
             batch_rows: 1,
             payload_bytes: self.request.len() as u32,
@@ -271,7 +339,7 @@ impl Connection for Client {
             self.incoming.consume()?;
         }
         let input = Tensor::flat(INPUT, DATATYPE, self.request.len());
-        protobuf::write_head(Side::Request, MODEL, &input, None, self.request.len(), &mut self.head);
+        protobuf::write_head(Side::Request, self.workload.name(), &input, None, self.request.len(), &mut self.head);
         self.sent = 0;
         self.write().map(drop)
     }
@@ -320,6 +388,7 @@ mod tests {
             server: listener.local_addr().unwrap(),
             request: request.to_vec().into(),
             expected: expected.to_vec().into(),
+            workload: Workload::Null,
             datagram: 0,
             peers: 1,
             timeout: Duration::from_secs(5),
@@ -345,7 +414,7 @@ mod tests {
             client.begin().unwrap();
             let mut head = Vec::new();
             let tensor = Tensor::flat(name, DATATYPE, output.len());
-            protobuf::write_head(Side::Response, MODEL, &tensor, None, output.len(), &mut head);
+            protobuf::write_head(Side::Response, "null", &tensor, None, output.len(), &mut head);
             server.write_all(&[&head[..], output].concat()).unwrap();
             until_done(&mut client);
             assert_eq!(client.check().is_ok(), right, "{name} {}", output[3_999]);

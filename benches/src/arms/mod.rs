@@ -3,6 +3,7 @@
 pub(crate) mod bundled;
 pub(crate) mod floor_tcp;
 pub(crate) mod floor_udp;
+pub(crate) mod gpu;
 pub(crate) mod protobuf;
 pub(crate) mod splitrpc;
 pub(crate) mod tcp_server;
@@ -48,6 +49,33 @@ pub(crate) enum Arm {
     CommodityTcp,
     /// splitrpc over UDP.
     CommodityUdp,
+    /// The bundled way, with the model's input in pinned memory.
+    BundledTcpPinned,
+    /// The model alone, with no network.
+    Local,
+    /// One copy to the GPU, and nothing else.
+    PinnedCopy,
+}
+
+/// What the servers compute.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, clap::ValueEnum)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum Workload {
+    /// Nothing, on the CPU: a fixed answer.
+    #[default]
+    Null,
+    /// Nothing, on a GPU: its memory takes the request, and gives the answer.
+    NullGpu,
+}
+
+impl Workload {
+    /// The name in options and reports, which is the model's.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Workload::Null => "null",
+            Workload::NullGpu => "null-gpu",
+        }
+    }
 }
 
 /// What an arm runs over.
@@ -57,11 +85,39 @@ pub(crate) enum Transport {
     Tcp,
     /// Datagrams.
     Udp,
+    /// Nothing: client and server are one.
+    None,
 }
 
 impl Arm {
     /// Every arm, in the order of reports and of port numbers.
-    pub(crate) const ALL: [Arm; 7] = [
+    pub(crate) const ALL: [Arm; 10] = [
+        Arm::FloorTcp,
+        Arm::FloorTcpAgain,
+        Arm::FloorUdp,
+        Arm::FloorUdpAgain,
+        Arm::BundledTcp,
+        Arm::CommodityTcp,
+        Arm::CommodityUdp,
+        Arm::BundledTcpPinned,
+        Arm::Local,
+        Arm::PinnedCopy,
+    ];
+
+    /// Those that are compared where models compute on a GPU.
+    pub(crate) const GPU: [Arm; 8] = [
+        Arm::FloorTcp,
+        Arm::FloorTcpAgain,
+        Arm::BundledTcp,
+        Arm::BundledTcpPinned,
+        Arm::CommodityTcp,
+        Arm::CommodityUdp,
+        Arm::Local,
+        Arm::PinnedCopy,
+    ];
+
+    /// Those that are compared where they compute on the CPU.
+    pub(crate) const NETWORK: [Arm; 7] = [
         Arm::FloorTcp,
         Arm::FloorTcpAgain,
         Arm::FloorUdp,
@@ -81,6 +137,9 @@ impl Arm {
             Arm::BundledTcp => "bundled-tcp",
             Arm::CommodityTcp => "commodity-tcp",
             Arm::CommodityUdp => "commodity-udp",
+            Arm::BundledTcpPinned => "bundled-tcp-pinned",
+            Arm::Local => "local",
+            Arm::PinnedCopy => "pinned-copy",
         }
     }
 
@@ -96,6 +155,9 @@ impl Arm {
             }
             Arm::CommodityTcp => "splitrpc over TCP: the kernel copies payload straight into the model's input slot",
             Arm::CommodityUdp => "splitrpc over UDP: payload scattered into the model's input slot",
+            Arm::BundledTcpPinned => "bundled-tcp with its input and output in pinned memory, on a GPU",
+            Arm::Local => "the model alone on a GPU, with copies from and to pinned memory and no network",
+            Arm::PinnedCopy => "a copy of the request from pinned memory to a GPU, and nothing else",
         }
     }
 
@@ -103,14 +165,17 @@ impl Arm {
     pub(crate) fn transport(self) -> Transport {
         match self {
             Arm::FloorUdp | Arm::FloorUdpAgain | Arm::CommodityUdp => Transport::Udp,
-            Arm::FloorTcp | Arm::FloorTcpAgain | Arm::BundledTcp | Arm::CommodityTcp => Transport::Tcp,
+            Arm::FloorTcp | Arm::FloorTcpAgain | Arm::BundledTcp | Arm::BundledTcpPinned | Arm::CommodityTcp => {
+                Transport::Tcp
+            }
+            Arm::Local | Arm::PinnedCopy => Transport::None,
         }
     }
 
-    /// The floor of a transport and its second run.
+    /// The floor of a transport and its second run. What goes over none is set beside the same floor as all others.
     pub(crate) fn floors(transport: Transport) -> [Arm; 2] {
         match transport {
-            Transport::Tcp => [Arm::FloorTcp, Arm::FloorTcpAgain],
+            Transport::Tcp | Transport::None => [Arm::FloorTcp, Arm::FloorTcpAgain],
             Transport::Udp => [Arm::FloorUdp, Arm::FloorUdpAgain],
         }
     }
@@ -140,6 +205,8 @@ pub(crate) struct ServerOptions {
     pub(crate) drop: f64,
     /// Bytes that the null model answers with.
     pub(crate) response_bytes: u32,
+    /// What is computed.
+    pub(crate) workload: Workload,
     /// The core that the data thread is bound to.
     pub(crate) core: Option<usize>,
 }
@@ -153,6 +220,8 @@ pub(crate) struct ClientOptions {
     pub(crate) request: Bytes,
     /// The response that the model gives.
     pub(crate) expected: Bytes,
+    /// What is computed.
+    pub(crate) workload: Workload,
     /// Bytes of UDP payload in each datagram.
     pub(crate) datagram: u16,
     /// How many connections share the server.
@@ -172,7 +241,8 @@ pub(crate) fn serve(arm: Arm, options: &ServerOptions, ready: impl FnOnce(Socket
     match arm {
         Arm::FloorTcp | Arm::FloorTcpAgain => floor_tcp::serve(options, ready),
         Arm::FloorUdp | Arm::FloorUdpAgain => floor_udp::serve(options, ready),
-        Arm::BundledTcp => bundled::serve(options, ready),
+        Arm::BundledTcp | Arm::BundledTcpPinned => bundled::serve(options, arm == Arm::BundledTcpPinned, ready),
+        Arm::Local | Arm::PinnedCopy => anyhow::bail!("{arm} has no server"),
         Arm::CommodityTcp | Arm::CommodityUdp => splitrpc::serve(arm.transport(), options, ready),
     }
 }
@@ -182,7 +252,8 @@ pub(crate) fn connect(arm: Arm, options: &ClientOptions) -> anyhow::Result<Box<d
     Ok(match arm {
         Arm::FloorTcp | Arm::FloorTcpAgain => Box::new(floor_tcp::Client::connect(options)?),
         Arm::FloorUdp | Arm::FloorUdpAgain => Box::new(floor_udp::Client::connect(options)?),
-        Arm::BundledTcp => Box::new(bundled::Client::connect(options)?),
+        Arm::BundledTcp | Arm::BundledTcpPinned => Box::new(bundled::Client::connect(options)?),
+        Arm::Local | Arm::PinnedCopy => Box::new(gpu::Local::new(options, arm == Arm::Local)?),
         Arm::CommodityTcp | Arm::CommodityUdp => Box::new(splitrpc::Client::connect(arm.transport(), options)?),
     })
 }
@@ -198,6 +269,7 @@ pub(crate) fn ask_once(arm: Arm, server: SocketAddr) -> anyhow::Result<()> {
         server,
         request: request_payload(64).into(),
         expected: null_response(RESPONSE_BYTES).into(),
+        workload: Workload::Null,
         datagram: DATAGRAM,
         peers: 1,
         timeout,
@@ -240,6 +312,7 @@ mod tests {
             datagram: DATAGRAM,
             drop: 0.0,
             response_bytes: RESPONSE_BYTES,
+            workload: Workload::Null,
             core: None,
         };
         std::thread::spawn(move || serve(arm, &options, |address| sender.send(address).unwrap()));
@@ -247,6 +320,7 @@ mod tests {
             server: receiver.recv().unwrap(),
             request: request_payload(request_bytes).into(),
             expected: null_response(RESPONSE_BYTES).into(),
+            workload: Workload::Null,
             datagram: DATAGRAM,
             peers,
             timeout: Duration::from_secs(5),
@@ -265,7 +339,7 @@ mod tests {
 
     #[test]
     fn every_arm_answers_every_request_right_in_every_wait_mode() {
-        for arm in Arm::ALL {
+        for arm in Arm::NETWORK {
             for wait in [Wait::Block, Wait::Adaptive] {
                 for (request_bytes, connections) in [(64, 1), (602_112, 1), (100_000, 6)] {
                     let measured = drive(arm, wait, request_bytes, connections, connections);

@@ -13,11 +13,10 @@ use splitrpc_client as splitrpc;
 use splitrpc_client::{ConnectOptions, Event, Request, Response, Tensor};
 use splitrpc_wire::{DType, Path};
 
-use super::{ClientOptions, ServerOptions, Transport};
+use super::{ClientOptions, ServerOptions, Transport, Workload};
 use crate::load::connection::{Connection, Fault, Step};
 use crate::wait::Wait;
 
-const MODEL: &str = "null";
 /// The handle of its only input.
 const INPUT: u16 = 0;
 
@@ -30,8 +29,8 @@ pub(crate) fn serve(
     // The data thread is pinned by the server itself, which wants to see what cores there are.
     let server = Server::start(build(config(transport, options))?)?;
     let address = match transport {
-        Transport::Tcp => server.tcp(),
         Transport::Udp => server.udp(),
+        Transport::Tcp | Transport::None => server.tcp(),
     };
     ready(address.context("the server does not listen")?);
     run(server, |look| {
@@ -43,8 +42,8 @@ pub(crate) fn serve(
 
 fn config(transport: Transport, options: &ServerOptions) -> Config {
     let (tcp, udp) = match transport {
-        Transport::Tcp => (Some(options.bind), None),
         Transport::Udp => (None, Some(options.bind)),
+        Transport::Tcp | Transport::None => (Some(options.bind), None),
     };
     let data = Data {
         wait: match options.wait {
@@ -57,8 +56,11 @@ fn config(transport: Transport, options: &ServerOptions) -> Config {
         drop_permille: (options.drop * 1_000.0).round() as u16,
         ..Data::default()
     };
-    let models =
-        Models { builtins: vec![config::Builtin::Null], response_bytes: options.response_bytes, ..Models::default() };
+    let builtin = match options.workload {
+        Workload::Null => config::Builtin::Null,
+        Workload::NullGpu => config::Builtin::NullGpu,
+    };
+    let models = Models { builtins: vec![builtin], response_bytes: options.response_bytes, ..Models::default() };
     Config { listen: Listen { tcp, udp, http: None }, data, models, ..Config::default() }
 }
 
@@ -77,7 +79,7 @@ impl Client {
     /// Connects, and waits until the session is ready.
     pub(crate) fn connect(transport: Transport, options: &ClientOptions) -> anyhow::Result<Client> {
         let (transport, deadline) = match transport {
-            Transport::Tcp => (splitrpc::Transport::Tcp, None),
+            Transport::Tcp | Transport::None => (splitrpc::Transport::Tcp, None),
             // Datagrams may be lost; a request that cannot be brought to its end is to say so before anybody loses
             // patience with it.
             Transport::Udp => (splitrpc::Transport::Udp, Some(options.timeout / 2)),
@@ -85,7 +87,7 @@ impl Client {
         let connect = ConnectOptions { datagram: options.datagram, ..ConnectOptions::default() };
         let session = splitrpc::Connection::connect(&options.server.to_string(), transport, &connect)?;
         Ok(Client {
-            model: session.catalogue().model(MODEL)?.handle,
+            model: session.catalogue().model(options.workload.name())?.handle,
             dims: [options.request.len() as u32],
             request: options.request.clone(),
             expected: options.expected.clone(),

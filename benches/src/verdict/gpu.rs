@@ -1,0 +1,59 @@
+//! The figures of models on a GPU.
+
+use splitrpc_wire::Stage;
+
+use super::{Figure, Found, Outcome, Picked};
+use crate::arms::Arm;
+use crate::plan::IMAGE;
+use crate::record::{Run, Sense};
+use crate::wait::Wait;
+
+/// The figures that the project promises of a machine with a GPU.
+pub(super) fn figures(found: &Found<'_>) -> Vec<Figure> {
+    let picked = found.single(IMAGE, Wait::Spin, None);
+    let mut figures = Vec::new();
+    for (other, target) in [(Arm::BundledTcp, 0.3), (Arm::BundledTcpPinned, 0.5)] {
+        let arms = [Arm::CommodityTcp, other, Arm::FloorTcp, Arm::PinnedCopy];
+        if arms.iter().all(|&arm| picked.planned(arm)) {
+            let what = format!(
+                "{}, time above its floor and a copy to the GPU, as a share of {other}'s, {IMAGE} B",
+                Arm::CommodityTcp
+            );
+            figures.push(Figure::new(what, Sense::AtMost, target, share(&picked, arms)));
+        }
+    }
+    if [Arm::CommodityTcp, Arm::PinnedCopy].iter().all(|&arm| picked.planned(arm)) {
+        let what = format!("{}, its copies in against a copy alone, {IMAGE} B", Arm::CommodityTcp);
+        figures.push(Figure::new(what, Sense::AtMost, 1.2, copies(&picked)));
+    }
+    figures
+}
+
+/// What two arms take beyond a floor and a copy, the one over the other.
+fn share(picked: &Picked<'_>, arms: [Arm; 4]) -> Outcome {
+    let run = |arm: Arm| picked.run(arm).ok_or_else(|| picked.unmeasured(arm));
+    let [ours, theirs, floor, copy] = arms.map(run);
+    let (ours, theirs, floor, copy) = (ours?, theirs?, floor?, copy?);
+    let least = floor.figure_us() + copy.figure_us();
+    let above = |run: &Run| run.figure_us() - least;
+    let detail = format!(
+        "{:.1} us above {:.1} us ({:.1} and {:.1}); {} {:.1} us",
+        above(ours),
+        least,
+        floor.figure_us(),
+        copy.figure_us(),
+        theirs.arm,
+        above(theirs)
+    );
+    Ok((above(ours) / above(theirs), detail, ours.void_reason.clone()))
+}
+
+fn copies(picked: &Picked<'_>) -> Outcome {
+    let copy_in = |arm: Arm| {
+        let run = picked.run(arm).ok_or_else(|| picked.unmeasured(arm))?;
+        let stages = run.stages_us.as_ref().and_then(|stages| stages.get(Stage::CopyIn.name()));
+        stages.copied().ok_or_else(|| format!("{arm} does not tell how long its copies take"))
+    };
+    let (ours, alone) = (copy_in(Arm::CommodityTcp)?, copy_in(Arm::PinnedCopy)?);
+    Ok((ours / alone, format!("{ours:.1} us, alone {alone:.1} us, by the device's clock"), None))
+}
