@@ -9,7 +9,7 @@ use splitrpc_telemetry::Shard as Telemetry;
 use splitrpc_wire::path::Memory;
 
 use crate::config::{Builtin, Config, Limits, Machine, Problem, USUAL_SESSIONS};
-use crate::gpu::{Gpu, LazyGpu};
+use crate::gpu::{Gpu, LazyGpu, Reserved};
 use crate::http::{Bounds, Http};
 use crate::metrics::{ModelReport, ModelState, Status};
 use crate::model::spec::ModelSpec;
@@ -91,7 +91,7 @@ pub fn build(config: Config) -> Result<Built, BuildError> {
     let mut failed = Vec::new();
     let mut models = Vec::new();
     let gpu = LazyGpu::new(config.gpu.clone());
-    let mut reserved = 0;
+    let mut reserved = Reserved::default();
     for candidate in candidates(&config, &gpu)? {
         let served = candidate.and_then(|factory| {
             let name = factory.spec().name.clone();
@@ -189,7 +189,7 @@ fn serve(
     factory: &Arc<dyn Factory>,
     config: &Config,
     gpu: &LazyGpu,
-    reserved: &mut u64,
+    reserved: &mut Reserved,
 ) -> Result<Served, RuntimeError> {
     let refuse = |error: &dyn std::fmt::Display| RuntimeError(error.to_string());
     let spec = factory.spec();
@@ -218,8 +218,10 @@ fn serve(
         }
         Execution::Gpu(program) => {
             let gpu = gpu.get().map_err(|e| refuse(&e))?;
-            gpu.admit(spec, &plan, &*program, shards as u64, reserved).map_err(|e| refuse(&e))?;
+            let mut with_it = *reserved;
+            gpu.admit(spec, &plan, &*program, shards as u64, &mut with_it).map_err(|e| refuse(&e))?;
             warm_up(&mut |job| gpu.run(spec, &program, job), spec)?;
+            *reserved = with_it;
             Computing::Device
         }
     };

@@ -110,6 +110,7 @@ mod tests {
         include_str!("memory.rs"),
         include_str!("memory_ops.rs"),
         include_str!("module.rs"),
+        include_str!("pinned.rs"),
         include_str!("range.rs"),
         include_str!("stream.rs"),
     );

@@ -4,7 +4,7 @@ use std::fmt;
 use std::sync::Arc;
 
 use splitrpc_arena::{Arena, Run};
-use splitrpc_cuda::MemoryOptions;
+use splitrpc_cuda::{MemoryOptions, StreamPriorities};
 use splitrpc_gpu::{Chunking, Copies, Direction, GpuArena, GpuError, Lane};
 use splitrpc_wire::TensorDesc;
 
@@ -40,6 +40,7 @@ pub struct Board {
 }
 
 struct Model {
+    inputs: Vec<u16>,
     tensors: Tensors,
     program: Arc<dyn Program>,
     /// For each group of priorities `each` lanes, the most urgent group first.
@@ -69,11 +70,13 @@ impl Board {
         };
         let models: Vec<Option<Model>> = models.iter().map(&mut place).collect::<Result<_, GpuError>>()?;
         let tensors = models.iter().flatten().map(|m| m.tensors.most()).max().unwrap_or(1);
+        // A batch's outputs may all lie apart.
+        let outputs = models.iter().flatten().map(|m| m.tensors.most_outputs()).max().unwrap_or(1);
         let chunking = Chunking { bytes: gpu.settings.chunk_bytes, depth: gpu.settings.chunks_ahead.into() };
         // Copies have no priorities of their own on the device.
         let lane = || Lane::new(&arena, gpu.context.stream_priorities()?.greatest, Vec::new(), Vec::new());
         let incoming = Copies::new(lane()?, Direction::In, chunking, requests, 2 * tensors)?;
-        let outgoing = Copies::new(lane()?, Direction::Out, chunking, lanes as usize, tensors)?;
+        let outgoing = Copies::new(lane()?, Direction::Out, chunking, lanes as usize, outputs)?;
         let copies = Transfers::new(incoming, outgoing, requests, &gpu.settings);
         Ok(Board { arena, models, copies, under_way: 0 })
     }
@@ -96,7 +99,7 @@ impl Model {
         let range = gpu.context.stream_priorities()?;
         // Lower numbers are more urgent.
         let steps = (range.least - range.greatest).unsigned_abs().min(254) as u8;
-        let groups = spec.priority_levels.clamp(1, steps + 1);
+        let groups = groups(spec, range);
         let each = usize::from(spec.instances.max(1));
         let tensors = Tensors::new(spec, tenant.program.alignment());
         let lane = |index: usize| {
@@ -113,7 +116,8 @@ impl Model {
             flight.lane().finish()?;
         }
         let program = Arc::clone(&tenant.program);
-        Ok(Model { tensors, program, lanes, each, levels: spec.priority_levels })
+        let inputs = tenant.pools.inputs.clone();
+        Ok(Model { inputs, tensors, program, lanes, each, levels: spec.priority_levels })
     }
 
     /// Its lanes for requests of a priority.
@@ -123,6 +127,12 @@ impl Model {
         let group = usize::from(priority.max(1) - 1).min(levels - 1) * groups / levels;
         group * self.each..(group + 1) * self.each
     }
+}
+
+/// Groups of priorities that have lanes of their own.
+pub(super) fn groups(spec: &ModelSpec, range: StreamPriorities) -> u8 {
+    let steps = (range.least - range.greatest).unsigned_abs().min(254) as u8;
+    spec.priority_levels.clamp(1, steps + 1)
 }
 
 /// How urgent a priority is beside those of other models: less is more urgent.
@@ -172,6 +182,12 @@ impl Device for Board {
         self.under_way += 1;
     }
 
+    fn give_up(&mut self, model: u16, lane: u16) {
+        let Some(Some(model)) = self.models.get_mut(usize::from(model)) else { return };
+        model.lanes[usize::from(lane)].give_up(&mut self.copies);
+        self.copies.close(&model.inputs);
+    }
+
     fn has_news(&self) -> bool {
         let flights = || self.models.iter().flatten().flat_map(|model| &model.lanes);
         self.copies.are_awaited() || self.under_way > 0 && flights().any(Flight::has_signalled)
@@ -182,9 +198,13 @@ impl Device for Board {
     }
 
     fn ended(&mut self, model: u16, lane: u16, batch: &Batch, launch: &mut Launch) -> Option<Result<(), RuntimeError>> {
-        let Model { tensors, program, lanes, .. } = self.models.get_mut(usize::from(model))?.as_mut()?;
-        let ended = lanes[usize::from(lane)].advance(tensors, &**program, &mut self.copies, batch, launch)?;
+        let Model { inputs, tensors, program, lanes, .. } = self.models.get_mut(usize::from(model))?.as_mut()?;
+        let flight = &mut lanes[usize::from(lane)];
+        let ended = flight.advance(tensors, &**program, &mut self.copies, batch, launch)?;
         self.under_way -= 1;
+        if flight.was_given_up() {
+            self.copies.open(inputs);
+        }
         Some(ended.map_err(|error| RuntimeError(error.to_string())))
     }
 }

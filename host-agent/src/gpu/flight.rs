@@ -15,8 +15,10 @@ use super::{Gpu, Program, Rows};
 use crate::model::spec::ModelSpec;
 use crate::runtime::{Batch, Launch};
 
-/// Where in the memory for compactions a tensor may begin.
+/// Where in the memory for compactions a tensor may begin, unless the model asks for more.
 const ALIGNMENT: u64 = 256;
+/// What the address of every slot of a window of one row is a multiple of.
+const SLOT_ALIGNMENT: u64 = 64;
 /// The stages of one launch in so many are timed by the device's clock, which takes longer than all else about a small one. The others are
 /// taken to be shared out alike.
 const TIMED_EVERY: u32 = 128;
@@ -50,26 +52,37 @@ struct Tensor {
 impl Tensors {
     pub(super) fn new(spec: &ModelSpec, alignment: u32) -> Tensors {
         let max_batch = spec.max_batch.max(1);
+        let alignment = u64::from(alignment.max(1));
         let mut staging = 0;
         let mut tensor = |tensor| {
             let row = spec.row_bytes(tensor);
             let at = staging;
-            // Slots of single rows are where they should be.
-            if max_batch > 1 {
-                staging += (u64::from(row.unwrap_or(0)) * u64::from(max_batch)).next_multiple_of(ALIGNMENT);
+            // Slots of single rows are where they should be, as long as not too much is asked.
+            if max_batch > 1 || alignment > SLOT_ALIGNMENT {
+                let window = u64::from(row.unwrap_or(0)) * u64::from(max_batch);
+                staging += window.next_multiple_of(ALIGNMENT.max(alignment));
             }
             let dims = spec.row_dims(tensor).iter().map(|d| d.unwrap_or(0)).collect();
             Tensor { row, at, dtype: tensor.dtype, dims }
         };
         let inputs = spec.inputs.iter().map(&mut tensor).collect();
         let outputs = spec.outputs.iter().map(&mut tensor).collect();
-        let alignment = u64::from(alignment.max(1));
         Tensors { inputs, outputs, max_batch, has_rows: spec.max_batch > 0, alignment, staging }
+    }
+
+    /// Bytes of each lane's memory for compactions.
+    pub(super) fn staging(&self) -> u64 {
+        self.staging
     }
 
     /// The greater of how many inputs and outputs there are.
     pub(super) fn most(&self) -> usize {
         self.inputs.len().max(self.outputs.len()).max(1)
+    }
+
+    /// Outputs of a batch, each request's apart.
+    pub(super) fn most_outputs(&self) -> usize {
+        self.outputs.len().max(1) * usize::from(self.max_batch)
     }
 
     fn row_bytes(tensors: &[Tensor]) -> u64 {
@@ -163,6 +176,7 @@ pub(super) struct Flight {
     size: usize,
     /// Whether the batch is timed.
     timed: bool,
+    given_up: bool,
 }
 
 impl Flight {
@@ -201,6 +215,7 @@ impl Flight {
             splits: vec![Split::default(); usize::from(tensors.max_batch).max(64) + 1],
             size: 0,
             timed: false,
+            given_up: false,
         })
     }
 
@@ -244,6 +259,11 @@ impl Flight {
         // Not the first, which may be recorded, and compiled.
         self.timed = self.splits[self.size].launches % TIMED_EVERY == 2;
         let since = Instant::now();
+        if let Some(error) = copies.failure() {
+            self.forget(copies);
+            self.phase = Phase::Failing(error);
+            return;
+        }
         let mut begun = requests.iter().zip(batch.items());
         let ahead = begun.any(|(request, item)| copies.has_begun(*request, item.input));
         let each = || requests.iter().zip(batch.items());
@@ -258,6 +278,11 @@ impl Flight {
         }
         // Others may be on their way to the same slots of requests that came to nothing. A stream keeps the order.
         let alone = !ahead && copies.is_in_idle();
+        if let Some(error) = copies.failure() {
+            self.forget(copies);
+            self.phase = Phase::Failing(error);
+            return;
+        }
         let copied = if alone { self.copy_in(tensors, batch) } else { self.copy_rest(copies, batch) };
         let begun = copied.and_then(|()| self.launch(tensors, program, copies, !alone, batch));
         self.phase = begun.map_or_else(Phase::Failing, |()| Phase::Computing { copy_in: None, since, asked: since });
@@ -357,16 +382,37 @@ impl Flight {
             }
             Phase::Failing(error) => {
                 let error = error.clone();
+                if error.is_sticky() {
+                    self.phase = Phase::Idle;
+                    return Err(error);
+                }
                 // What comes of that is in what is under way.
                 let _ = (copies.incoming.pump(), copies.outgoing.pump());
                 let settled = copies.incoming.are_settled() && copies.outgoing.are_settled();
-                if settled && self.lane.is_done()? {
+                // Copies in front of a launch are on either stream.
+                if settled && copies.incoming.lane().is_done()? && self.lane.is_done()? {
                     self.phase = Phase::Idle;
                     return Err(error);
                 }
                 Ok(false)
             }
         }
+    }
+
+    /// The batch's requests have been answered, and their numbers are given to others. What was submitted goes on.
+    pub(super) fn give_up(&mut self, copies: &mut Transfers) {
+        if matches!(self.phase, Phase::Filling { .. }) {
+            self.forget(copies);
+            copies.waited_for -= 1;
+            self.phase = Phase::Failing(GpuError::NoSlots);
+        }
+        self.requests.clear();
+        self.given_up = true;
+    }
+
+    /// Whether the batch that ended last had been given up.
+    pub(super) fn was_given_up(&mut self) -> bool {
+        std::mem::take(&mut self.given_up)
     }
 
     /// The batch's requests are copied no more.
@@ -530,7 +576,12 @@ impl Flight {
         let key = (count, first(&self.inputs), first(&self.outputs));
         let known = match recordings.get(&key) {
             Some(known) => Some(*known),
-            None => lane.record(|work: &Work<'_>| program.submit(work, &rows))?,
+            None => match lane.record(|work: &Work<'_>| program.submit(work, &rows)) {
+                Ok(recorded) => recorded,
+                Err(error) if error.is_sticky() => return Err(error),
+                // It goes without.
+                Err(_) => None,
+            },
         };
         match known {
             Some(recording) => {

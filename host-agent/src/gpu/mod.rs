@@ -17,6 +17,7 @@ use splitrpc_cuda::{Context, Driver};
 
 pub use board::{Board, Tenant};
 pub use program::{Program, Resources, Rows};
+pub(crate) use trial::{Reserved, granules};
 
 use crate::config;
 

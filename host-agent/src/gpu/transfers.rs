@@ -10,6 +10,9 @@ use crate::config;
 /// Tensors of a request that are copied while it arrives; further ones are copied with the launch.
 const EARLY_TENSORS: usize = 4;
 
+/// Bytes that are copied at once while a request arrives, at least: each copy costs calls of the driver.
+const EARLY_COPY: u32 = 256 << 10;
+
 /// The copies of one board.
 pub(super) struct Transfers {
     pub(super) incoming: Copies,
@@ -26,6 +29,8 @@ pub(super) struct Transfers {
     pub(super) waited_for: usize,
     /// Why copies failed.
     pub(super) failed: Option<GpuError>,
+    /// Pools whose slots a launch may still use that was given up.
+    closed: Vec<u16>,
 }
 
 /// What was begun of a request's copies.
@@ -54,6 +59,7 @@ impl Transfers {
             by_kernel: settings.kernel_out_bytes.into(),
             waited_for: 0,
             failed: None,
+            closed: Vec::new(),
         }
     }
 
@@ -90,6 +96,9 @@ impl Transfers {
 
     /// Part of a request is there; others may say so as well of slots that are not this request's any more.
     pub(super) fn arriving(&mut self, request: u32, input: Run, tensor: u16, offset: u32, len: u32) {
+        if self.closed.contains(&input.pool) {
+            return;
+        }
         let Some(begun) = self.begun.get(request as usize) else { return };
         if begun.run != input {
             // Of one that came to nothing before it was submitted.
@@ -99,12 +108,13 @@ impl Transfers {
         let begun = &mut self.begun[request as usize];
         let Some(covered) = begun.covered.get_mut(usize::from(tensor)).filter(|_| !begun.whole) else { return };
         let end = offset.saturating_add(len);
-        // Small pieces are not worth a copy each.
-        if offset > *covered || end < covered.saturating_add(self.early / 2) {
+        // What lies between was not told of; and small pieces are not worth a copy each.
+        if offset > *covered || end < covered.saturating_add(self.early.max(EARLY_COPY)) {
             return;
         }
         let from = std::mem::replace(covered, end);
-        self.push(request, (ORDINARY, 0), input, tensor, from, end - from);
+        // Behind those that are whole.
+        self.push(request, (ORDINARY, u64::MAX), input, tensor, from, end - from);
         if let Err(error) = self.incoming.feed() {
             self.failed.get_or_insert(error);
         }
@@ -144,6 +154,38 @@ impl Transfers {
     fn push(&mut self, request: u32, rank: (u8, u64), input: Run, tensor: u16, from: u32, len: u32) {
         if let Err(error) = self.incoming.push(request, rank, input, tensor, from, len) {
             self.failed.get_or_insert(error);
+        }
+    }
+
+    /// Why copies have failed, if they have. Once nothing is under way any more all that was begun is forgotten, and copied anew: which of it is
+    /// missing is not known.
+    pub(super) fn failure(&mut self) -> Option<GpuError> {
+        let error = self.failed.clone()?;
+        // What comes of that is in what has failed already.
+        let _ = (self.incoming.pump(), self.outgoing.pump());
+        if self.waited_for == 0 && self.incoming.is_idle() && self.outgoing.is_idle() {
+            self.begun.fill(Begun::NOTHING);
+            self.failed = None;
+        }
+        Some(error)
+    }
+
+    /// Nothing more goes into slots of these pools.
+    pub(super) fn close(&mut self, pools: &[u16]) {
+        self.closed.extend(pools);
+    }
+
+    /// Undoes one [`Transfers::close`]. What was begun there is begun anew.
+    pub(super) fn open(&mut self, pools: &[u16]) {
+        for pool in pools {
+            if let Some(place) = self.closed.iter().position(|closed| closed == pool) {
+                self.closed.swap_remove(place);
+            }
+        }
+        for request in 0..self.begun.len() {
+            if pools.contains(&self.begun[request].run.pool) {
+                self.forget(request as u32);
+            }
         }
     }
 

@@ -3,11 +3,17 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use super::board::groups;
+use super::flight::Tensors;
 use super::{Board, Gpu, Program, Tenant};
+use crate::config::free_memory;
 use crate::model::spec::ModelSpec;
 use crate::plan::{ModelPools, Plan};
 use crate::runtime::device::Device;
 use crate::worker::Job;
+
+/// Device memory comes in pieces of so many bytes.
+const GRANULE: u64 = 2 << 20;
 
 impl Gpu {
     /// Computes a job whose inputs and outputs are the pools 0 and 1 of its arena, and waits for that.
@@ -33,7 +39,7 @@ impl Gpu {
         };
     }
 
-    /// Refuses a model that cannot be computed on a GPU, or that its memory has no room for beside what was `reserved`, and adds what
+    /// Refuses a model that cannot be computed on a GPU, or that there is no memory for beside what was `reserved` for others, and adds what
     /// it needs to that. `plan` is that of the model alone.
     pub(crate) fn admit(
         &self,
@@ -41,7 +47,7 @@ impl Gpu {
         plan: &Plan,
         program: &dyn Program,
         shards: u64,
-        reserved: &mut u64,
+        reserved: &mut Reserved,
     ) -> Result<(), String> {
         if plan.outputs.is_empty() {
             return Err(
@@ -52,21 +58,45 @@ impl Gpu {
         if spec.max_batch > 1 && !spec.fixed_inputs() {
             return Err("batches inputs whose sizes vary, which is not supported on a GPU".into());
         }
-        let slots: u64 = plan.all().iter().map(|(_, layout)| layout.bytes()).sum();
-        let lanes = u64::from(spec.instances.max(1)) * u64::from(spec.priority_levels.max(1));
-        let (free, total) = self.context.memory_bytes().map_err(|error| error.to_string())?;
+        let failed = |error: splitrpc_cuda::Error| error.to_string();
+        let (free, total) = self.context.memory_bytes().map_err(failed)?;
+        let range = self.context.stream_priorities().map_err(failed)?;
+        let lanes = u64::from(spec.instances.max(1)) * u64::from(groups(spec, range));
+        let lane = program.lane_bytes().saturating_add(granules(Tensors::new(spec, program.alignment()).staging()));
+        let (host, device) = plan.all().iter().fold((0_u64, 0_u64), |(host, device), (_, layout)| {
+            (host.saturating_add(layout.bytes()), device.saturating_add(granules(layout.bytes())))
+        });
+        let device = device.saturating_add(lane.saturating_mul(lanes)).saturating_mul(shards);
+        let host = host.saturating_mul(shards);
         // Reservations are made before anything is taken. Streams, graphs and the driver itself need some too.
-        let free = free.saturating_sub(total / 50).saturating_sub(*reserved);
-        let needed = (slots + lanes * program.lane_bytes()).saturating_mul(shards);
-        if needed > free {
-            return Err(format!(
-                "needs {} MiB of the GPU's memory, and {} MiB are free: lower limits.slots_per_model, limits.class_bytes, \
-                 limits.max_request_bytes, or max_batch_size",
-                needed.div_ceil(1 << 20),
-                free >> 20
-            ));
+        let device_free = free.saturating_sub(total / 50).saturating_sub(reserved.device);
+        let host_free = free_memory().map_or(u64::MAX, |free| free.saturating_sub(reserved.host));
+        for (what, needed, free) in
+            [("the GPU's memory", device, device_free), ("the host's memory, locked for the GPU", host, host_free)]
+        {
+            if needed > free {
+                return Err(format!(
+                    "needs {} MiB of {what}, and {} MiB are free: lower limits.slots_per_model, limits.class_bytes, \
+                     limits.max_request_bytes, or max_batch_size",
+                    needed.div_ceil(1 << 20),
+                    free >> 20
+                ));
+            }
         }
-        *reserved += needed;
+        reserved.device += device;
+        reserved.host += host;
         Ok(())
     }
+}
+
+/// Memory that models were promised, in bytes.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Reserved {
+    device: u64,
+    host: u64,
+}
+
+/// What an allocation of so many bytes takes on the device.
+pub(crate) fn granules(bytes: u64) -> u64 {
+    bytes.checked_next_multiple_of(GRANULE).unwrap_or(u64::MAX)
 }

@@ -27,6 +27,10 @@ pub(super) fn of_config(name: &str, version: u16, config: &ModelConfig) -> Resul
     if let Some(line) = config.cpu_line {
         return Err(ConfigError::at(line, "instance_group.kind KIND_CPU is not supported for kernels".to_owned()));
     }
+    if config.dynamic_batching.is_some() && max_batch == 0 {
+        let what = "dynamic_batching is asked for, but there is no max_batch_size".to_owned();
+        return Err(ConfigError::at(0, what));
+    }
     let dynamic = config.dynamic_batching.as_ref();
     Ok(ModelSpec {
         name: name.to_owned(),

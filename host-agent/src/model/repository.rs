@@ -94,7 +94,12 @@ pub fn load_model(folder: &Path, gpu: &LazyGpu) -> Loaded {
     let served = u16::try_from(version).map_err(|_| {
         ModelError::new(folder.join(version.to_string()), "is a version above 65535, which is not supported")
     })?;
-    if path.extension().is_some_and(|extension| extension == "toml") {
+    let of_kernels = path.extension().is_some_and(|extension| extension == "toml");
+    if !of_kernels && config.as_ref().is_some_and(|c| c.backend.as_deref() == Some("cuda")) {
+        let reason = "backend \"cuda\" wants a default_model_filename that ends in .toml, or none";
+        return Err(ModelError::new(config_path, reason));
+    }
+    if of_kernels {
         let Some(config) = config else {
             return Err(ModelError::new(
                 config_path,
@@ -118,11 +123,12 @@ pub fn load_model(folder: &Path, gpu: &LazyGpu) -> Loaded {
 /// is nothing else, else ONNX.
 fn model_file(version: &Path, config: Option<&ModelConfig>) -> PathBuf {
     let (kernels, onnx) = (version.join(cuda::MANIFEST), version.join("model.onnx"));
-    match config.and_then(|c| c.default_model_filename.as_deref()) {
-        Some(name) => version.join(name),
-        None if config.is_some_and(|c| c.backend.as_deref() == Some("cuda")) => kernels,
-        None if kernels.exists() && !onnx.exists() => kernels,
-        None => onnx,
+    let backend = config.and_then(|c| c.backend.as_deref());
+    match (config.and_then(|c| c.default_model_filename.as_deref()), backend) {
+        (Some(name), _) => version.join(name),
+        (None, Some("cuda")) => kernels,
+        (None, None) if kernels.exists() && !onnx.exists() => kernels,
+        (None, _) => onnx,
     }
 }
 

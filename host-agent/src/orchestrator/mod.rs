@@ -12,7 +12,7 @@ use std::sync::Arc;
 
 use nic_app::Arrival;
 use splitrpc_arena::{AllocatorError, Arena, PoolLayout, SlotAllocator, SlotEntry};
-use splitrpc_engine::Time;
+use splitrpc_engine::{Time, US};
 use splitrpc_ring::{HostLink, RequestKey, Submission};
 use splitrpc_telemetry::{Event, Level, Shard};
 use splitrpc_wire::Status;
@@ -28,6 +28,9 @@ use crate::worker::{Waker, Workers};
 
 /// Submissions taken in one poll, so that a flood of them does not keep answers waiting.
 const SUBMISSIONS_PER_POLL: usize = 256;
+
+/// How soon a device is looked after that has something to go on with, in nanoseconds.
+const LOOK: u64 = 20 * US;
 
 /// A model that is served, shared by all shards.
 #[derive(Clone)]
@@ -202,6 +205,8 @@ impl<'a, L: HostLink> Orchestrator<'a, L> {
             return Some(now);
         }
         let next = self.models.iter().map(|m| m.next_look().min(m.next_glance(now))).min().unwrap_or(Time::NEVER);
+        // Copies of those that wait go on although nobody computes.
+        let next = if self.has_news() { next.min(now + LOOK) } else { next };
         (next < Time::NEVER).then_some(next)
     }
 

@@ -264,6 +264,9 @@ impl ModelState {
         let Exec::Device(lanes) = &mut self.exec else { return };
         let Some(Some(job)) = lanes.jobs.get_mut(lane) else { return };
         lanes.given_up += 1;
+        if let Some(device) = &mut desk.device {
+            device.give_up(self.handle, lane as u16);
+        }
         let millis = now.since(job.launched) / MS;
         let name = &self.served.factory.spec().name;
         tracing::error!(model = name, millis, "a launch does not end; the model is not served until it does");

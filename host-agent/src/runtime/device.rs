@@ -12,7 +12,7 @@ pub type Turn = (u8, u64);
 /// data thread, which looks again and again how far that has come.
 ///
 /// A model has *lanes*, each of which has one batch at a time. From [`Device::begin`] until [`Device::ended`] has told how it
-/// ended, the device may read the inputs' slots and write the outputs'.
+/// ended, the device may use the inputs' slots in its own memory, and write the outputs' slots.
 pub trait Device: Send {
     /// Lanes of a model.
     fn lanes(&self, model: u16) -> u16;
@@ -38,6 +38,10 @@ pub trait Device: Send {
     /// Begins a batch on an idle lane. `requests` are those of its items, in the same order, and `turn` is that of the first to have
     /// been served.
     fn begin(&mut self, model: u16, lane: u16, turn: Turn, requests: &[u32], batch: &Batch);
+
+    /// The requests of a lane's batch are answered, since it takes too long, and their numbers are given to others; so are their inputs' slots,
+    /// into which the device lets nothing come until the batch has ended.
+    fn give_up(&mut self, model: u16, lane: u16);
 
     /// Whether it is worth while to look what has come further. Costs next to nothing.
     fn has_news(&self) -> bool;

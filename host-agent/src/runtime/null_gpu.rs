@@ -9,7 +9,7 @@ use splitrpc_gpu::{GpuError, Work};
 
 use super::null::{Null, pattern};
 use super::{Execution, Factory, Runtime, RuntimeError};
-use crate::gpu::{Program, Resources, Rows};
+use crate::gpu::{Program, Resources, Rows, granules};
 use crate::model::spec::ModelSpec;
 
 /// The null model of a GPU.
@@ -58,6 +58,10 @@ impl Program for Answer {
         Stream::new(&self.context)?
             .upload(buffer.range(0, pattern.len()).map_err(splitrpc_cuda::Error::from)?, &pattern)?;
         Ok(Resources { buffers: vec![Arc::new(buffer)], kernels: Vec::new() })
+    }
+
+    fn lane_bytes(&self) -> u64 {
+        granules(self.bytes.into())
     }
 
     fn launches(&self) -> bool {

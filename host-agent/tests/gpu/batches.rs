@@ -59,11 +59,17 @@ fn many_at_once_are_all_answered_right() {
     let more = "dynamic_batching { max_queue_delay_microseconds: 0 priority_levels: 3 default_priority_level: 2 }\n\
                 instance_group [ { count: 2 kind: KIND_GPU } ]";
     // Rows that are not aligned, and too large to be copied with the launch when there are several.
-    let repository =
-        Repository::new().with_add("odd", 257, 8, "graph", more).with_add("large", 200_001, 4, "kernel", more);
-    let server = start(config(Some(&repository), &[]));
+    let repository = Repository::new()
+        .with_add("odd", 257, 8, "graph", more)
+        .with_add("large", 200_001, 4, "kernel", more)
+        .with_aligned_add("single", 25, 1, "graph", 256, more)
+        .with_aligned_add("aligned", 25, 4, "kernel", 4096, more);
+    let mut config = config(Some(&repository), &[]);
+    // A client may have as many requests at once as there are slots left.
+    (config.limits.slots_per_model, config.limits.class_bytes) = (64, 64 << 20);
+    let server = start(config);
     let mut connection = connection(&server);
-    for (name, n) in [("odd", 257), ("large", 200_001)] {
+    for (name, n) in [("odd", 257), ("large", 200_001), ("single", 25), ("aligned", 25)] {
         let model = connection.catalogue().model(name).unwrap().handle;
         let sums: Vec<_> = (0..8).map(|seed| sum(seed, n)).collect();
         let mut open = std::collections::HashMap::new();
@@ -89,7 +95,7 @@ fn what_is_copied_while_it_arrives_is_whole_whoever_had_the_slots_before() {
         return;
     }
     let n = 500_000;
-    let repository = Repository::new().with_add("add", n, 0, "kernel", "");
+    let repository = Repository::new().with_add("add", n, 1, "kernel", "");
     let mut config = config(Some(&repository), &[]);
     // As few as there can be, so that they are used again at once.
     (config.limits.slots_per_model, config.limits.class_bytes) = (2, 1 << 20);

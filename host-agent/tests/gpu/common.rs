@@ -49,12 +49,25 @@ impl Repository {
 
     /// `C = A + B` over rows of `n` single precision numbers, launched one way or the other.
     pub(crate) fn with_add(self, name: &str, n: u32, max_batch: u16, launch: &str, more: &str) -> Repository {
+        self.with_aligned_add(name, n, max_batch, launch, 16, more)
+    }
+
+    /// The same, of tensors whose addresses are multiples of `alignment`.
+    pub(crate) fn with_aligned_add(
+        self,
+        name: &str,
+        n: u32,
+        max_batch: u16,
+        launch: &str,
+        alignment: u32,
+        more: &str,
+    ) -> Repository {
         let mut config = format!("backend: \"cuda\" max_batch_size: {max_batch} {more}\n");
         for (kind, tensor) in [("input", "A"), ("input", "B"), ("output", "C")] {
             let _ = writeln!(config, "{kind} {{ name: \"{tensor}\" data_type: TYPE_FP32 dims: [ {n} ] }}");
         }
         let manifest = format!(
-            "module = \"add.ptx\"\nlaunch = \"{launch}\"\n[[kernel]]\nfunction = \"add\"\n\
+            "module = \"add.ptx\"\nlaunch = \"{launch}\"\nalignment = {alignment}\n[[kernel]]\nfunction = \"add\"\n\
              grid = [{{ per_row = {n}, per_block = 256 }}]\nblock = [256]\n\
              arguments = [{{ input = \"A\" }}, {{ input = \"B\" }}, {{ output = \"C\" }}, {{ u32_per_row = {n} }}]\n"
         );

@@ -154,9 +154,11 @@ impl Lane {
         compute: impl FnOnce(&Work<'_>) -> Result<(), GpuError>,
         outputs: &mut [(Run, u16, &mut [u8])],
     ) -> Result<(), GpuError> {
+        // Whatever becomes of the submission: what was submitted has borrowed the bytes.
+        let borrowed = Borrowed { stream: &self.stream };
         let submitted = self.submit_exchange(inputs, compute, outputs);
-        // Whatever became of the submission: what was submitted has borrowed the bytes.
         let done = self.finish();
+        drop(borrowed);
         submitted.and(done)
     }
 
@@ -211,6 +213,24 @@ impl Lane {
                 Err(error) => return error.is_sticky(),
                 Ok(false) if Instant::now() > end => return false,
                 Ok(false) => thread::sleep(Duration::from_millis(1)),
+            }
+        }
+    }
+}
+
+/// Bytes that are borrowed for a stream's work. Dropped, also by a panic, once that is done; waits for it for as long as it takes.
+struct Borrowed<'s> {
+    stream: &'s Stream,
+}
+
+impl Drop for Borrowed<'_> {
+    fn drop(&mut self) {
+        loop {
+            match self.stream.is_done() {
+                Ok(true) => return,
+                // A context that is lost does nothing any more.
+                Err(error) if error.is_sticky() => return,
+                Ok(false) | Err(_) => thread::sleep(Duration::from_micros(100)),
             }
         }
     }

@@ -82,8 +82,12 @@ impl Device for TestDevice {
         control.batches.push((firsts, together(&inputs), together(&outputs)));
     }
 
+    fn give_up(&mut self, model: u16, lane: u16) {
+        assert!(self.control.lock().unwrap().begun.contains(&(model, lane)));
+    }
+
     fn has_news(&self) -> bool {
-        true
+        !self.control.lock().unwrap().begun.is_empty()
     }
 
     fn pump(&mut self) -> bool {

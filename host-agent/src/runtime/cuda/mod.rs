@@ -8,7 +8,7 @@ use splitrpc_cuda::{Context, DeviceMemory, Launch, MemoryOptions, Stream};
 use splitrpc_gpu::{Buffer, GpuError, Kernel, Operand, Work, load_code};
 
 use super::{Execution, Factory, Runtime, RuntimeError};
-use crate::gpu::{Gpu, Program, Resources, Rows};
+use crate::gpu::{Gpu, Program, Resources, Rows, granules};
 use crate::model::read_plain;
 use crate::model::spec::ModelSpec;
 use manifest::{Argument, BufferPlan, KernelPlan, LaunchType, Manifest};
@@ -133,7 +133,7 @@ impl Kernels {
         let (operands, count) = self.operands(plan, &rows);
         kernel.check(&operands[..count]).map_err(|e| e.to_string())?;
         let function = kernel.function();
-        let threads: u64 = plan.block.iter().map(|side| u64::from(*side)).product();
+        let threads = plan.block.iter().fold(1_u64, |threads, side| threads.saturating_mul((*side).into()));
         let most = function.threads_max().map_err(|e| e.to_string())?;
         if threads > u64::from(most) || plan.block[2] > 64 {
             return Err(format!("a block has {threads} threads, where {most} may be (and 64 in z)"));
@@ -144,7 +144,10 @@ impl Kernels {
             return Err(format!("takes {fixed} + {} bytes of shared memory, where {room} may be", plan.shared_bytes));
         }
         if fixed + plan.shared_bytes > USUAL_SHARED_BYTES {
-            function.set_dynamic_shared_bytes_max(plan.shared_bytes).map_err(|e| e.to_string())?;
+            // It is the function's, of which there may be several launches.
+            let before = function.dynamic_shared_bytes_max().map_err(|e| e.to_string())?;
+            let most = before.max(plan.shared_bytes);
+            function.set_dynamic_shared_bytes_max(most).map_err(|e| e.to_string())?;
         }
         Ok(kernel)
     }
@@ -209,7 +212,8 @@ impl Program for Kernels {
     }
 
     fn lane_bytes(&self) -> u64 {
-        self.buffers.iter().map(|memory| if let Memory::Room(bytes) = memory { *bytes } else { 0 }).sum()
+        let bytes = |memory: &Memory| if let Memory::Room(bytes) = memory { granules(*bytes) } else { 0 };
+        self.buffers.iter().map(bytes).fold(0, u64::saturating_add)
     }
 
     fn alignment(&self) -> u32 {
