@@ -95,6 +95,18 @@ impl GpuArena {
         pool.host.range(place, len as usize).ok()
     }
 
+    /// The device's addresses of a pool of slots on the host and in its own memory.
+    pub(crate) fn bases(&self, pool: u16) -> Option<(u64, u64)> {
+        let pool = self.pool(pool)?;
+        Some((pool.host.address(), pool.device.as_ref()?.address()))
+    }
+
+    /// Where in its pool, on either side, bytes of a run's tensor are.
+    pub(crate) fn offset(&self, run: Run, tensor: u16, offset: u32, len: u32) -> Option<u64> {
+        let (pool, place) = self.place(run, tensor, offset, len)?;
+        pool.device.as_ref().map(|_| place as u64)
+    }
+
     /// Where the device finds the rows of a tensor on the host.
     pub(crate) fn host_rows(&self, pool: u16, tensor: u16) -> Option<Rows> {
         let pool = self.pool(pool)?;

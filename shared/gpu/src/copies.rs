@@ -145,6 +145,18 @@ impl Copies {
         !self.schedule.waits(ticket) && self.last[ticket as usize] <= self.done
     }
 
+    /// How many chunks the copy engine has been given. It carries them out in order.
+    #[must_use]
+    pub fn given(&self) -> u64 {
+        self.submitted
+    }
+
+    /// How many of those were done when [`Copies::pump`] last looked.
+    #[must_use]
+    pub fn done(&self) -> u64 {
+        self.done
+    }
+
     /// Whether the copy engine has been given everything.
     #[must_use]
     pub fn all_given(&self) -> bool {

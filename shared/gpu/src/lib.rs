@@ -14,6 +14,7 @@ mod copies;
 mod error;
 mod kernel;
 mod lane;
+mod porter;
 mod schedule;
 mod signal;
 
@@ -24,3 +25,4 @@ pub use copies::{Chunking, Copies, Direction, Rank};
 pub use error::GpuError;
 pub use kernel::{Kernel, MAX_ARGUMENTS, Operand};
 pub use lane::{Buffer, Lane, Recording, Work};
+pub use porter::Porter;

@@ -5,3 +5,4 @@ mod common;
 mod copies;
 mod gather;
 mod lanes;
+mod porter;

@@ -1,0 +1,589 @@
+//! A kernel that stays on the device and carries bytes between slots and their twins as soon as the CPU says so.
+//!
+//! To the CPU an order is a store, where a copy engine or a launch takes calls of the driver, which after a request has gone through
+//! the caches cost a microsecond or two each. The kernel looks for orders over the bus all the time, so it only stays while
+//! they follow each other closely: its owner starts and stops it, and it ends by itself when that goes quiet.
+
+use std::fmt;
+use std::mem::ManuallyDrop;
+use std::ptr::NonNull;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use splitrpc_arena::Run;
+use splitrpc_cuda::{Context, DeviceMemory, HostRegistration, Launch, MemoryOptions, Module, Stream};
+
+use crate::arena::GpuArena;
+use crate::copies::Direction;
+use crate::error::GpuError;
+use crate::kernel::{Kernel, Operand};
+use crate::lane::Lane;
+
+/// Orders that are not known to be done, at most.
+const ORDERS: u64 = 512;
+/// Bytes of an order, at most: what one block has under way over the bus at once.
+const PIECE: u32 = 32 << 10;
+/// Blocks, each of which takes every so manieth order. One more looks for orders and hands them on: that many looked over the bus at once made each
+/// look take ten times as long.
+const WORKERS: u32 = 15;
+const THREADS: u32 = 512;
+/// Pools that orders can name, at most.
+const POOLS: usize = 256;
+/// Where in its pool an order can begin, less than this.
+const REACH: u64 = 1 << 40;
+/// The kernel ends when it has seen no order for so long, in cycles of the device: then the CPU is stopped, or gone. No device has more than three
+/// of them in a nanosecond, nor fewer than one in two.
+const LIMIT_CYCLES: u64 = 40_000_000;
+/// After an order that is not older than this the kernel is still there.
+const SURE: Duration = Duration::from_millis(8);
+/// How long the end of a porter waits for the kernel's.
+const PATIENCE: Duration = Duration::from_secs(2);
+
+/// What the CPU writes: the orders, of 16 bytes each; and what the kernel writes: the number of the order in each place that was done
+/// last.
+#[repr(C, align(4096))]
+struct Ring {
+    orders: [[AtomicU64; 2]; ORDERS as usize],
+    done: [AtomicU32; ORDERS as usize],
+}
+
+const DONE_AT: u64 = std::mem::offset_of!(Ring, done) as u64;
+/// Bytes of device memory for handing orders on: a word by which workers are told to end, and on a line of their own the orders.
+const RELAY_BYTES: usize = 128 + 16 * ORDERS as usize;
+/// Orders of so many bytes that come alone are carried out at once by the block that looks for them.
+const SMALL: u32 = 8 << 10;
+/// What an order is, in its second half, beside the length in its 16 low bits and the pool in the next eight.
+const OUT: u64 = 1 << 24;
+const STOP: u64 = 1 << 25;
+
+/// The ring, registered with the device.
+struct Shared {
+    // Dropped in this order.
+    registration: HostRegistration,
+    ring: Box<Ring>,
+}
+
+impl Shared {
+    fn new(context: &Context) -> Result<Shared, GpuError> {
+        let ring = Box::new(Ring {
+            orders: [const { [const { AtomicU64::new(0) }; 2] }; ORDERS as usize],
+            done: [const { AtomicU32::new(0) }; ORDERS as usize],
+        });
+        let base = NonNull::from(&*ring).cast();
+        // SAFETY: the box keeps the ring, which is whole pages, where it is until it is dropped, after the registration. The device
+        // writes `done`, whose words are atomics, and nothing else of it.
+        let registration = unsafe { HostRegistration::new(context, base, size_of::<Ring>()) }?;
+        Ok(Shared { registration, ring })
+    }
+}
+
+/// The kernel, its orders, and what they may name: pools of slots.
+pub struct Porter {
+    lane: ManuallyDrop<Lane>,
+    shared: ManuallyDrop<Shared>,
+    /// The pools' places in the kernel's table.
+    pools: Box<[u16]>,
+    /// Orders given, and how many of the first of them are done.
+    given: u64,
+    done: u64,
+    /// The kernel was launched and not told to stop.
+    running: bool,
+    /// How often it was launched.
+    epoch: u32,
+    last: Instant,
+}
+
+impl Porter {
+    /// For orders about these pools.
+    ///
+    /// # Errors
+    /// [`GpuError::NoPool`], also for more pools than orders can name; the driver's.
+    pub fn new(arena: &GpuArena, pools: &[u16]) -> Result<Porter, GpuError> {
+        let context = arena.context();
+        if let Some(pool) = pools.get(POOLS) {
+            return Err(GpuError::NoPool(*pool));
+        }
+        let mut table = Vec::new();
+        for &pool in pools {
+            let (host, device) = arena.bases(pool).ok_or(GpuError::NoPool(pool))?;
+            table.extend([host.to_le_bytes(), device.to_le_bytes()].concat());
+        }
+        table.resize(POOLS * 16, 0);
+        let memory = DeviceMemory::new(context, table.len(), MemoryOptions::default())?;
+        let all = memory.range(0, table.len()).map_err(splitrpc_cuda::Error::from)?;
+        Stream::new(context)?.upload(all, &table)?;
+        let module = Module::from_ptx(context, &ptx())?;
+        let kernels = vec![Kernel::new(&module, "porter")?];
+        // It is to be there before kernels that fill the device.
+        let relay = DeviceMemory::new(context, RELAY_BYTES, MemoryOptions::default())?;
+        let all = relay.range(0, RELAY_BYTES).map_err(splitrpc_cuda::Error::from)?;
+        Stream::new(context)?.upload(all, &[0; RELAY_BYTES])?;
+        let buffers = vec![Arc::new(memory), Arc::new(relay)];
+        let lane = Lane::new(arena, context.stream_priorities()?.greatest, buffers, kernels)?;
+        let shared = Shared::new(context)?;
+        Ok(Porter {
+            lane: ManuallyDrop::new(lane),
+            shared: ManuallyDrop::new(shared),
+            pools: pools.into(),
+            given: 0,
+            done: 0,
+            running: false,
+            epoch: 0,
+            last: Instant::now(),
+        })
+    }
+
+    /// The pools that orders may be about.
+    #[must_use]
+    pub fn pools(&self) -> &[u16] {
+        &self.pools
+    }
+
+    /// Launches the kernel, unless it is there. Returns whether it is, or will be in a moment: while one that was told to stop has not
+    /// ended it is not.
+    ///
+    /// # Errors
+    /// The driver's.
+    pub fn start(&mut self) -> Result<bool, GpuError> {
+        if self.is_running() {
+            return Ok(true);
+        }
+        self.stop();
+        if !self.lane.is_done()? {
+            return Ok(false);
+        }
+        // One that ended by itself had done all that it was told before, and has not seen the order to stop.
+        self.done = self.given;
+        self.epoch = self.epoch.wrapping_add(1).max(1);
+        let ring = self.shared.registration.address();
+        let operands = [
+            Operand::Long(ring),
+            Operand::Buffer { buffer: 0, at: 0, bytes: (POOLS * 16) as u64 },
+            Operand::Buffer { buffer: 1, at: 0, bytes: RELAY_BYTES as u64 },
+            Operand::Word(self.given as u32),
+            Operand::Word(self.epoch),
+            Operand::Long(LIMIT_CYCLES),
+        ];
+        let launch = Launch { grid: [WORKERS + 1, 1, 1], block: [THREADS, 1, 1], shared_bytes: 0 };
+        self.lane.work().run(0, launch, &operands)?;
+        (self.running, self.last) = (true, Instant::now());
+        Ok(true)
+    }
+
+    /// Has the kernel end. Orders given before are carried out.
+    pub fn stop(&mut self) {
+        if std::mem::take(&mut self.running) {
+            // There is a place for it as long as no other is wanted for good.
+            self.put(0, STOP);
+        }
+    }
+
+    /// Puts an order into the next place.
+    fn put(&mut self, first: u64, second: u64) {
+        self.given += 1;
+        let number = self.given as u32;
+        let order = &self.shared.ring.orders[(self.given % ORDERS) as usize];
+        // Each half says by its number which order it is of, so it does not matter which is seen first.
+        order[0].store(first | u64::from(number & 0xffff) << 48, Ordering::Release);
+        order[1].store(second | u64::from(number) << 32, Ordering::Release);
+    }
+
+    /// Whether the kernel is there to carry out orders: it was started, and told something not long ago.
+    #[must_use]
+    pub fn is_running(&self) -> bool {
+        self.running && self.last.elapsed() < SURE
+    }
+
+    /// How long ago the last order was given, or the kernel started.
+    #[must_use]
+    pub fn idle_for(&self) -> Option<Duration> {
+        self.running.then(|| self.last.elapsed())
+    }
+
+    /// Orders bytes of a run's tensor to be carried. Returns the number of the last order that it took, or `None` where there is no
+    /// room for so many. Only while the kernel [is running](Porter::is_running).
+    ///
+    /// # Errors
+    /// [`GpuError::NoSlots`].
+    pub fn order(
+        &mut self,
+        direction: Direction,
+        run: Run,
+        tensor: u16,
+        offset: u32,
+        len: u32,
+    ) -> Result<Option<u64>, GpuError> {
+        let place = self.lane.arena().offset(run, tensor, offset, len).ok_or(GpuError::NoSlots)?;
+        let pool = self.pools.iter().position(|known| *known == run.pool).ok_or(GpuError::NoSlots)?;
+        let end = place.checked_add(len.into()).filter(|end| *end <= REACH).ok_or(GpuError::NoSlots)?;
+        let pieces = u64::from(len.div_ceil(PIECE));
+        self.settle();
+        // One place is for the order to stop.
+        if self.given - self.done + pieces >= ORDERS {
+            return Ok(None);
+        }
+        let way = (pool as u64) << 16 | if direction == Direction::Out { OUT } else { 0 };
+        for at in (place..end).step_by(PIECE as usize) {
+            let len = (end - at).min(PIECE.into());
+            self.put(at, len | way);
+        }
+        self.last = Instant::now();
+        Ok(Some(self.given))
+    }
+
+    /// Whether more orders are done than were when [`Porter::are_done`] last looked.
+    #[must_use]
+    #[inline]
+    pub fn has_news(&self) -> bool {
+        self.done < self.given && self.is_done(self.done + 1)
+    }
+
+    /// Whether all orders up to this number are done. What they have carried can be seen then.
+    pub fn are_done(&mut self, number: u64) -> bool {
+        self.settle();
+        number <= self.done
+    }
+
+    fn settle(&mut self) {
+        while self.done < self.given && self.is_done(self.done + 1) {
+            self.done += 1;
+        }
+    }
+
+    fn is_done(&self, number: u64) -> bool {
+        self.shared.ring.done[(number % ORDERS) as usize].load(Ordering::Acquire) == number as u32
+    }
+
+    /// Fails where the device does.
+    ///
+    /// # Errors
+    /// The driver's.
+    pub fn check(&self) -> Result<(), GpuError> {
+        self.lane.is_done().map(drop)
+    }
+}
+
+impl fmt::Debug for Porter {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Porter").field("given", &self.given).field("done", &self.done).finish_non_exhaustive()
+    }
+}
+
+impl Drop for Porter {
+    fn drop(&mut self) {
+        self.stop();
+        let end = Instant::now() + PATIENCE;
+        let ended = loop {
+            match self.lane.is_done() {
+                Ok(true) => break true,
+                // A context that is lost does nothing any more.
+                Err(error) => break error.is_sticky(),
+                Ok(false) if Instant::now() > end => break false,
+                Ok(false) => thread::sleep(Duration::from_micros(100)),
+            }
+        };
+        if ended {
+            // SAFETY: dropped once, here, and not used after that; the kernel, which uses the ring, has ended.
+            unsafe { ManuallyDrop::drop(&mut self.lane) };
+            // SAFETY: as above.
+            unsafe { ManuallyDrop::drop(&mut self.shared) };
+        }
+    }
+}
+
+fn ptx() -> String {
+    let numbers = [
+        ("DONE_AT", DONE_AT),
+        ("PLACES", ORDERS - 1),
+        ("WORKERS", WORKERS.into()),
+        ("STRIDE", u64::from(THREADS) * 16),
+        ("SMALL", SMALL.into()),
+        ("STOP", STOP),
+        ("OUT", OUT),
+    ];
+    numbers.iter().fold(PTX.to_owned(), |text, (name, number)| text.replace(name, &number.to_string()))
+}
+
+/// `porter(ring, table, relay, given, epoch, limit)`: the first block looks for orders from the first one after `given` on, eight at a time.
+/// A small one that comes alone it carries out itself, others it hands on by way of `relay`, where block `b + 1` waits for those whose
+/// number is `b` modulo the number of workers. It ends when it is told to, or when no order comes for `limit` cycles, and has the workers end by
+/// writing `epoch`, which is another one in each launch.
+///
+/// When all threads of a block have stored their bytes the first says so in the order's place in `done`. Both ends of an order are as far
+/// from an address of 16 bytes, so whole vectors of 16 bytes are carried, four by each thread at once, where they begin at one, else words of
+/// four bytes or bytes.
+const PTX: &str = r"
+.version 7.0
+.target sm_70
+.address_size 64
+
+.visible .entry porter(
+    .param .u64 p_ring,
+    .param .u64 p_table,
+    .param .u64 p_relay,
+    .param .u32 p_given,
+    .param .u32 p_epoch,
+    .param .u64 p_limit
+)
+{
+    .shared .align 16 .b64 told[2];
+    .shared .u32 goes;
+    .reg .pred %p, %first, %works, %other, %looks, %valid, %again, %p0, %p1, %p2, %p3;
+    .reg .b16 %byte;
+    .reg .b32 %number, %mine, %place, %thread, %block, %epoch, %word, %len, %pool, %at, %whole, %x, %votes, %count;
+    .reg .b32 %a0, %a1, %a2, %a3, %b0, %b1, %b2, %b3, %c0, %c1, %c2, %c3, %d0, %d1, %d2, %d3;
+    .reg .b64 %ring, %table, %relay, %done, %limit, %order, %now, %since, %one, %two, %from, %to, %swap, %offset, %y;
+
+    ld.param.u64 %ring, [p_ring];
+    ld.param.u64 %table, [p_table];
+    ld.param.u64 %relay, [p_relay];
+    ld.param.u32 %number, [p_given];
+    ld.param.u32 %epoch, [p_epoch];
+    ld.param.u64 %limit, [p_limit];
+    add.s64 %done, %ring, DONE_AT;
+    mov.u32 %thread, %tid.x;
+    mov.u32 %block, %ctaid.x;
+    setp.eq.u32 %first, %thread, 0;
+    setp.ge.u32 %other, %thread, 32;
+    setp.lt.u32 %looks, %thread, 8;
+    setp.ne.u32 %works, %block, 0;
+    add.u32 %number, %number, 1;
+    @%works bra begin;
+    mov.u64 %since, %clock64;
+
+next:
+    @%other bra meet;
+look:
+    add.u32 %mine, %number, %thread;
+    and.b32 %place, %mine, PLACES;
+    mul.wide.u32 %offset, %place, 16;
+    add.s64 %order, %ring, %offset;
+    mov.u64 %one, 0;
+    mov.u64 %two, 0;
+    @%looks ld.volatile.global.v2.u64 {%one, %two}, [%order];
+    shr.u64 %y, %two, 32;
+    cvt.u32.u64 %word, %y;
+    setp.eq.and.u32 %valid, %word, %mine, %looks;
+    shr.u64 %y, %one, 48;
+    cvt.u32.u64 %word, %y;
+    and.b32 %x, %mine, 65535;
+    setp.eq.and.u32 %valid, %word, %x, %valid;
+    // How many there are in turn.
+    vote.sync.ballot.b32 %votes, %valid, 0xffffffff;
+    not.b32 %x, %votes;
+    brev.b32 %x, %x;
+    clz.b32 %count, %x;
+    setp.eq.u32 %p, %count, 0;
+    @%p bra none;
+    mov.u64 %since, %clock64;
+    cvt.u32.u64 %word, %two;
+    shfl.sync.idx.b32 %x, %word, 0, 31, 0xffffffff;
+    and.b32 %word, %x, STOP;
+    setp.ne.u32 %p, %word, 0;
+    @%p bra told_to;
+    and.b32 %len, %x, 65535;
+    setp.eq.u32 %p, %count, 1;
+    setp.le.and.u32 %p, %len, SMALL, %p;
+    @%p bra itself;
+    setp.lt.u32 %p, %thread, %count;
+    add.s64 %y, %relay, %offset;
+    @%p st.volatile.global.v2.u64 [%y+128], {%one, %two};
+    add.u32 %number, %number, %count;
+    bra look;
+none:
+    mov.u64 %now, %clock64;
+    sub.u64 %y, %now, %since;
+    setp.le.u64 %p, %y, %limit;
+    vote.sync.all.pred %p, %p, 0xffffffff;
+    @%p bra look;
+    bra over;
+itself:
+    @!%first bra meet;
+    st.shared.u64 [told], %one;
+    st.shared.u64 [told+8], %two;
+    mov.u32 %word, 1;
+    st.shared.u32 [goes], %word;
+    // The worker whose turn it is passes it over.
+    add.s64 %y, %relay, %offset;
+    and.b64 %two, %two, -65536;
+    st.volatile.global.v2.u64 [%y+128], {%one, %two};
+    bra meet;
+told_to:
+    @!%first bra meet;
+    mul.wide.u32 %offset, %place, 4;
+    add.s64 %y, %done, %offset;
+    st.volatile.global.u32 [%y], %number;
+over:
+    @!%first bra meet;
+    membar.gl;
+    st.volatile.global.u32 [%relay], %epoch;
+    mov.u32 %word, 0;
+    st.shared.u32 [goes], %word;
+    bra meet;
+
+begin:
+    // The first number after `given` that is this worker's.
+    rem.u32 %x, %number, WORKERS;
+    sub.u32 %x, %block, %x;
+    add.u32 %x, %x, WORKERS;
+    sub.u32 %x, %x, 1;
+    rem.u32 %x, %x, WORKERS;
+    add.u32 %number, %number, %x;
+turn:
+    @!%first bra meet;
+pass:
+    and.b32 %place, %number, PLACES;
+    mul.wide.u32 %offset, %place, 16;
+    add.s64 %order, %relay, %offset;
+    setp.ne.u32 %again, %number, %number;
+wait:
+    ld.volatile.global.v2.u64 {%one, %two}, [%order+128];
+    shr.u64 %y, %two, 32;
+    cvt.u32.u64 %word, %y;
+    setp.eq.u32 %valid, %word, %number;
+    shr.u64 %y, %one, 48;
+    cvt.u32.u64 %word, %y;
+    and.b32 %x, %number, 65535;
+    setp.eq.and.u32 %valid, %word, %x, %valid;
+    @%valid bra take;
+    // Once it is the end, what was handed on before is seen by the next look.
+    @%again bra leave;
+    ld.volatile.global.u32 %word, [%relay];
+    setp.eq.u32 %again, %word, %epoch;
+    @%again membar.gl;
+    bra wait;
+leave:
+    mov.u32 %word, 0;
+    st.shared.u32 [goes], %word;
+    bra meet;
+take:
+    cvt.u32.u64 %word, %two;
+    and.b32 %len, %word, 65535;
+    setp.eq.u32 %p, %len, 0;
+    @!%p bra carry;
+    add.u32 %number, %number, WORKERS;
+    bra pass;
+carry:
+    st.shared.u64 [told], %one;
+    st.shared.u64 [told+8], %two;
+    mov.u32 %word, 1;
+    st.shared.u32 [goes], %word;
+
+meet:
+    barrier.sync 0;
+    ld.shared.u32 %word, [goes];
+    setp.eq.u32 %p, %word, 0;
+    @%p bra end;
+    ld.shared.u64 %one, [told];
+    ld.shared.u64 %two, [told+8];
+
+    cvt.u32.u64 %word, %two;
+    and.b32 %len, %word, 65535;
+    shr.u32 %pool, %word, 16;
+    and.b32 %pool, %pool, 255;
+    mul.wide.u32 %offset, %pool, 16;
+    add.s64 %y, %table, %offset;
+    ld.global.v2.u64 {%from, %to}, [%y];
+    and.b32 %x, %word, OUT;
+    setp.eq.u32 %p, %x, 0;
+    @%p bra inward;
+    mov.u64 %swap, %from;
+    mov.u64 %from, %to;
+    mov.u64 %to, %swap;
+inward:
+    and.b64 %offset, %one, 281474976710655;
+    add.s64 %from, %from, %offset;
+    add.s64 %to, %to, %offset;
+
+    cvt.u32.u64 %x, %offset;
+    and.b32 %word, %x, 15;
+    setp.ne.u32 %p, %word, 0;
+    @%p bra unaligned;
+    and.b32 %whole, %len, -16;
+    shl.b32 %at, %thread, 4;
+    cvt.u64.u32 %offset, %at;
+    add.s64 %one, %from, %offset;
+    add.s64 %two, %to, %offset;
+    setp.lt.u32 %p0, %at, %whole;
+    add.u32 %at, %at, STRIDE;
+    setp.lt.u32 %p1, %at, %whole;
+    add.u32 %at, %at, STRIDE;
+    setp.lt.u32 %p2, %at, %whole;
+    add.u32 %at, %at, STRIDE;
+    setp.lt.u32 %p3, %at, %whole;
+    add.s64 %swap, %one, STRIDE;
+    add.s64 %y, %swap, STRIDE;
+    add.s64 %offset, %y, STRIDE;
+    @%p0 ld.volatile.global.v4.u32 {%a0, %a1, %a2, %a3}, [%one];
+    @%p1 ld.volatile.global.v4.u32 {%b0, %b1, %b2, %b3}, [%swap];
+    @%p2 ld.volatile.global.v4.u32 {%c0, %c1, %c2, %c3}, [%y];
+    @%p3 ld.volatile.global.v4.u32 {%d0, %d1, %d2, %d3}, [%offset];
+    add.s64 %swap, %two, STRIDE;
+    add.s64 %y, %swap, STRIDE;
+    add.s64 %offset, %y, STRIDE;
+    @%p0 st.global.v4.u32 [%two], {%a0, %a1, %a2, %a3};
+    @%p1 st.global.v4.u32 [%swap], {%b0, %b1, %b2, %b3};
+    @%p2 st.global.v4.u32 [%y], {%c0, %c1, %c2, %c3};
+    @%p3 st.global.v4.u32 [%offset], {%d0, %d1, %d2, %d3};
+    add.u32 %at, %whole, %thread;
+    setp.ge.u32 %p, %at, %len;
+    @%p bra stored;
+    cvt.u64.u32 %offset, %at;
+    add.s64 %one, %from, %offset;
+    add.s64 %two, %to, %offset;
+    ld.volatile.global.u8 %byte, [%one];
+    st.global.u8 [%two], %byte;
+    bra stored;
+
+unaligned:
+    and.b32 %word, %x, 3;
+    mov.u32 %at, %thread;
+    setp.ne.u32 %p, %word, 0;
+    @%p bra each;
+    and.b32 %whole, %len, -4;
+    shl.b32 %at, %thread, 2;
+words:
+    setp.ge.u32 %p, %at, %whole;
+    @%p bra rest;
+    cvt.u64.u32 %offset, %at;
+    add.s64 %one, %from, %offset;
+    add.s64 %two, %to, %offset;
+    ld.volatile.global.u32 %word, [%one];
+    st.global.u32 [%two], %word;
+    add.u32 %at, %at, 2048;
+    bra words;
+rest:
+    add.u32 %at, %whole, %thread;
+each:
+    setp.ge.u32 %p, %at, %len;
+    @%p bra stored;
+    cvt.u64.u32 %offset, %at;
+    add.s64 %one, %from, %offset;
+    add.s64 %two, %to, %offset;
+    ld.volatile.global.u8 %byte, [%one];
+    st.global.u8 [%two], %byte;
+    add.u32 %at, %at, 512;
+    bra each;
+
+stored:
+    barrier.sync 0;
+    @!%first bra after;
+    membar.sys;
+    mul.wide.u32 %offset, %place, 4;
+    add.s64 %y, %done, %offset;
+    st.volatile.global.u32 [%y], %number;
+after:
+    @%works bra follow;
+    add.u32 %number, %number, 1;
+    mov.u64 %since, %clock64;
+    bra next;
+follow:
+    add.u32 %number, %number, WORKERS;
+    bra turn;
+
+end:
+    ret;
+}
+";
