@@ -22,6 +22,8 @@ use crate::record::{Idle, Run};
 use crate::tally::{Tally, rates};
 use crate::wait::Wait;
 
+/// How long after its last request a server is done with the GPU.
+const GPU_QUIET: Duration = Duration::from_millis(2);
 /// An answer is of use within so many times the floor's median for one request at a time.
 const TARGET_OF_FLOOR: f64 = 10.0;
 /// Requests that may wait for a free connection in an open loop: those of so many seconds. What is left of them when the
@@ -279,6 +281,10 @@ impl Runner {
             connections.clear();
         }
         if let Some(server) = paused {
+            if point.workload != Workload::Null {
+                // What it keeps on the GPU while requests come would be in the others' way.
+                std::thread::sleep(GPU_QUIET);
+            }
             server.pause()?;
         }
         Ok(measured)

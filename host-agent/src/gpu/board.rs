@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use splitrpc_arena::{Arena, Run};
 use splitrpc_cuda::{MemoryOptions, StreamPriorities};
-use splitrpc_gpu::{Chunking, Copies, Direction, GpuArena, GpuError, Lane};
+use splitrpc_gpu::{Chunking, Copies, Direction, GpuArena, GpuError, Lane, Porter};
 use splitrpc_wire::TensorDesc;
 
 use super::flight::{Flight, Tensors};
@@ -77,7 +77,8 @@ impl Board {
         let lane = || Lane::new(&arena, gpu.context.stream_priorities()?.greatest, Vec::new(), Vec::new());
         let incoming = Copies::new(lane()?, Direction::In, chunking, requests, 2 * tensors)?;
         let outgoing = Copies::new(lane()?, Direction::Out, chunking, lanes as usize, outputs)?;
-        let copies = Transfers::new(incoming, outgoing, requests, &gpu.settings);
+        let porter = gpu.settings.porter.then(|| Porter::new(&arena, &slots)).transpose()?;
+        let copies = Transfers::new(incoming, outgoing, porter, &arena, requests, &gpu.settings);
         Ok(Board { arena, models, copies, under_way: 0 })
     }
 

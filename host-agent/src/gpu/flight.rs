@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
 use splitrpc_cuda::{DeviceMemory, Event, MemoryOptions};
-use splitrpc_gpu::{GpuArena, GpuError, Lane, Operand, Recording, Work};
+use splitrpc_gpu::{Direction, GpuArena, GpuError, Lane, Operand, Recording, Work};
 use splitrpc_ring::Run;
 use splitrpc_wire::path::{Memory, Mover};
 use splitrpc_wire::{DType, Shape, TensorDesc};
@@ -120,8 +120,8 @@ impl Tensors {
 enum Phase {
     /// There is none.
     Idle,
-    /// Its inputs are copied ahead of the launch.
-    Filling { since: Instant },
+    /// Its inputs are copied ahead of the launch. Where nothing is launched, the porter may have got this order for the outputs.
+    Filling { since: Instant, asked: Instant, filled: Option<Instant>, outputs: Option<u64> },
     /// Everything was submitted, up to the signal at the end.
     Computing { copy_in: Option<Duration>, since: Instant, asked: Instant },
     /// Outputs are copied behind the launch, which took so long.
@@ -143,6 +143,8 @@ struct Marks {
 struct Split {
     /// Launches since then, and before the first that was.
     launches: u32,
+    /// Whether there was one.
+    is_known: bool,
     /// Shares of the whole.
     copy_in: f32,
     compute: f32,
@@ -177,6 +179,8 @@ pub(super) struct Flight {
     /// Whether the batch is timed.
     timed: bool,
     given_up: bool,
+    /// The last order to the porter about its outputs.
+    ordered: u64,
 }
 
 impl Flight {
@@ -216,6 +220,7 @@ impl Flight {
             size: 0,
             timed: false,
             given_up: false,
+            ordered: 0,
         })
     }
 
@@ -255,9 +260,10 @@ impl Flight {
         // Of batches whose rows vary in size there is only one row.
         self.size = if tensors.is_fixed() { batch.rows() as usize } else { (64 - bytes.leading_zeros()) as usize };
         self.size = self.size.min(self.splits.len() - 1);
-        self.splits[self.size].launches += 1;
+        let split = &mut self.splits[self.size];
+        split.launches += 1;
         // Not the first, which may be recorded, and compiled.
-        self.timed = self.splits[self.size].launches % TIMED_EVERY == 2;
+        self.timed = split.launches > 1 && (split.launches % TIMED_EVERY == 2 || !split.is_known);
         let since = Instant::now();
         if let Some(error) = copies.failure() {
             self.forget(copies);
@@ -267,13 +273,21 @@ impl Flight {
         let mut begun = requests.iter().zip(batch.items());
         let ahead = begun.any(|(request, item)| copies.has_begun(*request, item.input));
         let each = || requests.iter().zip(batch.items());
-        let left: u64 = each().map(|(request, item)| copies.left(*request, item.input, batch.tensors(item))).sum();
-        if left > copies.direct || !copies.incoming.all_given() {
-            for (request, item) in each() {
-                copies.fetch(*request, rank, item.input, batch.tensors(item));
+        each().for_each(|(request, item)| copies.begin(*request, item.input));
+        let left: u64 = each().map(|(request, item)| copies.left(*request, batch.tensors(item))).sum();
+        let small = left <= copies.direct && copies.incoming.all_given();
+        let ports = small && copies.can_port() && each().all(|(request, _)| copies.is_alone(*request));
+        let ported = ports && each().all(|(r, item)| copies.port(*r, item.input, batch.tensors(item)));
+        // What the porter has yet to do the launch waits for, as it does for copies that others may pass.
+        if ported || !small || !each().all(|(request, _)| copies.is_ported(*request)) {
+            if !ported {
+                each().for_each(|(request, item)| copies.fetch(*request, rank, item.input, batch.tensors(item)));
             }
+            let outputs = if ported && !program.launches() { self.port_outputs(tensors, copies) } else { None };
+            self.ordered = outputs.unwrap_or(self.ordered);
             copies.waited_for += 1;
-            self.phase = Phase::Filling { since };
+            copies.launched();
+            self.phase = Phase::Filling { since, asked: since, filled: None, outputs };
             return;
         }
         // Others may be on their way to the same slots of requests that came to nothing. A stream keeps the order.
@@ -286,6 +300,19 @@ impl Flight {
         let copied = if alone { self.copy_in(tensors, batch) } else { self.copy_rest(copies, batch) };
         let begun = copied.and_then(|()| self.launch(tensors, program, copies, !alone, batch));
         self.phase = begun.map_or_else(Phase::Failing, |()| Phase::Computing { copy_in: None, since, asked: since });
+        copies.launched();
+    }
+
+    /// Has the porter bring outputs that lie in their slots already. Returns its last order, or `None` where that is not how it is done.
+    fn port_outputs(&self, tensors: &Tensors, copies: &mut Transfers) -> Option<u64> {
+        if !self.empties_directly(tensors, copies) {
+            return None;
+        }
+        let mut last = 0;
+        for (run, tensor, bytes) in self.each_output(tensors) {
+            last = copies.order(Direction::Out, run, tensor, 0, bytes)?;
+        }
+        Some(last)
     }
 
     /// Goes on. Returns how the batch has ended, once it has.
@@ -325,19 +352,37 @@ impl Flight {
     ) -> Result<bool, GpuError> {
         match &self.phase {
             Phase::Idle => Ok(false),
-            Phase::Filling { since } => {
+            &Phase::Filling { since, asked, filled, outputs } => {
                 if let Some(error) = copies.failed.clone() {
                     self.forget(copies);
                     copies.waited_for -= 1;
                     return Err(error);
                 }
-                if !self.requests.iter().all(|request| copies.incoming.are_done(*request)) {
+                let now = Instant::now();
+                let inputs = filled.is_some() || self.requests.iter().all(|request| copies.are_done(*request));
+                let filled = filled.or(inputs.then_some(now));
+                let ready = inputs && outputs.is_none_or(|order| copies.is_carried(order));
+                if !ready {
+                    let overdue = now.saturating_duration_since(asked) > PATIENCE;
+                    if overdue {
+                        // A porter that has failed says nothing.
+                        copies.check();
+                    }
+                    let asked = if overdue { now } else { asked };
+                    self.phase = Phase::Filling { since, asked, filled, outputs };
                     return Ok(false);
                 }
-                let copy_in = Some(since.elapsed());
-                let since = Instant::now();
+                let filled = filled.unwrap_or(now);
+                let copy_in = Some(filled.saturating_duration_since(since));
                 self.forget(copies);
                 copies.waited_for -= 1;
+                if outputs.is_some() {
+                    (self.timed, self.compactions) = (false, 0);
+                    let copy_out = now.saturating_duration_since(filled);
+                    self.answer(tensors, copy_in, Duration::ZERO, copy_out, batch, launch)?;
+                    return Ok(true);
+                }
+                let since = Instant::now();
                 self.mark(&self.marks.filled)?;
                 self.launch(tensors, program, copies, true, batch)?;
                 self.phase = Phase::Computing { copy_in, since, asked: since };
@@ -388,7 +433,8 @@ impl Flight {
                 }
                 // What comes of that is in what is under way.
                 let _ = (copies.incoming.pump(), copies.outgoing.pump());
-                let settled = copies.incoming.are_settled() && copies.outgoing.are_settled();
+                let engines = copies.incoming.are_settled() && copies.outgoing.are_settled();
+                let settled = engines && copies.is_carried(self.ordered);
                 // Copies in front of a launch are on either stream.
                 if settled && copies.incoming.lane().is_done()? && self.lane.is_done()? {
                     self.phase = Phase::Idle;
@@ -444,9 +490,10 @@ impl Flight {
         self.mark(&self.marks.begun)?;
         let mut copied = Ok(());
         for (request, item) in self.requests.iter().zip(batch.items()) {
-            copies.rest(*request, item.input, batch.tensors(item), |copies, tensor, from, len| {
+            copies.rest(*request, batch.tensors(item), |copies, tensor, from, len| {
                 let work = copies.incoming.lane().work();
                 copied = copied.clone().and_then(|()| work.copy_in(item.input, tensor, from, len));
+                true
             });
             copies.forget(*request);
         }
@@ -612,7 +659,7 @@ impl Flight {
         launch.copy_in_ns = copy_in.map_or_else(|| share(split.copy_in), ns);
         launch.copy_out_ns = share(split.copy_out) + ns(copy_out);
         launch.compute_ns = share(split.compute);
-        if split.launches < 2 {
+        if !split.is_known {
             launch.compute_ns = ns(took);
         }
         launch.moved = Some((Mover::GpuCopy, Memory::Cuda));
@@ -633,7 +680,7 @@ impl Flight {
         let copy_in = if copies_in { share(begun, filled)? } else { 0.0 };
         let (compute, copy_out) = (share(filled, computed)?, share(computed, emptied)?);
         let split = &mut self.splits[self.size];
-        (split.copy_in, split.compute, split.copy_out) = (copy_in, compute, copy_out);
+        *split = Split { launches: split.launches, is_known: true, copy_in, compute, copy_out };
         Ok(())
     }
 }

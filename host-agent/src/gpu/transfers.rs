@@ -1,22 +1,34 @@
-//! Copies that are not part of a launch: of requests that arrive or wait, and of large outputs.
+//! Copies that are not part of a launch: of requests that arrive or wait, of what a porter carries, and of large outputs.
+
+use std::time::{Duration, Instant};
 
 use splitrpc_arena::Run;
-use splitrpc_gpu::{Copies, GpuError};
+use splitrpc_gpu::{Copies, Direction, GpuArena, GpuError, Porter};
 use splitrpc_wire::TensorDesc;
 
 use super::board::ORDINARY;
 use crate::config;
 
-/// Tensors of a request that are copied while it arrives; further ones are copied with the launch.
+/// Tensors of a request that are copied while it arrives; further ones are copied when it is whole.
 const EARLY_TENSORS: usize = 4;
-
-/// Bytes that are copied at once while a request arrives, at least: each copy costs calls of the driver.
+/// Bytes that are copied at once while a request arrives, at least, by a copy engine: each copy costs calls of the driver. A porter would get in
+/// the way of the CPU, which fills the slot with the next bytes meanwhile.
 const EARLY_COPY: u32 = 256 << 10;
+/// What they end at a multiple of.
+const EARLY_ALIGNMENT: u32 = 64;
+/// Launches that follow each other as closely as this keep a porter on the GPU.
+const CLOSE: Duration = Duration::from_millis(1);
+/// How long it may take a porter to carry out what it was told.
+const PATIENCE: Duration = Duration::from_millis(20);
 
 /// The copies of one board.
 pub(super) struct Transfers {
     pub(super) incoming: Copies,
     pub(super) outgoing: Copies,
+    porter: Option<Porter>,
+    /// The last order about each slot, by pool and slot: a request that comes to nothing leaves some behind.
+    orders: Vec<(u16, Box<[u64]>)>,
+    last_launch: Option<Instant>,
     /// What was begun of each request, by its number.
     begun: Vec<Begun>,
     /// Copies up to so many bytes are part of the launch.
@@ -42,17 +54,34 @@ struct Begun {
     covered: [u32; EARLY_TENSORS],
     /// All of it is.
     whole: bool,
+    /// Some of it by a copy engine, which had been given so many chunks after the first of this request; 0 is none.
+    by_engine: u64,
+    /// The porter's last order about it, or 0.
+    order: u64,
 }
 
 impl Begun {
-    const NOTHING: Begun = Begun { run: Run::NONE, covered: [0; EARLY_TENSORS], whole: false };
+    const NOTHING: Begun = Begun { run: Run::NONE, covered: [0; EARLY_TENSORS], whole: false, by_engine: 0, order: 0 };
 }
 
 impl Transfers {
-    pub(super) fn new(incoming: Copies, outgoing: Copies, requests: usize, settings: &config::Gpu) -> Transfers {
+    pub(super) fn new(
+        incoming: Copies,
+        outgoing: Copies,
+        porter: Option<Porter>,
+        arena: &GpuArena,
+        requests: usize,
+        settings: &config::Gpu,
+    ) -> Transfers {
+        let pools = porter.as_ref().map_or(&[][..], Porter::pools);
+        let slots = |pool| arena.host_arena().layout(pool).map_or(0, |layout| layout.slots() as usize);
+        let orders = pools.iter().map(|&pool| (pool, vec![0; slots(pool)].into())).collect();
         Transfers {
             incoming,
             outgoing,
+            porter,
+            orders,
+            last_launch: None,
             begun: vec![Begun::NOTHING; requests],
             direct: settings.chunk_bytes.into(),
             early: settings.early_bytes,
@@ -67,17 +96,185 @@ impl Transfers {
         if self.early == 0 { u32::MAX } else { self.early }
     }
 
+    /// Whether copies of a request in these slots have begun.
+    pub(super) fn has_begun(&self, request: u32, input: Run) -> bool {
+        self.begun[request as usize].run == input
+    }
+
     /// Bytes of a request, which is whole, that are not on their way yet.
-    pub(super) fn left(&self, request: u32, input: Run, tensors: &[TensorDesc]) -> u64 {
-        let begun = match self.begun[request as usize] {
-            begun if begun.run == input => begun,
-            _ => Begun::NOTHING,
-        };
+    pub(super) fn left(&self, request: u32, tensors: &[TensorDesc]) -> u64 {
+        let begun = self.begun[request as usize];
         let covered = |tensor: usize, bytes: u32| match begun.whole {
             true => bytes,
             false => begun.covered.get(tensor).copied().unwrap_or(0).min(bytes),
         };
         tensors.iter().enumerate().map(|(tensor, desc)| u64::from(desc.bytes - covered(tensor, desc.bytes))).sum()
+    }
+
+    /// Part of a request is there. It may come to nothing, and the slots be given to another one.
+    pub(super) fn arriving(&mut self, request: u32, input: Run, tensor: u16, offset: u32, len: u32) {
+        if request as usize >= self.begun.len() || self.closed.contains(&input.pool) {
+            return;
+        }
+        self.begin(request, input);
+        let mut begun = self.begun[request as usize];
+        let Some(covered) = begun.covered.get_mut(usize::from(tensor)).filter(|_| !begun.whole) else { return };
+        // What is left then begins where it can be carried in whole vectors.
+        let (from, end) = (*covered, offset.saturating_add(len) & !(EARLY_ALIGNMENT - 1));
+        // What lies between was not told of.
+        if offset > from || end <= from {
+            return;
+        }
+        // Small pieces are not worth a copy each.
+        if end - from < EARLY_COPY.max(self.early) {
+            return;
+        }
+        *covered = end;
+        // Behind those that are whole.
+        self.push(request, (ORDINARY, u64::MAX), input, tensor, from, end - from);
+        if let Err(error) = self.incoming.feed() {
+            self.failed.get_or_insert(error);
+        }
+        if begun.by_engine == 0 {
+            begun.by_engine = if self.incoming.all_given() { self.incoming.given() } else { u64::MAX };
+        }
+        self.begun[request as usize] = begun;
+    }
+
+    /// From now on it is this request that has these slots: of another one nothing is under way there any more by the porter.
+    pub(super) fn begin(&mut self, request: u32, input: Run) {
+        if self.begun[request as usize].run != input {
+            self.forget(request);
+            self.settle(input);
+            self.begun[request as usize].run = input;
+        }
+    }
+
+    /// Waits for orders about slots that a request has left behind which came to nothing. There are hardly ever any.
+    fn settle(&mut self, input: Run) {
+        let Some(porter) = &mut self.porter else { return };
+        let Some((_, orders)) = self.orders.iter().find(|(pool, _)| *pool == input.pool) else { return };
+        let rows = input.first as usize..input.first as usize + usize::from(input.rows);
+        let last = orders.get(rows).and_then(|orders| orders.iter().max()).copied().unwrap_or(0);
+        let end = Instant::now() + PATIENCE;
+        while !porter.are_done(last) {
+            if Instant::now() > end {
+                // It is not there any more, and its end is nobody's doing here.
+                self.failed.get_or_insert(GpuError::NoSlots);
+                return;
+            }
+            std::hint::spin_loop();
+        }
+    }
+
+    /// Copies what is not on its way yet of a request, in its turn.
+    pub(super) fn fetch(&mut self, request: u32, rank: (u8, u64), input: Run, tensors: &[TensorDesc]) {
+        self.begin(request, input);
+        let by_engine = &mut self.begun[request as usize].by_engine;
+        *by_engine = (*by_engine).max(1);
+        self.rest(request, tensors, |this, tensor, from, len| {
+            this.push(request, rank, input, tensor, from, len);
+            true
+        });
+    }
+
+    /// Has the porter carry what is not on its way yet of a request. Returns whether it could.
+    pub(super) fn port(&mut self, request: u32, input: Run, tensors: &[TensorDesc]) -> bool {
+        self.rest(request, tensors, |this, tensor, from, len| {
+            let order = this.order(Direction::In, input, tensor, from, len);
+            this.begun[request as usize].order = order.unwrap_or(this.begun[request as usize].order);
+            order.is_some()
+        })
+    }
+
+    /// Has `copy` copy, given tensor, first byte and length, what is not on its way yet of a request, which is whole then unless that
+    /// returns false.
+    pub(super) fn rest(
+        &mut self,
+        request: u32,
+        tensors: &[TensorDesc],
+        mut copy: impl FnMut(&mut Transfers, u16, u32, u32) -> bool,
+    ) -> bool {
+        let begun = self.begun[request as usize];
+        for (tensor, desc) in tensors.iter().enumerate().filter(|_| !begun.whole) {
+            let covered = begun.covered.get(tensor).copied().unwrap_or(0).min(desc.bytes);
+            if covered < desc.bytes && !copy(self, tensor as u16, covered, desc.bytes - covered) {
+                return false;
+            }
+        }
+        self.begun[request as usize].whole = true;
+        true
+    }
+
+    fn push(&mut self, request: u32, rank: (u8, u64), input: Run, tensor: u16, from: u32, len: u32) {
+        if let Err(error) = self.incoming.push(request, rank, input, tensor, from, len) {
+            self.failed.get_or_insert(error);
+        }
+    }
+
+    /// Orders the porter to carry something. Returns the order's number, or `None` where it cannot.
+    pub(super) fn order(&mut self, direction: Direction, run: Run, tensor: u16, from: u32, len: u32) -> Option<u64> {
+        let order = self.porter.as_mut()?.order(direction, run, tensor, from, len);
+        match order {
+            Ok(order) => {
+                let (_, orders) = self.orders.iter_mut().find(|(pool, _)| *pool == run.pool)?;
+                let rows = run.first as usize..run.first as usize + usize::from(run.rows);
+                orders.get_mut(rows)?.fill(order?);
+                order
+            }
+            Err(error) => {
+                self.failed.get_or_insert(error);
+                None
+            }
+        }
+    }
+
+    /// Whether there is a porter that could carry something now.
+    pub(super) fn can_port(&self) -> bool {
+        self.porter.as_ref().is_some_and(Porter::is_running)
+    }
+
+    /// Whether copy engines have nothing under way to a request's slots but what is its own: then so has whoever had them before, since they go
+    /// in order.
+    pub(super) fn is_alone(&mut self, request: u32) -> bool {
+        match self.begun[request as usize].by_engine {
+            0 => self.is_in_idle(),
+            first => {
+                if self.incoming.done() < first {
+                    self.is_in_idle();
+                }
+                self.incoming.done() >= first
+            }
+        }
+    }
+
+    /// Whether the porter has carried out this order.
+    pub(super) fn is_carried(&mut self, order: u64) -> bool {
+        self.porter.as_mut().is_none_or(|porter| porter.are_done(order))
+    }
+
+    /// Whether the porter has done all that it was told of a request.
+    pub(super) fn is_ported(&mut self, request: u32) -> bool {
+        self.is_carried(self.begun[request as usize].order)
+    }
+
+    /// Whether all that was begun of a request is done, by whomever.
+    pub(super) fn are_done(&mut self, request: u32) -> bool {
+        let order = self.begun[request as usize].order;
+        self.is_carried(order) && self.incoming.are_done(request)
+    }
+
+    /// A batch was launched: where others follow closely, the next one finds a porter.
+    pub(super) fn launched(&mut self) {
+        let now = Instant::now();
+        let before = self.last_launch.replace(now);
+        let close = before.is_some_and(|before| now.saturating_duration_since(before) < CLOSE);
+        if close
+            && let Some(porter) = &mut self.porter
+            && let Err(error) = porter.start()
+        {
+            self.failed.get_or_insert(error);
+        }
     }
 
     /// Whether no copies to the device are under way.
@@ -87,74 +284,6 @@ impl Transfers {
             self.failed = self.incoming.pump().err().or(self.failed.take());
         }
         self.incoming.is_idle()
-    }
-
-    /// Whether copies of a request in these slots have begun.
-    pub(super) fn has_begun(&self, request: u32, input: Run) -> bool {
-        self.begun[request as usize].run == input
-    }
-
-    /// Part of a request is there; others may say so as well of slots that are not this request's any more.
-    pub(super) fn arriving(&mut self, request: u32, input: Run, tensor: u16, offset: u32, len: u32) {
-        if self.closed.contains(&input.pool) {
-            return;
-        }
-        let Some(begun) = self.begun.get(request as usize) else { return };
-        if begun.run != input {
-            // Of one that came to nothing before it was submitted.
-            self.forget(request);
-            self.begun[request as usize].run = input;
-        }
-        let begun = &mut self.begun[request as usize];
-        let Some(covered) = begun.covered.get_mut(usize::from(tensor)).filter(|_| !begun.whole) else { return };
-        let end = offset.saturating_add(len);
-        // What lies between was not told of; and small pieces are not worth a copy each.
-        if offset > *covered || end < covered.saturating_add(self.early.max(EARLY_COPY)) {
-            return;
-        }
-        let from = std::mem::replace(covered, end);
-        // Behind those that are whole.
-        self.push(request, (ORDINARY, u64::MAX), input, tensor, from, end - from);
-        if let Err(error) = self.incoming.feed() {
-            self.failed.get_or_insert(error);
-        }
-    }
-
-    /// Copies what is not on its way yet of a request.
-    pub(super) fn fetch(&mut self, request: u32, rank: (u8, u64), input: Run, tensors: &[TensorDesc]) {
-        self.rest(request, input, tensors, |this, tensor, from, len| {
-            this.push(request, rank, input, tensor, from, len);
-        });
-    }
-
-    /// Has `copy` copy, given tensor, first byte and length, what is not on its way yet of a request, which is whole then.
-    pub(super) fn rest(
-        &mut self,
-        request: u32,
-        input: Run,
-        tensors: &[TensorDesc],
-        mut copy: impl FnMut(&mut Transfers, u16, u32, u32),
-    ) {
-        let begun = match self.begun[request as usize] {
-            begun if begun.run == input => begun,
-            _ => {
-                self.forget(request);
-                Begun::NOTHING
-            }
-        };
-        for (tensor, desc) in tensors.iter().enumerate().filter(|_| !begun.whole) {
-            let covered = begun.covered.get(tensor).copied().unwrap_or(0).min(desc.bytes);
-            if covered < desc.bytes {
-                copy(self, tensor as u16, covered, desc.bytes - covered);
-            }
-        }
-        self.begun[request as usize] = Begun { run: input, whole: true, ..begun };
-    }
-
-    fn push(&mut self, request: u32, rank: (u8, u64), input: Run, tensor: u16, from: u32, len: u32) {
-        if let Err(error) = self.incoming.push(request, rank, input, tensor, from, len) {
-            self.failed.get_or_insert(error);
-        }
     }
 
     /// Why copies have failed, if they have. Once nothing is under way any more all that was begun is forgotten, and copied anew: which of it is
@@ -192,7 +321,7 @@ impl Transfers {
     /// A request is in a launch, or will never be.
     pub(super) fn forget(&mut self, request: u32) {
         let begun = std::mem::replace(&mut self.begun[request as usize], Begun::NOTHING);
-        if begun.run != Run::NONE {
+        if begun.by_engine > 0 {
             self.incoming.forget(request);
         }
     }
@@ -203,8 +332,15 @@ impl Transfers {
     }
 
     pub(super) fn pump(&mut self) -> bool {
+        let mut any = false;
+        if let Some(porter) = &mut self.porter {
+            any = porter.has_news();
+            if porter.idle_for().is_some_and(|idle| idle > CLOSE) {
+                porter.stop();
+            }
+        }
         if !self.are_awaited() {
-            return false;
+            return any;
         }
         // Those that wait for copies are told.
         let mut pump = |copies: &mut Copies| {
@@ -213,6 +349,13 @@ impl Transfers {
                 false
             })
         };
-        pump(&mut self.incoming) | pump(&mut self.outgoing)
+        pump(&mut self.incoming) | pump(&mut self.outgoing) | any
+    }
+
+    /// Fails where the porter has failed, which never says so by itself.
+    pub(super) fn check(&mut self) {
+        if let Some(Err(error)) = self.porter.as_ref().map(Porter::check) {
+            self.failed.get_or_insert(error);
+        }
     }
 }

@@ -25,7 +25,7 @@ fn the_null_model_answers_from_the_gpu() {
             // The kernel's own copy is the only one that a CPU makes.
             assert_eq!((path.cpu_copies(), path.runtime_copied_bytes), (1, 0));
             // The first launch of a size is not timed by its stages.
-            assert!(round < 2 || path.stage(Stage::CopyIn) > 0 && path.stage(Stage::CopyOut) > 0, "{path:?}");
+            assert!(round < 2 || path.stage(Stage::CopyIn) > 0, "{path:?}");
             client.recycle(response);
         }
     }
