@@ -179,7 +179,8 @@ fn board(gpu: &Gpu, common: &Common<'_>, arena: &Arena) -> Result<Box<dyn Device
             Execution::Inline | Execution::Threads => None,
         })
         .collect();
-    let board = Board::new(gpu, arena, &tenants, common.config.limits.requests as usize)?;
+    let Config { limits, data, .. } = common.config;
+    let board = Board::new(gpu, arena, &tenants, limits.requests as usize, data.threads.into())?;
     tracing::info!(gpu = gpu.name, mib = board.device_bytes() >> 20, "slots on the GPU");
     Ok(Box::new(board))
 }

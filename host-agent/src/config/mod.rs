@@ -233,7 +233,7 @@ pub struct Gpu {
     /// While requests follow each other closely, has a kernel that stays on the GPU carry those of at most `chunk_bytes`, instead of the copy
     /// engines.
     pub porter: bool,
-    /// Requests of at least so many bytes are copied piece by piece while they arrive over TCP; 0 is none.
+    /// Larger requests are copied while they arrive over TCP, in pieces of at least so many bytes; 0 is none.
     pub early_bytes: u32,
     /// Outputs of at most so many bytes are written to the host by a kernel, and not by a copy engine, where a kernel is what they wait for;
     /// 0 is none.
@@ -249,7 +249,7 @@ impl Default for Gpu {
             chunk_bytes: 1 << 20,
             chunks_ahead: 2,
             porter: true,
-            early_bytes: 128 << 10,
+            early_bytes: 256 << 10,
             kernel_out_bytes: 64 << 10,
             launch_limit_ms: 10_000,
         }

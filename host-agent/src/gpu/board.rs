@@ -51,11 +51,17 @@ struct Model {
 
 impl Board {
     /// Slots on the GPU for all pools of these models, by handle, and their lanes. `requests` is how many requests there may be
-    /// at once.
+    /// at once, and `shards` how many boards share the GPU.
     ///
     /// # Errors
     /// [`GpuError`], for instance for want of memory.
-    pub fn new(gpu: &Gpu, arena: &Arena, models: &[Option<Tenant<'_>>], requests: usize) -> Result<Board, GpuError> {
+    pub fn new(
+        gpu: &Gpu,
+        arena: &Arena,
+        models: &[Option<Tenant<'_>>],
+        requests: usize,
+        shards: usize,
+    ) -> Result<Board, GpuError> {
         let pools = |tenant: &Tenant<'_>| {
             let ModelPools { inputs, output } = tenant.pools;
             inputs.iter().copied().chain(*output).collect::<Vec<_>>()
@@ -77,7 +83,7 @@ impl Board {
         let lane = || Lane::new(&arena, gpu.context.stream_priorities()?.greatest, Vec::new(), Vec::new());
         let incoming = Copies::new(lane()?, Direction::In, chunking, requests, 2 * tensors)?;
         let outgoing = Copies::new(lane()?, Direction::Out, chunking, lanes as usize, outputs)?;
-        let porter = gpu.settings.porter.then(|| Porter::new(&arena, &slots)).transpose()?;
+        let porter = porter(gpu, &arena, &slots, (lanes as usize + 3) * shards);
         let copies = Transfers::new(incoming, outgoing, porter, &arena, requests, &gpu.settings);
         Ok(Board { arena, models, copies, under_way: 0 })
     }
@@ -128,6 +134,28 @@ impl Model {
         let group = usize::from(priority.max(1) - 1).min(levels - 1) * groups / levels;
         group * self.each..(group + 1) * self.each
     }
+}
+
+/// Streams that have a queue of the device each, unless the environment says otherwise.
+const QUEUES: usize = 8;
+
+/// A porter, if there is to be one. It stays on the device, so no stream may have to wait for its queue: there are as many streams as are
+/// counted here.
+fn porter(gpu: &Gpu, arena: &GpuArena, slots: &[u16], streams: usize) -> Option<Porter> {
+    if !gpu.settings.porter {
+        return None;
+    }
+    let queues = std::env::var("CUDA_DEVICE_MAX_CONNECTIONS").ok().and_then(|n| n.parse().ok()).unwrap_or(QUEUES);
+    if streams > queues {
+        tracing::info!(
+            streams,
+            queues,
+            "more streams than queues, so no porter: set CUDA_DEVICE_MAX_CONNECTIONS (at most 32)"
+        );
+        return None;
+    }
+    let porter = Porter::new(arena, slots);
+    porter.inspect_err(|error| tracing::warn!(%error, "there is no porter; the copy engines carry everything")).ok()
 }
 
 /// Groups of priorities that have lanes of their own.

@@ -284,7 +284,6 @@ impl Flight {
                 each().for_each(|(request, item)| copies.fetch(*request, rank, item.input, batch.tensors(item)));
             }
             let outputs = if ported && !program.launches() { self.port_outputs(tensors, copies) } else { None };
-            self.ordered = outputs.unwrap_or(self.ordered);
             copies.waited_for += 1;
             copies.launched();
             self.phase = Phase::Filling { since, asked: since, filled: None, outputs };
@@ -304,15 +303,20 @@ impl Flight {
     }
 
     /// Has the porter bring outputs that lie in their slots already. Returns its last order, or `None` where that is not how it is done.
-    fn port_outputs(&self, tensors: &Tensors, copies: &mut Transfers) -> Option<u64> {
+    fn port_outputs(&mut self, tensors: &Tensors, copies: &mut Transfers) -> Option<u64> {
         if !self.empties_directly(tensors, copies) {
             return None;
         }
-        let mut last = 0;
-        for (run, tensor, bytes) in self.each_output(tensors) {
-            last = copies.order(Direction::Out, run, tensor, 0, bytes)?;
-        }
-        Some(last)
+        let mut last = self.ordered;
+        let mut each = self.each_output(tensors);
+        let all = each.all(|(run, tensor, bytes)| {
+            let order = copies.order(Direction::Out, run, tensor, 0, bytes);
+            last = order.unwrap_or(last);
+            order.is_some()
+        });
+        drop(each);
+        self.ordered = last;
+        all.then_some(last)
     }
 
     /// Goes on. Returns how the batch has ended, once it has.
@@ -399,6 +403,10 @@ impl Flight {
                     }
                     return Ok(false);
                 }
+                // Where the porter had no room for all outputs, it still brings some of them.
+                if !copies.is_carried(self.ordered) {
+                    return Ok(false);
+                }
                 let took = since.elapsed();
                 if self.empties_directly(tensors, copies) {
                     self.answer(tensors, copy_in, took, Duration::ZERO, batch, launch)?;
@@ -461,9 +469,12 @@ impl Flight {
         std::mem::take(&mut self.given_up)
     }
 
-    /// The batch's requests are copied no more.
-    fn forget(&self, copies: &mut Transfers) {
-        self.requests.iter().for_each(|request| copies.forget(*request));
+    /// The batch's requests are copied no more. What the porter was told of them it still does.
+    fn forget(&mut self, copies: &mut Transfers) {
+        for request in &self.requests {
+            self.ordered = self.ordered.max(copies.order_of(*request));
+            copies.forget(*request);
+        }
     }
 
     /// Notes on the device when it gets there, if the batch is timed.

@@ -11,10 +11,7 @@ use crate::config;
 
 /// Tensors of a request that are copied while it arrives; further ones are copied when it is whole.
 const EARLY_TENSORS: usize = 4;
-/// Bytes that are copied at once while a request arrives, at least, by a copy engine: each copy costs calls of the driver. A porter would get in
-/// the way of the CPU, which fills the slot with the next bytes meanwhile.
-const EARLY_COPY: u32 = 256 << 10;
-/// What they end at a multiple of.
+/// What is copied of a request while it arrives ends at a multiple of so many bytes.
 const EARLY_ALIGNMENT: u32 = 64;
 /// Launches that follow each other as closely as this keep a porter on the GPU.
 const CLOSE: Duration = Duration::from_millis(1);
@@ -33,7 +30,7 @@ pub(super) struct Transfers {
     begun: Vec<Begun>,
     /// Copies up to so many bytes are part of the launch.
     pub(super) direct: u64,
-    /// Requests of so many bytes at least are copied while they arrive; 0 is none.
+    /// So many bytes at least are copied at once while a request arrives, by a copy engine; 0 is none.
     early: u32,
     /// Outputs up to so many bytes are written by a kernel.
     pub(super) by_kernel: u64,
@@ -126,7 +123,7 @@ impl Transfers {
             return;
         }
         // Small pieces are not worth a copy each.
-        if end - from < EARLY_COPY.max(self.early) {
+        if end - from < self.early {
             return;
         }
         *covered = end;
@@ -269,11 +266,17 @@ impl Transfers {
         let now = Instant::now();
         let before = self.last_launch.replace(now);
         let close = before.is_some_and(|before| now.saturating_duration_since(before) < CLOSE);
-        if close
-            && let Some(porter) = &mut self.porter
-            && let Err(error) = porter.start()
-        {
-            self.failed.get_or_insert(error);
+        let Some(porter) = self.porter.as_mut().filter(|_| close) else { return };
+        match porter.start() {
+            Ok(_) => {}
+            Err(error) if error.is_sticky() || error == GpuError::Lost => {
+                self.failed.get_or_insert(error);
+            }
+            Err(error) => {
+                tracing::warn!(%error, "the copy engines carry everything from now on");
+                // What it was told before it does before its end.
+                self.porter = None;
+            }
         }
     }
 
@@ -334,7 +337,7 @@ impl Transfers {
     pub(super) fn pump(&mut self) -> bool {
         let mut any = false;
         if let Some(porter) = &mut self.porter {
-            any = porter.has_news();
+            any = porter.progress();
             if porter.idle_for().is_some_and(|idle| idle > CLOSE) {
                 porter.stop();
             }
@@ -352,9 +355,14 @@ impl Transfers {
         pump(&mut self.incoming) | pump(&mut self.outgoing) | any
     }
 
+    /// The porter's last order about a request.
+    pub(super) fn order_of(&self, request: u32) -> u64 {
+        self.begun[request as usize].order
+    }
+
     /// Fails where the porter has failed, which never says so by itself.
     pub(super) fn check(&mut self) {
-        if let Some(Err(error)) = self.porter.as_ref().map(Porter::check) {
+        if let Some(Err(error)) = self.porter.as_mut().map(Porter::check) {
             self.failed.get_or_insert(error);
         }
     }

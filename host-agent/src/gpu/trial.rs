@@ -20,7 +20,7 @@ impl Gpu {
     pub(crate) fn run(&self, spec: &ModelSpec, program: &Arc<dyn Program>, job: &mut Job) {
         let pools = ModelPools { inputs: vec![0], output: Some(1) };
         let tenant = Tenant { spec, pools: &pools, program: Arc::clone(program) };
-        let mut board = match Board::new(self, &job.arena, &[Some(tenant)], 1) {
+        let mut board = match Board::new(self, &job.arena, &[Some(tenant)], 1, 1) {
             Ok(board) => board,
             Err(error) => return job.error = Some(error.to_string()),
         };

@@ -34,7 +34,7 @@ const POOLS: usize = 256;
 /// Where in its pool an order can begin, less than this.
 const REACH: u64 = 1 << 40;
 /// The kernel ends when it has seen no order for so long, in cycles of the device: then the CPU is stopped, or gone. No device has more than three
-/// of them in a nanosecond, nor fewer than one in two.
+/// of them in a nanosecond, so it takes longer than [`SURE`]; at low clocks it may take a tenth of a second.
 const LIMIT_CYCLES: u64 = 40_000_000;
 /// After an order that is not older than this the kernel is still there.
 const SURE: Duration = Duration::from_millis(8);
@@ -92,6 +92,10 @@ pub struct Porter {
     running: bool,
     /// How often it was launched.
     epoch: u32,
+    /// The order that shows that it is there: the first of its launch, which carries nothing.
+    arrival: u64,
+    /// The order to stop, of the last launch.
+    stop: Option<u64>,
     last: Instant,
 }
 
@@ -131,6 +135,8 @@ impl Porter {
             done: 0,
             running: false,
             epoch: 0,
+            arrival: 0,
+            stop: None,
             last: Instant::now(),
         })
     }
@@ -141,21 +147,24 @@ impl Porter {
         &self.pools
     }
 
-    /// Launches the kernel, unless it is there. Returns whether it is, or will be in a moment: while one that was told to stop has not
+    /// Launches the kernel, unless that was done not long ago. Returns whether it was or is: while one that was told to stop has not
     /// ended it is not.
     ///
     /// # Errors
-    /// The driver's.
+    /// As [`Porter::check`]; the driver's.
     pub fn start(&mut self) -> Result<bool, GpuError> {
-        if self.is_running() {
+        if self.running && self.last.elapsed() < SURE {
             return Ok(true);
         }
         self.stop();
+        self.check()?;
         if !self.lane.is_done()? {
             return Ok(false);
         }
-        // One that ended by itself had done all that it was told before, and has not seen the order to stop.
+        // One that ended by itself has not seen the order to stop.
         self.done = self.given;
+        self.stop = None;
+        let last = Instant::now();
         self.epoch = self.epoch.wrapping_add(1).max(1);
         let ring = self.shared.registration.address();
         let operands = [
@@ -168,15 +177,18 @@ impl Porter {
         ];
         let launch = Launch { grid: [WORKERS + 1, 1, 1], block: [THREADS, 1, 1], shared_bytes: 0 };
         self.lane.work().run(0, launch, &operands)?;
-        (self.running, self.last) = (true, Instant::now());
+        (self.running, self.last) = (true, last);
+        self.put(0, 0);
+        self.arrival = self.given;
         Ok(true)
     }
 
     /// Has the kernel end. Orders given before are carried out.
     pub fn stop(&mut self) {
         if std::mem::take(&mut self.running) {
-            // There is a place for it as long as no other is wanted for good.
+            // There is always a place for it.
             self.put(0, STOP);
+            self.stop = Some(self.given);
         }
     }
 
@@ -190,10 +202,10 @@ impl Porter {
         order[1].store(second | u64::from(number) << 32, Ordering::Release);
     }
 
-    /// Whether the kernel is there to carry out orders: it was started, and told something not long ago.
+    /// Whether the kernel is there to carry out orders: it has said so, and was told something not long ago.
     #[must_use]
     pub fn is_running(&self) -> bool {
-        self.running && self.last.elapsed() < SURE
+        self.running && self.last.elapsed() < SURE && (self.done >= self.arrival || self.is_done(self.arrival))
     }
 
     /// How long ago the last order was given, or the kernel started.
@@ -203,7 +215,7 @@ impl Porter {
     }
 
     /// Orders bytes of a run's tensor to be carried. Returns the number of the last order that it took, or `None` where there is no
-    /// room for so many. Only while the kernel [is running](Porter::is_running).
+    /// room for so many, or the kernel is not [running](Porter::is_running).
     ///
     /// # Errors
     /// [`GpuError::NoSlots`].
@@ -220,6 +232,11 @@ impl Porter {
         let end = place.checked_add(len.into()).filter(|end| *end <= REACH).ok_or(GpuError::NoSlots)?;
         let pieces = u64::from(len.div_ceil(PIECE));
         self.settle();
+        // Before the orders: one that is given after the kernel has ended then counts as of a time at which it was there.
+        let now = Instant::now();
+        if !self.is_running() {
+            return Ok(None);
+        }
         // One place is for the order to stop.
         if self.given - self.done + pieces >= ORDERS {
             return Ok(None);
@@ -229,15 +246,15 @@ impl Porter {
             let len = (end - at).min(PIECE.into());
             self.put(at, len | way);
         }
-        self.last = Instant::now();
+        self.last = now;
         Ok(Some(self.given))
     }
 
-    /// Whether more orders are done than were when [`Porter::are_done`] last looked.
-    #[must_use]
-    #[inline]
-    pub fn has_news(&self) -> bool {
-        self.done < self.given && self.is_done(self.done + 1)
+    /// Looks what is done. Returns whether that is more than it was.
+    pub fn progress(&mut self) -> bool {
+        let before = self.done;
+        self.settle();
+        self.done > before
     }
 
     /// Whether all orders up to this number are done. What they have carried can be seen then.
@@ -256,12 +273,22 @@ impl Porter {
         self.shared.ring.done[(number % ORDERS) as usize].load(Ordering::Acquire) == number as u32
     }
 
-    /// Fails where the device does.
+    /// Fails where the device does, and where the kernel has ended, because this thread was stopped for long, before it saw all orders: they
+    /// are not carried out then, and count as done from now on.
     ///
     /// # Errors
-    /// The driver's.
-    pub fn check(&self) -> Result<(), GpuError> {
-        self.lane.is_done().map(drop)
+    /// [`GpuError::Lost`]; the driver's.
+    pub fn check(&mut self) -> Result<(), GpuError> {
+        if !self.lane.is_done()? {
+            return Ok(());
+        }
+        self.settle();
+        let unseen = u64::from(self.stop.is_some_and(|stop| stop > self.done));
+        if self.given - self.done > unseen {
+            (self.done, self.running) = (self.given, false);
+            return Err(GpuError::Lost);
+        }
+        Ok(())
     }
 }
 
@@ -370,6 +397,11 @@ look:
     cvt.u32.u64 %word, %y;
     and.b32 %x, %mine, 65535;
     setp.eq.and.u32 %valid, %word, %x, %valid;
+    // An order to stop comes to be the first of a look.
+    cvt.u32.u64 %word, %two;
+    and.b32 %word, %word, STOP;
+    setp.eq.or.u32 %p, %word, 0, %first;
+    and.pred %valid, %valid, %p;
     // How many there are in turn.
     vote.sync.ballot.b32 %votes, %valid, 0xffffffff;
     not.b32 %x, %votes;
@@ -411,12 +443,16 @@ itself:
     st.volatile.global.v2.u64 [%y+128], {%one, %two};
     bra meet;
 told_to:
+    bar.warp.sync 0xffffffff;
     @!%first bra meet;
     mul.wide.u32 %offset, %place, 4;
     add.s64 %y, %done, %offset;
     st.volatile.global.u32 [%y], %number;
+    bra ends;
 over:
+    bar.warp.sync 0xffffffff;
     @!%first bra meet;
+ends:
     membar.gl;
     st.volatile.global.u32 [%relay], %epoch;
     mov.u32 %word, 0;
@@ -448,6 +484,13 @@ wait:
     and.b32 %x, %number, 65535;
     setp.eq.and.u32 %valid, %word, %x, %valid;
     @%valid bra take;
+    // A later order in its place says that the first block has carried it out before this one came to look.
+    shr.u64 %y, %two, 32;
+    cvt.u32.u64 %word, %y;
+    sub.u32 %x, %word, %number;
+    setp.gt.s32 %p, %x, 0;
+    setp.ne.and.u32 %p, %word, 0, %p;
+    @%p bra past;
     // Once it is the end, what was handed on before is seen by the next look.
     @%again bra leave;
     ld.volatile.global.u32 %word, [%relay];
@@ -463,9 +506,11 @@ take:
     and.b32 %len, %word, 65535;
     setp.eq.u32 %p, %len, 0;
     @!%p bra carry;
+past:
     add.u32 %number, %number, WORKERS;
     bra pass;
 carry:
+    membar.gl;
     st.shared.u64 [told], %one;
     st.shared.u64 [told+8], %two;
     mov.u32 %word, 1;

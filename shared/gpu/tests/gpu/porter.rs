@@ -14,8 +14,17 @@ fn wait(porter: &mut Porter, number: u64) {
 
 fn running(gpu: &Gpu) -> Porter {
     let mut porter = Porter::new(&gpu.arena, &[SLOTS]).unwrap();
-    assert!(porter.start().unwrap());
+    start(&mut porter);
     porter
+}
+
+/// Starts it, and waits until it is there.
+fn start(porter: &mut Porter) {
+    let end = Instant::now() + Duration::from_secs(5);
+    while !(porter.start().unwrap() && porter.is_running()) {
+        assert!(Instant::now() < end, "it does not start: {porter:?}");
+        std::thread::yield_now();
+    }
 }
 
 #[test]
@@ -58,7 +67,7 @@ fn many_orders_go_round_the_ring_and_none_is_lost() {
         last = loop {
             match porter.order(Direction::In, slot, 1, 0, SMALL).unwrap() {
                 Some(number) => break number,
-                None => std::thread::yield_now(),
+                None => start(&mut porter),
             }
         };
         if round % 400 == 399 {
@@ -66,9 +75,7 @@ fn many_orders_go_round_the_ring_and_none_is_lost() {
             porter.stop();
             let fetched = gpu.fetch(slot, 1, SMALL);
             assert!(fetched == pattern(round / 8 * 8 + round % 8, SMALL), "round {round}");
-            while !porter.start().unwrap() {
-                std::thread::yield_now();
-            }
+            start(&mut porter);
         }
     }
     // More than the ring holds is refused and not lost.
@@ -89,7 +96,7 @@ fn it_ends_when_nobody_orders_anything_and_can_be_started_again() {
     assert!(!porter.is_running());
     // Nothing of it is left on the device.
     gpu.context.synchronize().unwrap();
-    assert!(porter.start().unwrap());
+    start(&mut porter);
     gpu.write(run(SLOTS, 1, 1), 1, 0, &pattern(3, SMALL));
     let number = porter.order(Direction::In, run(SLOTS, 1, 1), 1, 0, SMALL).unwrap().unwrap();
     wait(&mut porter, number);
@@ -105,4 +112,41 @@ fn what_is_not_among_its_slots_is_refused() {
     assert!(porter.order(Direction::In, run(SLOTS, 0, 1), 0, 0, LARGE + 1).is_err());
     assert!(porter.order(Direction::In, run(crate::common::FRAMES, 0, 1), 0, 0, 1).is_err());
     assert!(Porter::new(&gpu.arena, &[crate::common::FRAMES]).is_err());
+}
+
+#[test]
+fn who_stops_it_right_behind_orders_gets_them_carried_out() {
+    let Some(gpu) = gpu() else { return };
+    let mut porter = running(&gpu);
+    for round in 0..200 {
+        let slot = run(SLOTS, round % 8, 1);
+        gpu.write(slot, 0, 0, &pattern(round, LARGE));
+        let number = loop {
+            start(&mut porter);
+            if let Some(number) = porter.order(Direction::In, slot, 0, 0, LARGE).unwrap() {
+                break number;
+            }
+        };
+        porter.stop();
+        wait(&mut porter, number);
+        if round % 20 == 0 {
+            assert!(gpu.fetch(slot, 0, LARGE) == pattern(round, LARGE), "round {round}");
+        }
+    }
+}
+
+#[test]
+fn one_that_is_not_there_takes_no_orders() {
+    let Some(gpu) = gpu() else { return };
+    let mut porter = Porter::new(&gpu.arena, &[SLOTS]).unwrap();
+    let order = |porter: &mut Porter| porter.order(Direction::In, run(SLOTS, 0, 1), 1, 0, SMALL).unwrap();
+    assert_eq!(order(&mut porter), None);
+    start(&mut porter);
+    let number = order(&mut porter).unwrap();
+    wait(&mut porter, number);
+    std::thread::sleep(Duration::from_millis(60));
+    assert_eq!(order(&mut porter), None);
+    porter.check().unwrap();
+    start(&mut porter);
+    assert!(order(&mut porter).is_some());
 }
