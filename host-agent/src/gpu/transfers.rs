@@ -59,6 +59,11 @@ struct Begun {
 
 impl Begun {
     const NOTHING: Begun = Begun { run: Run::NONE, covered: [0; EARLY_TENSORS], whole: false, by_engine: 0, order: 0 };
+
+    /// Bytes of a tensor of so many from its beginning on that are copied or on their way.
+    fn covered(&self, tensor: usize, bytes: u32) -> u32 {
+        if self.whole { bytes } else { self.covered.get(tensor).copied().unwrap_or(0).min(bytes) }
+    }
 }
 
 impl Transfers {
@@ -101,11 +106,7 @@ impl Transfers {
     /// Bytes of a request, which is whole, that are not on their way yet.
     pub(super) fn left(&self, request: u32, tensors: &[TensorDesc]) -> u64 {
         let begun = self.begun[request as usize];
-        let covered = |tensor: usize, bytes: u32| match begun.whole {
-            true => bytes,
-            false => begun.covered.get(tensor).copied().unwrap_or(0).min(bytes),
-        };
-        tensors.iter().enumerate().map(|(tensor, desc)| u64::from(desc.bytes - covered(tensor, desc.bytes))).sum()
+        tensors.iter().enumerate().map(|(tensor, desc)| u64::from(desc.bytes - begun.covered(tensor, desc.bytes))).sum()
     }
 
     /// Part of a request is there. It may come to nothing, and the slots be given to another one.
@@ -193,8 +194,8 @@ impl Transfers {
         mut copy: impl FnMut(&mut Transfers, u16, u32, u32) -> bool,
     ) -> bool {
         let begun = self.begun[request as usize];
-        for (tensor, desc) in tensors.iter().enumerate().filter(|_| !begun.whole) {
-            let covered = begun.covered.get(tensor).copied().unwrap_or(0).min(desc.bytes);
+        for (tensor, desc) in tensors.iter().enumerate() {
+            let covered = begun.covered(tensor, desc.bytes);
             if covered < desc.bytes && !copy(self, tensor as u16, covered, desc.bytes - covered) {
                 return false;
             }

@@ -4,8 +4,8 @@
 use std::sync::Arc;
 
 use splitrpc_arena::Run;
-use splitrpc_cuda::{Context, DeviceMemory, MemoryOptions, Stream};
-use splitrpc_gpu::{GpuError, Work};
+use splitrpc_cuda::Context;
+use splitrpc_gpu::{GpuError, Work, filled};
 
 use super::null::{Null, pattern};
 use super::{Execution, Factory, Runtime, RuntimeError};
@@ -54,10 +54,7 @@ impl Program for Answer {
             return Ok(Resources::default());
         }
         let pattern: Vec<u8> = (0..self.bytes as usize).map(pattern).collect();
-        let buffer = DeviceMemory::new(&self.context, pattern.len(), MemoryOptions::default())?;
-        Stream::new(&self.context)?
-            .upload(buffer.range(0, pattern.len()).map_err(splitrpc_cuda::Error::from)?, &pattern)?;
-        Ok(Resources { buffers: vec![Arc::new(buffer)], kernels: Vec::new() })
+        Ok(Resources { buffers: vec![filled(&self.context, &pattern)?], kernels: Vec::new() })
     }
 
     fn lane_bytes(&self) -> u64 {

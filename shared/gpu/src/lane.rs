@@ -8,7 +8,8 @@ use std::time::{Duration, Instant};
 
 use splitrpc_arena::Run;
 use splitrpc_cuda::{
-    Arg, Context, CopyBatch, DeviceMemory, DeviceRange, Event, Executable, Function, HostRange, Launch, Stream,
+    Arg, Context, CopyBatch, DeviceMemory, DeviceRange, Event, Executable, Function, HostRange, Launch, MemoryOptions,
+    Stream,
 };
 
 use crate::arena::{GpuArena, Rows};
@@ -19,6 +20,17 @@ use crate::signal::Signal;
 
 /// Device memory beside the slots: weights, and what a model keeps from kernel to kernel.
 pub type Buffer = Arc<DeviceMemory>;
+
+/// Device memory that holds these bytes, one at least. For start-up: waits until they are there.
+///
+/// # Errors
+/// The driver's.
+pub fn filled(context: &Context, bytes: &[u8]) -> Result<Buffer, GpuError> {
+    let memory = DeviceMemory::new(context, bytes.len(), MemoryOptions::default())?;
+    let all = memory.range(0, bytes.len()).map_err(splitrpc_cuda::Error::from)?;
+    Stream::new(context)?.upload(all, bytes)?;
+    Ok(Arc::new(memory))
+}
 
 /// Recorded work of one lane, at most.
 const MAX_RECORDINGS: usize = 256;
@@ -204,7 +216,7 @@ impl Lane {
     }
 
     /// Whether nothing is under way any more, so that what the lane holds may go.
-    fn ends(&self) -> bool {
+    pub(crate) fn ends(&self) -> bool {
         let end = Instant::now() + PATIENCE;
         loop {
             match self.stream.is_done() {

@@ -24,5 +24,5 @@ pub use code::load_code;
 pub use copies::{Chunking, Copies, Direction, Rank};
 pub use error::GpuError;
 pub use kernel::{Kernel, MAX_ARGUMENTS, Operand};
-pub use lane::{Buffer, Lane, Recording, Work};
+pub use lane::{Buffer, Lane, Recording, Work, filled};
 pub use porter::Porter;

@@ -7,19 +7,17 @@
 use std::fmt;
 use std::mem::ManuallyDrop;
 use std::ptr::NonNull;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
-use std::thread;
 use std::time::{Duration, Instant};
 
 use splitrpc_arena::Run;
-use splitrpc_cuda::{Context, DeviceMemory, HostRegistration, Launch, MemoryOptions, Module, Stream};
+use splitrpc_cuda::{Context, HostRegistration, Launch, Module};
 
 use crate::arena::GpuArena;
 use crate::copies::Direction;
 use crate::error::GpuError;
 use crate::kernel::{Kernel, Operand};
-use crate::lane::Lane;
+use crate::lane::{Lane, filled};
 
 /// Orders that are not known to be done, at most.
 const ORDERS: u64 = 512;
@@ -38,8 +36,6 @@ const REACH: u64 = 1 << 40;
 const LIMIT_CYCLES: u64 = 40_000_000;
 /// After an order that is not older than this the kernel is still there.
 const SURE: Duration = Duration::from_millis(8);
-/// How long the end of a porter waits for the kernel's.
-const PATIENCE: Duration = Duration::from_secs(2);
 
 /// What the CPU writes: the orders, of 16 bytes each; and what the kernel writes: the number of the order in each place that was done
 /// last.
@@ -115,16 +111,10 @@ impl Porter {
             table.extend([host.to_le_bytes(), device.to_le_bytes()].concat());
         }
         table.resize(POOLS * 16, 0);
-        let memory = DeviceMemory::new(context, table.len(), MemoryOptions::default())?;
-        let all = memory.range(0, table.len()).map_err(splitrpc_cuda::Error::from)?;
-        Stream::new(context)?.upload(all, &table)?;
         let module = Module::from_ptx(context, &ptx())?;
         let kernels = vec![Kernel::new(&module, "porter")?];
+        let buffers = vec![filled(context, &table)?, filled(context, &[0; RELAY_BYTES])?];
         // It is to be there before kernels that fill the device.
-        let relay = DeviceMemory::new(context, RELAY_BYTES, MemoryOptions::default())?;
-        let all = relay.range(0, RELAY_BYTES).map_err(splitrpc_cuda::Error::from)?;
-        Stream::new(context)?.upload(all, &[0; RELAY_BYTES])?;
-        let buffers = vec![Arc::new(memory), Arc::new(relay)];
         let lane = Lane::new(arena, context.stream_priorities()?.greatest, buffers, kernels)?;
         let shared = Shared::new(context)?;
         Ok(Porter {
@@ -301,17 +291,7 @@ impl fmt::Debug for Porter {
 impl Drop for Porter {
     fn drop(&mut self) {
         self.stop();
-        let end = Instant::now() + PATIENCE;
-        let ended = loop {
-            match self.lane.is_done() {
-                Ok(true) => break true,
-                // A context that is lost does nothing any more.
-                Err(error) => break error.is_sticky(),
-                Ok(false) if Instant::now() > end => break false,
-                Ok(false) => thread::sleep(Duration::from_micros(100)),
-            }
-        };
-        if ended {
+        if self.lane.ends() {
             // SAFETY: dropped once, here, and not used after that; the kernel, which uses the ring, has ended.
             unsafe { ManuallyDrop::drop(&mut self.lane) };
             // SAFETY: as above.

@@ -4,8 +4,8 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use splitrpc_cuda::{Context, DeviceMemory, Launch, MemoryOptions, Stream};
-use splitrpc_gpu::{Buffer, GpuError, Kernel, Operand, Work, load_code};
+use splitrpc_cuda::{Context, Launch};
+use splitrpc_gpu::{Buffer, GpuError, Kernel, Operand, Work, filled, load_code};
 
 use super::{Execution, Factory, Runtime, RuntimeError};
 use crate::gpu::{Gpu, Program, Resources, Rows, granules};
@@ -188,14 +188,7 @@ fn contents(context: &Context, path: &Path, expected: Option<u64>) -> Result<Buf
     if let Some(expected) = expected.filter(|expected| *expected != bytes.len() as u64) {
         return Err(format!("has {} bytes, where {MANIFEST} says {expected}", bytes.len()));
     }
-    Ok(Arc::new(upload(context, &bytes).map_err(|e| e.to_string())?))
-}
-
-fn upload(context: &Context, bytes: &[u8]) -> Result<DeviceMemory, GpuError> {
-    let memory = DeviceMemory::new(context, bytes.len(), MemoryOptions::default())?;
-    let all = memory.range(0, bytes.len()).map_err(splitrpc_cuda::Error::from)?;
-    Stream::new(context)?.upload(all, bytes)?;
-    Ok(memory)
+    filled(context, &bytes).map_err(|e| e.to_string())
 }
 
 impl Program for Kernels {
@@ -205,7 +198,7 @@ impl Program for Kernels {
             Memory::Shared(buffer) => Ok(Arc::clone(buffer)),
             Memory::Room(bytes) => {
                 let len = usize::try_from(*bytes).map_err(|_| GpuError::NoMemory { needed: *bytes, free: 0 })?;
-                Ok(Arc::new(upload(&self.context, &vec![0; len])?))
+                filled(&self.context, &vec![0; len])
             }
         });
         Ok(Resources { buffers: buffers.collect::<Result<_, GpuError>>()?, kernels: self.kernels.clone() })
