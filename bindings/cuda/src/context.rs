@@ -145,9 +145,13 @@ impl Context {
         self.inner.lost.get().is_some()
     }
 
-    /// Makes the context current on the calling thread, unless it is lost.
+    /// Makes the context current on the calling thread, unless it is lost, for another library that wants it so; each call of this
+    /// crate's does it of itself.
+    ///
+    /// # Errors
+    /// Why it was lost.
     #[inline]
-    pub(crate) fn make_current(&self) -> Result<(), Error> {
+    pub fn make_current(&self) -> Result<(), Error> {
         match self.inner.lost.get() {
             Some(error) => Err(error.clone().into()),
             None => self.enter(),

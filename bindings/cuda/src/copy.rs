@@ -66,6 +66,22 @@ impl Stream {
         self.context().check(result, WHAT)
     }
 
+    /// As [`Stream::copy_on_device`], from an address of the device that is another library's.
+    ///
+    /// # Errors
+    /// [`Error::OtherDevice`]; the driver's, also those of earlier work.
+    ///
+    /// # Safety
+    /// The contract of [`Stream`], and as many bytes as the target has are at the address.
+    pub unsafe fn copy_from_address(&self, to: DeviceRange<'_>, from: u64) -> Result<(), Error> {
+        const WHAT: &str = "cannot copy inside a device";
+        self.same_device(to.memory().context(), WHAT)?;
+        self.context().make_current()?;
+        // SAFETY: as in `copy_to_device`; the caller answers for the source.
+        let result = unsafe { sys::cuMemcpyDtoDAsync_v2(to.address(), from, to.len(), self.raw()) };
+        self.context().check(result, WHAT)
+    }
+
     /// Sets every byte.
     ///
     /// # Errors

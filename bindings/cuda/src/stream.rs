@@ -1,5 +1,6 @@
 //! Streams: work of a device in order.
 
+use std::ffi::c_void;
 use std::fmt;
 use std::ptr;
 
@@ -127,6 +128,12 @@ impl Stream {
         // SAFETY: the event and the stream are live. The driver keeps what it needs of the event should it be dropped.
         let result = unsafe { sys::cuStreamWaitEvent(self.raw, event.raw(), flags) };
         self.context.check(result, "cannot wait for an event")
+    }
+
+    /// The driver's handle, for another library. What that submits falls under the contract above.
+    #[must_use]
+    pub fn as_raw(&self) -> *mut c_void {
+        self.raw.cast()
     }
 
     pub(crate) fn raw(&self) -> CUstream {

@@ -240,6 +240,8 @@ pub struct Gpu {
     pub kernel_out_bytes: u32,
     /// How long a launch may take before its requests are answered as failed, in milliseconds.
     pub launch_limit_ms: u32,
+    /// The folder of PyTorch's libraries, for models that it compiled.
+    pub torch: Option<PathBuf>,
 }
 
 impl Default for Gpu {
@@ -252,6 +254,7 @@ impl Default for Gpu {
             early_bytes: 256 << 10,
             kernel_out_bytes: 64 << 10,
             launch_limit_ms: 10_000,
+            torch: None,
         }
     }
 }
@@ -313,9 +316,10 @@ impl Config {
     /// What is shown can be read again.
     #[must_use]
     pub fn to_toml(&self) -> String {
-        let Config { models, require, .. } = self;
+        let Config { models, gpu, require, .. } = self;
         let unset = [
             ("[models]", "repository", models.repository.is_none(), "no models but the built-in ones"),
+            ("[gpu]", "torch", gpu.torch.is_none(), "no models that PyTorch compiled"),
             ("[require]", "mover", require.mover.is_none(), "any will do"),
             ("[require]", "memory", require.memory.is_none(), "any will do"),
             ("[require]", "link", require.link.is_none(), "any will do"),

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
 use splitrpc_cuda::{DeviceMemory, Event, MemoryOptions};
-use splitrpc_gpu::{Direction, GpuArena, GpuError, Lane, Operand, Recording, Work};
+use splitrpc_gpu::{Direction, GpuArena, GpuError, Lane, Operand, Recording, Work, filled};
 use splitrpc_ring::Run;
 use splitrpc_wire::path::{Memory, Mover};
 use splitrpc_wire::{DType, Shape, TensorDesc};
@@ -24,6 +24,8 @@ const SLOT_ALIGNMENT: u64 = 64;
 const TIMED_EVERY: u32 = 128;
 /// How long a batch may be under way before the driver is asked whether it has failed.
 const PATIENCE: Duration = Duration::from_millis(1);
+/// Up to so many rows, each number of them has a recording of its own before the first batch; beyond that, only some have.
+const EACH_RECORDED: u32 = 32;
 /// No first slot: the tensor's rows were put together elsewhere.
 const ELSEWHERE: u32 = u32::MAX;
 
@@ -50,15 +52,15 @@ struct Tensor {
 }
 
 impl Tensors {
-    pub(super) fn new(spec: &ModelSpec, alignment: u32) -> Tensors {
+    pub(super) fn new(spec: &ModelSpec, program: &dyn Program) -> Tensors {
         let max_batch = spec.max_batch.max(1);
-        let alignment = u64::from(alignment.max(1));
+        let alignment = u64::from(program.alignment().max(1));
         let mut staging = 0;
         let mut tensor = |tensor| {
             let row = spec.row_bytes(tensor);
             let at = staging;
             // Slots of single rows are where they should be, as long as not too much is asked.
-            if max_batch > 1 || alignment > SLOT_ALIGNMENT {
+            if max_batch > 1 || alignment > SLOT_ALIGNMENT || program.rehearses() {
                 let window = u64::from(row.unwrap_or(0)) * u64::from(max_batch);
                 staging += window.next_multiple_of(ALIGNMENT.max(alignment));
             }
@@ -151,6 +153,9 @@ struct Split {
     copy_out: f32,
 }
 
+/// What a recording is of: so many rows, with inputs and outputs from these slots on.
+type Key = (u32, u32, u32);
+
 /// A lane with its batch.
 pub(super) struct Flight {
     lane: Lane,
@@ -168,7 +173,9 @@ pub(super) struct Flight {
     compactions: u8,
     operands: (Vec<Operand>, Vec<Operand>),
     /// What was recorded, by rows and first slots.
-    recordings: HashMap<(u32, u32, u32), Recording>,
+    recordings: HashMap<Key, Recording>,
+    /// Which of them the batch's is.
+    key: Key,
     rank: (u8, u64),
     /// The number of its last signal.
     number: u32,
@@ -197,12 +204,18 @@ impl Flight {
         let mut buffers = resources.buffers;
         let staging = buffers.len();
         if tensors.staging > 0 {
-            buffers.push(DeviceMemory::new(context, tensors.staging as usize, MemoryOptions::default())?.into());
+            let bytes = tensors.staging as usize;
+            buffers.push(if program.rehearses() {
+                filled(context, &vec![0; bytes])?
+            } else {
+                DeviceMemory::new(context, bytes, MemoryOptions::default())?.into()
+            });
         }
         let mark = || Event::timed(context);
         let marks = Marks { begun: mark()?, filled: mark()?, computed: mark()?, emptied: mark()? };
-        Ok(Flight {
-            lane: Lane::new(arena, priority, buffers, resources.kernels)?,
+        let lane = Lane::new(arena, priority, buffers, resources.kernels)?.with_packages(resources.packages);
+        let mut flight = Flight {
+            lane,
             phase: Phase::Idle,
             marks,
             arrived: Event::new(context)?,
@@ -214,6 +227,7 @@ impl Flight {
             compactions: 0,
             operands: (Vec::with_capacity(tensors.inputs.len()), Vec::with_capacity(tensors.outputs.len())),
             recordings: HashMap::new(),
+            key: (0, ELSEWHERE, ELSEWHERE),
             rank: (0, 0),
             number: 0,
             splits: vec![Split::default(); usize::from(tensors.max_batch).max(64) + 1],
@@ -221,7 +235,30 @@ impl Flight {
             timed: false,
             given_up: false,
             ordered: 0,
-        })
+        };
+        if program.rehearses() {
+            flight.rehearse(tensors, program)?;
+        }
+        Ok(flight)
+    }
+
+    /// Computes batches of nothing in the memory for compactions, and records that, so that whatever comes has been recorded. For start-up.
+    fn rehearse(&mut self, tensors: &Tensors, program: &dyn Program) -> Result<(), GpuError> {
+        let most = u32::from(tensors.max_batch);
+        for count in (1..=most).filter(|count| *count <= EACH_RECORDED || count.is_power_of_two() || *count == most) {
+            self.place_elsewhere(tensors, count);
+            let (inputs, outputs) = &self.operands;
+            program.submit(&self.lane.work(), &Rows { count, inputs, outputs })?;
+            self.lane.finish()?;
+            if program.is_recorded() {
+                self.compute(program, count)?;
+                self.lane.finish()?;
+                if !self.recordings.contains_key(&self.key) {
+                    tracing::warn!(rows = count, "a batch cannot be recorded, so it is submitted piece by piece");
+                }
+            }
+        }
+        Ok(())
     }
 
     pub(super) fn lane(&self) -> &Lane {
@@ -525,6 +562,13 @@ impl Flight {
     ) -> Result<(), GpuError> {
         self.compactions = 0;
         self.place(tensors, batch);
+        // No time for that here, if there is another way.
+        if program.rehearses() && !self.recordings.contains_key(&self.key) && self.lane.recordings_left() == 0 {
+            let elsewhere = (batch.rows(), ELSEWHERE, ELSEWHERE);
+            if self.recordings.contains_key(&elsewhere) {
+                self.place_elsewhere(tensors, batch.rows());
+            }
+        }
         self.gather(tensors, batch)?;
         self.compute(program, batch.rows())?;
         self.mark(&self.marks.computed)?;
@@ -569,6 +613,8 @@ impl Flight {
         let (inputs, outputs) = &mut self.operands;
         inputs.clear();
         outputs.clear();
+        let first = |stretches: &[Stretch]| if let [one] = stretches { one.run.first } else { ELSEWHERE };
+        self.key = (batch.rows(), first(&self.inputs), first(&self.outputs));
         let arena = self.lane.arena();
         let rows = u64::from(batch.rows());
         let place = |known: &Tensor, tensor: usize, stretches: &[Stretch], bytes: u64| {
@@ -589,6 +635,21 @@ impl Flight {
         for (tensor, known) in tensors.outputs.iter().enumerate() {
             outputs.push(place(known, tensor, &self.outputs, u64::from(known.row.unwrap_or(0)) * rows));
         }
+    }
+
+    /// Has all of a batch of so many rows put together in the memory for compactions.
+    fn place_elsewhere(&mut self, tensors: &Tensors, count: u32) {
+        self.key = (count, ELSEWHERE, ELSEWHERE);
+        let staging = self.staging;
+        let place = |known: &Tensor| {
+            let bytes = u64::from(known.row.unwrap_or(0)) * u64::from(count);
+            Operand::Buffer { buffer: staging, at: known.at, bytes }
+        };
+        let (inputs, outputs) = &mut self.operands;
+        inputs.clear();
+        outputs.clear();
+        inputs.extend(tensors.inputs.iter().map(place));
+        outputs.extend(tensors.outputs.iter().map(place));
     }
 
     /// Puts inputs together whose rows lie apart.
@@ -625,14 +686,12 @@ impl Flight {
     }
 
     fn compute(&mut self, program: &dyn Program, count: u32) -> Result<(), GpuError> {
-        let Flight { lane, operands: (inputs, outputs), recordings, .. } = self;
+        let Flight { lane, operands: (inputs, outputs), recordings, key, .. } = self;
         let rows = Rows { count, inputs, outputs };
         if !program.is_recorded() {
             return program.submit(&lane.work(), &rows);
         }
-        let first = |stretches: &[Stretch]| if let [one] = stretches { one.run.first } else { ELSEWHERE };
-        let key = (count, first(&self.inputs), first(&self.outputs));
-        let known = match recordings.get(&key) {
+        let known = match recordings.get(key) {
             Some(known) => Some(*known),
             None => match lane.record(|work: &Work<'_>| program.submit(work, &rows)) {
                 Ok(recorded) => recorded,
@@ -643,7 +702,7 @@ impl Flight {
         };
         match known {
             Some(recording) => {
-                recordings.insert(key, recording);
+                recordings.insert(*key, recording);
                 lane.replay(recording)
             }
             None => program.submit(&lane.work(), &rows),

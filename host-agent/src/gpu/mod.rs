@@ -12,8 +12,10 @@ mod transfers;
 mod trial;
 
 use std::cell::OnceCell;
+use std::sync::{Arc, OnceLock};
 
 use splitrpc_cuda::{Context, Driver};
+use splitrpc_torch::Library;
 
 pub use board::{Board, Tenant};
 pub use program::{Program, Resources, Rows};
@@ -32,6 +34,7 @@ impl LazyGpu {
     /// The GPU that these settings name.
     #[must_use]
     pub fn new(settings: config::Gpu) -> LazyGpu {
+        prepare(&settings);
         LazyGpu { settings, opened: OnceCell::new() }
     }
 
@@ -44,6 +47,14 @@ impl LazyGpu {
     }
 }
 
+/// Sets what PyTorch is to find in the environment, as long as there is one thread: the driver has threads of its own. What cannot be
+/// set now is told when PyTorch is asked for.
+fn prepare(settings: &config::Gpu) {
+    if settings.torch.is_some() {
+        let _ = splitrpc_torch::prepare();
+    }
+}
+
 /// A GPU that was opened.
 #[derive(Clone, Debug)]
 pub struct Gpu {
@@ -53,6 +64,7 @@ pub struct Gpu {
     pub context: Context,
     /// How copies are cut up, and how long a launch may take.
     pub settings: config::Gpu,
+    torch: Arc<OnceLock<Result<Library, String>>>,
 }
 
 impl Gpu {
@@ -61,6 +73,7 @@ impl Gpu {
     /// # Errors
     /// Why there is none, and what to do.
     pub fn open(settings: &config::Gpu) -> Result<Gpu, String> {
+        prepare(settings);
         let driver = Driver::load().map_err(|e| format!("no GPU: {e}"))?;
         let devices = driver.devices();
         let device = devices.get(usize::from(settings.device)).ok_or_else(|| {
@@ -68,6 +81,23 @@ impl Gpu {
         })?;
         let context = driver.context(device).map_err(|e| format!("GPU {}: {e}", device.name))?;
         let name = format!("{}, CUDA {}", device.name, driver.version());
-        Ok(Gpu { name, context, settings: settings.clone() })
+        Ok(Gpu { name, context, settings: settings.clone(), torch: Arc::default() })
+    }
+
+    /// PyTorch's libraries, loaded when they are first asked for.
+    ///
+    /// # Errors
+    /// Why there are none, and what to do.
+    pub fn torch(&self) -> Result<Library, String> {
+        let open = || {
+            let Some(folder) = &self.settings.torch else {
+                return Err("needs PyTorch's libraries: set gpu.torch to the folder of libtorch_cuda.so, as \
+                            `python3 -c 'import torch; print(torch.__path__[0] + \"/lib\")'` tells"
+                    .to_owned());
+            };
+            splitrpc_torch::prepare().map_err(|error| error.to_string())?;
+            Library::open(folder).map_err(|error| error.to_string())
+        };
+        self.torch.get_or_init(open).clone()
     }
 }

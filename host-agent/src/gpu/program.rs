@@ -2,6 +2,7 @@
 
 use splitrpc_arena::Run;
 use splitrpc_gpu::{Buffer, GpuError, Kernel, Operand, Work};
+use splitrpc_torch::Package;
 
 /// What a model computes with, beside slots.
 #[derive(Clone, Debug, Default)]
@@ -10,6 +11,8 @@ pub struct Resources {
     pub buffers: Vec<Buffer>,
     /// Its kernels.
     pub kernels: Vec<Kernel>,
+    /// What PyTorch compiled.
+    pub packages: Vec<Package>,
 }
 
 /// A batch, as a program is given it: each tensor's rows lie one after the other, and begin at a multiple of
@@ -52,6 +55,12 @@ pub trait Program: Send + Sync {
 
     /// Whether [`Program::submit`] is recorded, and what was recorded submitted as a whole.
     fn is_recorded(&self) -> bool {
+        false
+    }
+
+    /// Whether [`Program::submit`] takes long when it is first called for so many rows, and has to have been called for them before it is
+    /// recorded. Then lanes do so before their first batch.
+    fn rehearses(&self) -> bool {
         false
     }
 

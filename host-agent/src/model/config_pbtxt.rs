@@ -37,6 +37,8 @@ pub struct ModelConfig {
     pub cpu_line: Option<u32>,
     /// What computes the model, where the file names it.
     pub backend: Option<String>,
+    /// `platform`, where it is set.
+    pub platform: Option<String>,
     /// File name of the model inside its version folder.
     pub default_model_filename: Option<String>,
     /// Requests to compute before the model is called ready.
@@ -136,9 +138,12 @@ pub fn parse(text: &str) -> Result<ModelConfig> {
     walk(&message, "", &MODEL, |item| {
         match item.name {
             "name" => config.name = Some(item.text()?),
-            "platform" => known_value(item, &["onnxruntime_onnx"])?,
+            "platform" => {
+                known_value(item, &["onnxruntime_onnx", "torch_aoti"])?;
+                config.platform = Some(item.text()?).filter(|name| !name.is_empty());
+            }
             "backend" => {
-                known_value(item, &["onnxruntime", "tract", "cuda"])?;
+                known_value(item, &["onnxruntime", "tract", "cuda", "pytorch"])?;
                 config.backend = Some(item.text()?).filter(|name| !name.is_empty());
             }
             "max_batch_size" => config.max_batch_size = Some(item.integer(0, u16::MAX.into())?),

@@ -1,5 +1,5 @@
 //! The model repository, in Triton's folder layout: `MODEL/VERSION/model.onnx`, with an optional `MODEL/config.pbtxt`; or
-//! `MODEL/VERSION/kernels.toml`, and then the configuration is needed.
+//! `MODEL/VERSION/kernels.toml` or `MODEL/VERSION/model.pt2`, and then the configuration is needed.
 
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -14,6 +14,7 @@ use super::resolve::{Fault, resolve};
 use crate::gpu::LazyGpu;
 use crate::runtime::Factory;
 use crate::runtime::cuda::{self, CudaModel};
+use crate::runtime::torch::{self, TorchModel};
 use crate::runtime::tract::TractModel;
 
 /// Largest `config.pbtxt` that is read, in bytes.
@@ -94,20 +95,21 @@ pub fn load_model(folder: &Path, gpu: &LazyGpu) -> Loaded {
     let served = u16::try_from(version).map_err(|_| {
         ModelError::new(folder.join(version.to_string()), "is a version above 65535, which is not supported")
     })?;
-    let of_kernels = path.extension().is_some_and(|extension| extension == "toml");
-    if !of_kernels && config.as_ref().is_some_and(|c| c.backend.as_deref() == Some("cuda")) {
-        let reason = "backend \"cuda\" wants a default_model_filename that ends in .toml, or none";
+    let kind = Kind::of(&path);
+    if let Some((asked, wanted)) = config.as_ref().and_then(Kind::asked).filter(|(_, wanted)| *wanted != kind) {
+        let reason = format!("{asked} wants a default_model_filename that ends in .{}, or none", wanted.extension());
         return Err(ModelError::new(config_path, reason));
     }
-    if of_kernels {
+    if kind != Kind::Onnx {
         let Some(config) = config else {
-            return Err(ModelError::new(
-                config_path,
-                "is missing, and has to say what tensors the kernels take and give",
-            ));
+            return Err(ModelError::new(config_path, "is missing, and has to say what tensors the model takes and gives"));
         };
         let spec = of_config(name, served, &config).map_err(|error| ModelError::config(config_path, error))?;
         let gpu = gpu.get().map_err(|why| ModelError::new(&path, why))?;
+        if kind == Kind::Package {
+            let model = TorchModel::load(path.clone(), spec, gpu).map_err(|reason| ModelError::new(path, reason))?;
+            return Ok(Arc::new(model));
+        }
         let model = CudaModel::load(path, spec, gpu).map_err(|(path, reason)| ModelError::new(path, reason))?;
         return Ok(Arc::new(model));
     }
@@ -119,17 +121,63 @@ pub fn load_model(folder: &Path, gpu: &LazyGpu) -> Loaded {
     Ok(Arc::new(TractModel::new(model)))
 }
 
-/// The file that makes the model: the one that its configuration names, else kernels where the configuration wants them or there
-/// is nothing else, else ONNX.
-fn model_file(version: &Path, config: Option<&ModelConfig>) -> PathBuf {
-    let (kernels, onnx) = (version.join(cuda::MANIFEST), version.join("model.onnx"));
-    let backend = config.and_then(|c| c.backend.as_deref());
-    match (config.and_then(|c| c.default_model_filename.as_deref()), backend) {
-        (Some(name), _) => version.join(name),
-        (None, Some("cuda")) => kernels,
-        (None, None) if kernels.exists() && !onnx.exists() => kernels,
-        (None, _) => onnx,
+/// What a model is made of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kind {
+    Onnx,
+    /// CUDA kernels.
+    Kernels,
+    /// What PyTorch compiled.
+    Package,
+}
+
+impl Kind {
+    /// By the name of the file.
+    fn of(path: &Path) -> Kind {
+        let is = |kind: &Kind| path.extension().is_some_and(|extension| extension == kind.extension());
+        [Kind::Kernels, Kind::Package].into_iter().find(is).unwrap_or(Kind::Onnx)
     }
+
+    /// What a configuration asks for, and by which of its fields.
+    fn asked(config: &ModelConfig) -> Option<(&'static str, Kind)> {
+        match (config.backend.as_deref(), config.platform.as_deref()) {
+            (Some("cuda"), _) => Some(("backend \"cuda\"", Kind::Kernels)),
+            (Some("pytorch"), _) => Some(("backend \"pytorch\"", Kind::Package)),
+            (None, Some("torch_aoti")) => Some(("platform \"torch_aoti\"", Kind::Package)),
+            _ => None,
+        }
+    }
+
+    fn extension(self) -> &'static str {
+        match self {
+            Kind::Onnx => "onnx",
+            Kind::Kernels => "toml",
+            Kind::Package => "pt2",
+        }
+    }
+
+    fn usual_file(self) -> &'static str {
+        match self {
+            Kind::Onnx => "model.onnx",
+            Kind::Kernels => cuda::MANIFEST,
+            Kind::Package => torch::PACKAGE,
+        }
+    }
+}
+
+/// The file that makes the model: the one that its configuration names, else the usual one of the kind that the configuration asks
+/// for, else of what there is: ONNX before all others.
+fn model_file(version: &Path, config: Option<&ModelConfig>) -> PathBuf {
+    if let Some(name) = config.and_then(|c| c.default_model_filename.as_deref()) {
+        return version.join(name);
+    }
+    let usual = |kind: Kind| version.join(kind.usual_file());
+    if let Some((_, kind)) = config.and_then(Kind::asked) {
+        return usual(kind);
+    }
+    let asks_for_onnx = config.is_some_and(|c| c.backend.is_some() || c.platform.is_some());
+    let kinds = if asks_for_onnx { &[Kind::Onnx][..] } else { &[Kind::Onnx, Kind::Kernels, Kind::Package] };
+    kinds.iter().map(|kind| usual(*kind)).find(|path| path.exists()).unwrap_or_else(|| usual(Kind::Onnx))
 }
 
 fn read_config(path: &Path) -> Result<Option<ModelConfig>, ModelError> {

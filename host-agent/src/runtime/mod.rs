@@ -19,6 +19,7 @@ pub mod device;
 pub mod echo;
 pub mod null;
 pub mod null_gpu;
+pub mod torch;
 pub mod tract;
 
 /// One request of a batch.

@@ -54,7 +54,7 @@ impl Program for Answer {
             return Ok(Resources::default());
         }
         let pattern: Vec<u8> = (0..self.bytes as usize).map(pattern).collect();
-        Ok(Resources { buffers: vec![filled(&self.context, &pattern)?], kernels: Vec::new() })
+        Ok(Resources { buffers: vec![filled(&self.context, &pattern)?], ..Resources::default() })
     }
 
     fn lane_bytes(&self) -> u64 {

@@ -7,6 +7,9 @@ pub enum GpuError {
     /// The driver, the device, or work that was submitted earlier.
     #[error(transparent)]
     Cuda(#[from] splitrpc_cuda::Error),
+    /// PyTorch, or a package of its.
+    #[error(transparent)]
+    Torch(#[from] splitrpc_torch::Error),
     /// The arena has no such pool.
     #[error("pool {0} is not in the arena")]
     NoPool(u16),

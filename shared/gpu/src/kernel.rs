@@ -48,6 +48,15 @@ pub enum Operand {
 }
 
 impl Operand {
+    /// Bytes that it names.
+    pub(crate) fn bytes(&self) -> u64 {
+        match *self {
+            Operand::Slots { bytes, .. } => bytes.into(),
+            Operand::Buffer { bytes, .. } => bytes,
+            Operand::Word(_) | Operand::Long(_) => 0,
+        }
+    }
+
     /// Bytes of the parameter that it is for.
     fn len(&self) -> usize {
         if matches!(self, Operand::Word(_)) { 4 } else { 8 }

@@ -11,6 +11,7 @@ use splitrpc_cuda::{
     Arg, Context, CopyBatch, DeviceMemory, DeviceRange, Event, Executable, Function, HostRange, Launch, MemoryOptions,
     Stream,
 };
+use splitrpc_torch::Package;
 
 use crate::arena::{GpuArena, Rows};
 use crate::carry::{Carry, Entries, FEW, MANY, Piece, SOME};
@@ -50,6 +51,7 @@ pub struct Lane {
 struct Held {
     recordings: Vec<Executable>,
     kernels: Vec<Kernel>,
+    packages: Vec<Package>,
     buffers: Vec<Buffer>,
     signal: Signal,
     arena: GpuArena,
@@ -71,8 +73,16 @@ impl Lane {
         }
         let stream = Stream::with_priority(arena.context(), priority)?;
         let signal = Signal::new(arena.context())?;
-        let held = Held { recordings: Vec::new(), kernels, buffers, signal, arena: arena.clone() };
+        let packages = Vec::new();
+        let held = Held { recordings: Vec::new(), kernels, packages, buffers, signal, arena: arena.clone() };
         Ok(Lane { held: ManuallyDrop::new(held), stream })
+    }
+
+    /// The same lane, with models that PyTorch compiled.
+    #[must_use]
+    pub fn with_packages(mut self, packages: Vec<Package>) -> Lane {
+        self.held.packages = packages;
+        self
     }
 
     /// Its slots.
@@ -142,6 +152,12 @@ impl Lane {
         let executable = graph?.instantiate()?;
         held.recordings.push(executable);
         Ok(Some(Recording(held.recordings.len() - 1)))
+    }
+
+    /// How much more can be recorded.
+    #[must_use]
+    pub fn recordings_left(&self) -> usize {
+        MAX_RECORDINGS - self.held.recordings.len()
     }
 
     /// Does work again that this lane has recorded. A recording of another lane names another one's, if any.
@@ -446,7 +462,7 @@ impl Work<'_> {
         Ok(unsafe { self.stream.launch(kernel.function(), launch, arguments) }?)
     }
 
-    fn value(&self, operand: &Operand) -> Result<u64, GpuError> {
+    pub(crate) fn value(&self, operand: &Operand) -> Result<u64, GpuError> {
         match *operand {
             Operand::Slots { run, tensor, bytes } => {
                 Ok(self.held.arena.device(run, tensor, 0, bytes).ok_or(GpuError::NoSlots)?.address())
@@ -455,6 +471,27 @@ impl Work<'_> {
             Operand::Word(value) => Ok(value.into()),
             Operand::Long(value) => Ok(value),
         }
+    }
+
+    pub(crate) fn stream(&self) -> &Stream {
+        self.stream
+    }
+
+    pub(crate) fn package(&self, package: usize) -> Result<&Package, GpuError> {
+        self.held.packages.get(package).ok_or(GpuError::NoBuffer)
+    }
+
+    /// Copies what another library has at an address of the device to where it belongs.
+    pub(crate) fn copy_from(&self, address: u64, to: &Operand) -> Result<(), GpuError> {
+        let to = match *to {
+            Operand::Slots { run, tensor, bytes } => {
+                self.held.arena.device(run, tensor, 0, bytes).ok_or(GpuError::NoSlots)?
+            }
+            Operand::Buffer { buffer, at, bytes } => self.buffer(buffer, at, bytes)?,
+            Operand::Word(_) | Operand::Long(_) => return Err(GpuError::NoSlots),
+        };
+        // SAFETY: the lane holds the target; the other library keeps the source in the order of the stream.
+        Ok(unsafe { self.stream.copy_from_address(to, address) }?)
     }
 
     fn both(&self, run: Run, tensor: u16, offset: u32, len: u32) -> Result<(DeviceRange<'_>, HostRange<'_>), GpuError> {

@@ -201,7 +201,8 @@ impl Program for Kernels {
                 filled(&self.context, &vec![0; len])
             }
         });
-        Ok(Resources { buffers: buffers.collect::<Result<_, GpuError>>()?, kernels: self.kernels.clone() })
+        let buffers = buffers.collect::<Result<_, GpuError>>()?;
+        Ok(Resources { buffers, kernels: self.kernels.clone(), packages: Vec::new() })
     }
 
     fn lane_bytes(&self) -> u64 {

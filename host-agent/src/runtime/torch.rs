@@ -1,0 +1,156 @@
+//! Models that PyTorch compiled ahead of time for a GPU: a package (`model.pt2`), as `torch._inductor.aoti_compile_and_package`
+//! writes it. The tensors are in `config.pbtxt`, in the order in which the package takes and gives them. See `docs/gpu.md`.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use splitrpc_gpu::{GpuError, Shaped, Work};
+use splitrpc_torch::{Element, Package, Target};
+use splitrpc_wire::DType;
+
+use super::{Execution, Factory, Runtime, RuntimeError};
+use crate::gpu::{Gpu, Program, Resources, Rows};
+use crate::model::spec::{ModelSpec, TensorSpec};
+
+/// A package's usual name.
+pub const PACKAGE: &str = "model.pt2";
+
+/// A model that PyTorch compiled.
+#[derive(Debug)]
+pub struct TorchModel {
+    spec: ModelSpec,
+    file: PathBuf,
+    program: Arc<Compiled>,
+}
+
+impl TorchModel {
+    /// Opens a package, and holds it against the tensors that `spec` gives.
+    ///
+    /// # Errors
+    /// What is wrong with it.
+    pub(crate) fn load(file: PathBuf, spec: ModelSpec, gpu: &Gpu) -> Result<TorchModel, String> {
+        let library = gpu.torch()?;
+        let device = gpu.context.device();
+        let target = Target { device: gpu.settings.device, capability: device.compute_capability };
+        let package = Package::open(&library, &file, target).map_err(|error| error.to_string())?;
+        let program = Compiled::new(package, &spec)?;
+        Ok(TorchModel { spec, file, program: Arc::new(program) })
+    }
+}
+
+impl Factory for TorchModel {
+    fn spec(&self) -> &ModelSpec {
+        &self.spec
+    }
+
+    fn file(&self) -> Option<&Path> {
+        Some(&self.file)
+    }
+
+    fn execution(&self) -> Execution {
+        Execution::Gpu(Arc::clone(&self.program) as Arc<dyn Program>)
+    }
+
+    fn instance(&self) -> Result<Box<dyn Runtime>, RuntimeError> {
+        Err(RuntimeError("computes on a GPU alone".into()))
+    }
+}
+
+#[derive(Debug)]
+struct Compiled {
+    package: Package,
+    inputs: Vec<Described>,
+    outputs: Vec<Described>,
+}
+
+/// A tensor, for any number of rows.
+#[derive(Debug)]
+struct Described {
+    element: Element,
+    sizes: Vec<i64>,
+    /// Whether the first size is the number of rows.
+    has_rows: bool,
+}
+
+impl Compiled {
+    fn new(package: Package, spec: &ModelSpec) -> Result<Compiled, String> {
+        let (inputs, outputs) = (spec.inputs.len(), spec.outputs.len());
+        let (takes, gives) = (package.inputs(), package.outputs());
+        if (takes, gives) != (inputs, outputs) && (takes, gives) != (inputs + outputs, 0) {
+            return Err(format!(
+                "takes {takes} tensors and gives {gives}, where config.pbtxt has {inputs} inputs and {outputs} outputs"
+            ));
+        }
+        let describe = |tensors: &[TensorSpec]| {
+            tensors.iter().map(|tensor| Described::new(spec, tensor)).collect::<Result<Vec<_>, String>>()
+        };
+        Ok(Compiled { package, inputs: describe(&spec.inputs)?, outputs: describe(&spec.outputs)? })
+    }
+}
+
+impl Described {
+    fn new(spec: &ModelSpec, tensor: &TensorSpec) -> Result<Described, String> {
+        let element = element(tensor.dtype).ok_or_else(|| {
+            format!("{:?} is of type {}, which PyTorch does not have", tensor.name, tensor.dtype.name())
+        })?;
+        let has_rows = spec.max_batch > 0;
+        let row = spec.row_dims(tensor).iter().map(|size| size.unwrap_or(0).into());
+        let sizes = has_rows.then_some(1).into_iter().chain(row).collect();
+        Ok(Described { element, sizes, has_rows })
+    }
+
+    fn sizes(&self, rows: u32) -> Vec<i64> {
+        let mut sizes = self.sizes.clone();
+        if self.has_rows {
+            sizes[0] = rows.into();
+        }
+        sizes
+    }
+}
+
+/// What PyTorch calls a type.
+fn element(dtype: DType) -> Option<Element> {
+    Some(match dtype {
+        DType::Bool => Element::Bool,
+        DType::Uint8 => Element::Uint8,
+        DType::Uint16 => Element::Uint16,
+        DType::Uint32 => Element::Uint32,
+        DType::Uint64 => Element::Uint64,
+        DType::Int8 => Element::Int8,
+        DType::Int16 => Element::Int16,
+        DType::Int32 => Element::Int32,
+        DType::Int64 => Element::Int64,
+        DType::Fp16 => Element::Float16,
+        DType::Bf16 => Element::Bfloat16,
+        DType::Fp32 => Element::Float32,
+        DType::Fp64 => Element::Float64,
+        DType::Bytes => return None,
+    })
+}
+
+impl Program for Compiled {
+    fn resources(&self) -> Result<Resources, GpuError> {
+        Ok(Resources { packages: vec![self.package.clone()], ..Resources::default() })
+    }
+
+    fn is_recorded(&self) -> bool {
+        true
+    }
+
+    /// PyTorch loads kernels, and chooses among them, when it first sees a shape.
+    fn rehearses(&self) -> bool {
+        true
+    }
+
+    /// Allocates, as PyTorch itself does: what is recorded comes by here once.
+    fn submit(&self, work: &Work<'_>, rows: &Rows<'_>) -> Result<(), GpuError> {
+        let tensors = || self.inputs.iter().chain(&self.outputs);
+        let operands = rows.inputs.iter().chain(rows.outputs);
+        let sizes: Vec<Vec<i64>> = tensors().map(|tensor| tensor.sizes(rows.count)).collect();
+        let shaped = tensors().zip(operands).zip(&sizes);
+        let shaped: Vec<Shaped<'_>> =
+            shaped.map(|((tensor, at), sizes)| Shaped { operand: *at, element: tensor.element, sizes }).collect();
+        let (inputs, outputs) = shaped.split_at(self.inputs.len());
+        work.infer(0, inputs, outputs)
+    }
+}
