@@ -75,7 +75,9 @@ pub fn examine(config: &Config) -> Vec<Check> {
     checks.extend(models(config));
     checks.extend([huge_pages(), locked_memory()]);
     checks.extend(addresses(config));
-    checks.extend([nics(), gpu(config), rdma(), bluefield()]);
+    checks.push(nics());
+    checks.extend(gpu(config));
+    checks.extend([rdma(), bluefield()]);
     // The repository is told of among the models.
     let problems = config.check(&machine).into_iter().filter(|p| p.key != "models.repository");
     checks.extend(problems.map(|p| fail("configuration", p.to_string(), "")));
@@ -299,17 +301,25 @@ fn nics() -> Check {
 }
 
 /// Whether models could compute on a GPU. Those that need one and cannot have it are told of among the models.
-fn gpu(config: &Config) -> Check {
-    match Gpu::open(&config.gpu) {
-        Ok(gpu) => match gpu.context.memory_bytes() {
-            Ok((free, total)) => {
-                let memory = format!("{} MiB of {} MiB free", free >> 20, total >> 20);
-                ok("gpu", format!("{}, {memory}", gpu.name))
-            }
-            Err(error) => fail("gpu", format!("{}: {error}", gpu.name), "see `nvidia-smi`"),
-        },
-        Err(why) => ok("gpu", format!("{why}; models compute on the CPU")),
-    }
+fn gpu(config: &Config) -> Vec<Check> {
+    let gpu = match Gpu::open(&config.gpu) {
+        Ok(gpu) => gpu,
+        Err(why) => return vec![ok("gpu", format!("{why}; models compute on the CPU"))],
+    };
+    let memory = match gpu.context.memory_bytes() {
+        Ok((free, total)) => {
+            let memory = format!("{} MiB of {} MiB free", free >> 20, total >> 20);
+            ok("gpu", format!("{}, {memory}", gpu.name))
+        }
+        Err(error) => fail("gpu", format!("{}: {error}", gpu.name), "see `nvidia-smi`"),
+    };
+    let pytorch = config.gpu.torch.is_some().then(|| match gpu.torch() {
+        Ok(library) => ok("pytorch", library.folder().display().to_string()),
+        Err(why) => {
+            fail("pytorch", why, "models that PyTorch compiled are not served; see gpu.torch in docs/operating.md")
+        }
+    });
+    std::iter::once(memory).chain(pytorch).collect()
 }
 
 fn rdma() -> Check {

@@ -155,4 +155,3 @@ impl fmt::Debug for Library {
         f.debug_tuple("Library").field(&self.0.folder).finish()
     }
 }
-

@@ -159,10 +159,7 @@ impl Tensor {
         };
         let (sizes, strides) = (list(sizes), list(strides));
         let dense = is_row_major(sizes, strides);
-        if device != functions.cuda
-            || !dense
-            || sizes != expected.sizes
-            || dtype != functions.number(expected.element)
+        if device != functions.cuda || !dense || sizes != expected.sizes || dtype != functions.number(expected.element)
         {
             let element = functions.element(dtype).map_or("of another type", Element::name);
             let layout = if dense { "" } else { " that is not contiguous" };

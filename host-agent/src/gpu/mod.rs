@@ -7,6 +7,7 @@
 mod batch;
 mod board;
 mod flight;
+mod model;
 mod program;
 mod transfers;
 mod trial;
@@ -18,6 +19,7 @@ use splitrpc_cuda::{Context, Driver};
 use splitrpc_torch::Library;
 
 pub use board::{Board, Tenant};
+pub use model::GpuModel;
 pub use program::{Program, Resources, Rows};
 pub(crate) use trial::{Reserved, granules};
 

@@ -25,7 +25,10 @@ pub(super) fn of_config(name: &str, version: u16, config: &ModelConfig) -> Resul
         return Err(ConfigError::at(warmup.line, "model_warmup is not supported for models on a GPU".to_owned()));
     }
     if let Some(line) = config.cpu_line {
-        return Err(ConfigError::at(line, "instance_group.kind KIND_CPU is not supported for models on a GPU".to_owned()));
+        return Err(ConfigError::at(
+            line,
+            "instance_group.kind KIND_CPU is not supported for models on a GPU".to_owned(),
+        ));
     }
     if config.dynamic_batching.is_some() && max_batch == 0 {
         let what = "dynamic_batching is asked for, but there is no max_batch_size".to_owned();

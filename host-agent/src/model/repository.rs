@@ -11,11 +11,9 @@ use super::config_pbtxt::{self, ConfigError, ModelConfig, VersionPolicy};
 use super::of_config::of_config;
 use super::onnx;
 use super::resolve::{Fault, resolve};
-use crate::gpu::LazyGpu;
-use crate::runtime::Factory;
-use crate::runtime::cuda::{self, CudaModel};
-use crate::runtime::torch::{self, TorchModel};
+use crate::gpu::{GpuModel, LazyGpu};
 use crate::runtime::tract::TractModel;
+use crate::runtime::{Factory, cuda, image, torch};
 
 /// Largest `config.pbtxt` that is read, in bytes.
 const MAX_CONFIG_BYTES: u64 = 1 << 20;
@@ -102,16 +100,18 @@ pub fn load_model(folder: &Path, gpu: &LazyGpu) -> Loaded {
     }
     if kind != Kind::Onnx {
         let Some(config) = config else {
-            return Err(ModelError::new(config_path, "is missing, and has to say what tensors the model takes and gives"));
+            return Err(ModelError::new(
+                config_path,
+                "is missing, and has to say what tensors the model takes and gives",
+            ));
         };
         let spec = of_config(name, served, &config).map_err(|error| ModelError::config(config_path, error))?;
-        let gpu = gpu.get().map_err(|why| ModelError::new(&path, why))?;
-        if kind == Kind::Package {
-            let model = TorchModel::load(path.clone(), spec, gpu).map_err(|reason| ModelError::new(path, reason))?;
-            return Ok(Arc::new(model));
-        }
-        let model = CudaModel::load(path, spec, gpu).map_err(|(path, reason)| ModelError::new(path, reason))?;
-        return Ok(Arc::new(model));
+        let program = match kind {
+            Kind::Package => torch::load(&path, &spec, gpu).map_err(|reason| (path.clone(), reason)),
+            Kind::Kernels | Kind::Onnx => cuda::load(&path, &spec, gpu),
+        };
+        let model = program.and_then(|program| image::before(GpuModel { spec, file: Some(path), program }, gpu));
+        return Ok(Arc::new(model.map_err(|(path, reason)| ModelError::new(path, reason))?));
     }
     let file = onnx::read(&path).map_err(|reason| ModelError::new(&path, reason))?;
     let model = resolve(name, served, path.clone(), &file, config.as_ref()).map_err(|fault| match fault {

@@ -17,6 +17,7 @@ use crate::model::spec::ModelSpec;
 pub mod cuda;
 pub mod device;
 pub mod echo;
+pub mod image;
 pub mod null;
 pub mod null_gpu;
 pub mod torch;

@@ -1,59 +1,29 @@
 //! Models that PyTorch compiled ahead of time for a GPU: a package (`model.pt2`), as `torch._inductor.aoti_compile_and_package`
 //! writes it. The tensors are in `config.pbtxt`, in the order in which the package takes and gives them. See `docs/gpu.md`.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 
 use splitrpc_gpu::{GpuError, Shaped, Work};
 use splitrpc_torch::{Element, Package, Target};
 use splitrpc_wire::DType;
 
-use super::{Execution, Factory, Runtime, RuntimeError};
-use crate::gpu::{Gpu, Program, Resources, Rows};
+use crate::gpu::{LazyGpu, Program, Resources, Rows};
 use crate::model::spec::{ModelSpec, TensorSpec};
 
 /// A package's usual name.
 pub const PACKAGE: &str = "model.pt2";
 
-/// A model that PyTorch compiled.
-#[derive(Debug)]
-pub struct TorchModel {
-    spec: ModelSpec,
-    file: PathBuf,
-    program: Arc<Compiled>,
-}
-
-impl TorchModel {
-    /// Opens a package, and holds it against the tensors that `spec` gives.
-    ///
-    /// # Errors
-    /// What is wrong with it.
-    pub(crate) fn load(file: PathBuf, spec: ModelSpec, gpu: &Gpu) -> Result<TorchModel, String> {
-        let library = gpu.torch()?;
-        let device = gpu.context.device();
-        let target = Target { device: gpu.settings.device, capability: device.compute_capability };
-        let package = Package::open(&library, &file, target).map_err(|error| error.to_string())?;
-        let program = Compiled::new(package, &spec)?;
-        Ok(TorchModel { spec, file, program: Arc::new(program) })
-    }
-}
-
-impl Factory for TorchModel {
-    fn spec(&self) -> &ModelSpec {
-        &self.spec
-    }
-
-    fn file(&self) -> Option<&Path> {
-        Some(&self.file)
-    }
-
-    fn execution(&self) -> Execution {
-        Execution::Gpu(Arc::clone(&self.program) as Arc<dyn Program>)
-    }
-
-    fn instance(&self) -> Result<Box<dyn Runtime>, RuntimeError> {
-        Err(RuntimeError("computes on a GPU alone".into()))
-    }
+/// Opens a package, and holds it against the tensors that `spec` gives.
+///
+/// # Errors
+/// What is wrong with it.
+pub(crate) fn load(file: &Path, spec: &ModelSpec, gpu: &LazyGpu) -> Result<Arc<dyn Program>, String> {
+    let gpu = gpu.get()?;
+    let library = gpu.torch()?;
+    let target = Target { device: gpu.settings.device, capability: gpu.context.device().compute_capability };
+    let package = Package::open(&library, file, target).map_err(|error| error.to_string())?;
+    Ok(Arc::new(Compiled::new(package, spec)?))
 }
 
 #[derive(Debug)]

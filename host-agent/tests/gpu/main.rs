@@ -3,6 +3,7 @@
 mod batches;
 mod common;
 mod faults;
+mod images;
 mod kernels;
 mod serve;
 mod torch;

@@ -56,7 +56,7 @@ fn with_package(repository: Repository, name: &str, config: &str, package: &Path
     let folder = repository.path().join(name);
     std::fs::create_dir_all(folder.join("1")).unwrap();
     std::fs::write(folder.join("config.pbtxt"), config).unwrap();
-    std::fs::copy(package, folder.join("1/model.pt2")).unwrap();
+    std::fs::write(folder.join("1/model.pt2"), std::fs::read(package).unwrap()).unwrap();
     repository
 }
 
@@ -109,7 +109,8 @@ fn packages_of_pytorch_are_served_alone_and_in_batches() {
     for seed in 0..40 {
         let a: Vec<f32> = (0..64).map(|i| (i * seed) as f32).collect();
         let given = bytes(a.iter().copied());
-        let id = asks.submit(&Request::new(in_place, &[Tensor::new(0, DType::Fp32, &[1, 64], &given).unwrap()])).unwrap();
+        let id =
+            asks.submit(&Request::new(in_place, &[Tensor::new(0, DType::Fp32, &[1, 64], &given).unwrap()])).unwrap();
         let Event::Response(response) = next(&mut asks) else { panic!() };
         assert_eq!((response.id(), response.data()), (id, &bytes(a.iter().map(|a| a * 2.0 + 1.0))[..]));
         let path = response.path().unwrap();

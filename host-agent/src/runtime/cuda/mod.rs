@@ -7,8 +7,7 @@ use std::sync::Arc;
 use splitrpc_cuda::{Context, Launch};
 use splitrpc_gpu::{Buffer, GpuError, Kernel, Operand, Work, filled, load_code};
 
-use super::{Execution, Factory, Runtime, RuntimeError};
-use crate::gpu::{Gpu, Program, Resources, Rows, granules};
+use crate::gpu::{LazyGpu, Program, Resources, Rows, granules};
 use crate::model::read_plain;
 use crate::model::spec::ModelSpec;
 use manifest::{Argument, BufferPlan, KernelPlan, LaunchType, Manifest};
@@ -22,45 +21,18 @@ const MAX_MODULE_BYTES: u64 = 1 << 28;
 /// Shared memory that a block may have without asking for it, on every device.
 const USUAL_SHARED_BYTES: u32 = 48 << 10;
 
-/// A loaded model of CUDA kernels.
-#[derive(Debug)]
-pub struct CudaModel {
-    spec: ModelSpec,
-    file: PathBuf,
-    program: Arc<Kernels>,
-}
-
-impl CudaModel {
-    /// Loads what a manifest names, and holds it against the tensors that `spec` gives.
-    ///
-    /// # Errors
-    /// What is wrong, with the file that is at fault.
-    pub(crate) fn load(file: PathBuf, spec: ModelSpec, gpu: &Gpu) -> Result<CudaModel, (PathBuf, String)> {
-        let bytes =
-            read_plain(&file, MAX_MANIFEST_BYTES).map_err(|e| (file.clone(), format!("cannot be read: {e}")))?;
-        let text = String::from_utf8(bytes).map_err(|_| (file.clone(), "is not UTF-8 text".to_owned()))?;
-        let manifest = manifest::read(&text, &spec).map_err(|why| (file.clone(), why))?;
-        let program = Kernels::load(&file, &manifest, &spec, &gpu.context)?;
-        Ok(CudaModel { spec, file, program: Arc::new(program) })
-    }
-}
-
-impl Factory for CudaModel {
-    fn spec(&self) -> &ModelSpec {
-        &self.spec
-    }
-
-    fn file(&self) -> Option<&Path> {
-        Some(&self.file)
-    }
-
-    fn execution(&self) -> Execution {
-        Execution::Gpu(Arc::clone(&self.program) as Arc<dyn Program>)
-    }
-
-    fn instance(&self) -> Result<Box<dyn Runtime>, RuntimeError> {
-        Err(RuntimeError("computes on a GPU alone".into()))
-    }
+/// Loads what a manifest names, and holds it against the tensors that `spec` gives. The manifest is read first, so that what is
+/// wrong with it is told where there is no GPU, too.
+///
+/// # Errors
+/// What is wrong, with the file that is at fault.
+pub(crate) fn load(file: &Path, spec: &ModelSpec, gpu: &LazyGpu) -> Result<Arc<dyn Program>, (PathBuf, String)> {
+    let wrong = |why: String| (file.to_owned(), why);
+    let bytes = read_plain(file, MAX_MANIFEST_BYTES).map_err(|e| wrong(format!("cannot be read: {e}")))?;
+    let text = String::from_utf8(bytes).map_err(|_| wrong("is not UTF-8 text".to_owned()))?;
+    let manifest = manifest::read(&text, spec).map_err(wrong)?;
+    let gpu = gpu.get().map_err(wrong)?;
+    Ok(Arc::new(Kernels::load(file, &manifest, spec, &gpu.context)?))
 }
 
 #[derive(Debug)]
