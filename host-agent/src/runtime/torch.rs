@@ -46,7 +46,8 @@ impl Compiled {
     fn new(package: Package, spec: &ModelSpec) -> Result<Compiled, String> {
         let (inputs, outputs) = (spec.inputs.len(), spec.outputs.len());
         let (takes, gives) = (package.inputs(), package.outputs());
-        if (takes, gives) != (inputs, outputs) && (takes, gives) != (inputs + outputs, 0) {
+        // What takes its outputs too writes them, and what it gives is those once more, if anything.
+        if (takes, gives) != (inputs, outputs) && takes != inputs + outputs {
             return Err(format!(
                 "takes {takes} tensors and gives {gives}, where config.pbtxt has {inputs} inputs and {outputs} outputs"
             ));

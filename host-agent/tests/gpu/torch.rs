@@ -103,6 +103,7 @@ fn packages_of_pytorch_are_served_alone_and_in_batches() {
     let summary = server.summary();
     assert!(summary.contains("output 0 is float32[1, 8], where float32[1, 9] was expected"), "{summary}");
     assert!(summary.contains("model.pt2: is no package of PyTorch's"), "{summary}");
+    assert!(["in_place", "mixed"].iter().all(|m| summary.contains(&format!("{m} version 1: ready"))), "{summary}");
     let (in_place, mixed_model) = (0, 1);
 
     let mut asks = connection(&server);
@@ -111,7 +112,8 @@ fn packages_of_pytorch_are_served_alone_and_in_batches() {
         let given = bytes(a.iter().copied());
         let id =
             asks.submit(&Request::new(in_place, &[Tensor::new(0, DType::Fp32, &[1, 64], &given).unwrap()])).unwrap();
-        let Event::Response(response) = next(&mut asks) else { panic!() };
+        let event = next(&mut asks);
+        let Event::Response(response) = event else { panic!("{event:?}") };
         assert_eq!((response.id(), response.data()), (id, &bytes(a.iter().map(|a| a * 2.0 + 1.0))[..]));
         let path = response.path().unwrap();
         assert_eq!((path.memory, path.mover, path.device_compactions), (Memory::Cuda, Mover::GpuCopy, 0));
@@ -127,7 +129,8 @@ fn packages_of_pytorch_are_served_alone_and_in_batches() {
         };
         let ids: Vec<_> = requests.iter().map(submit).collect();
         for _ in 0..many {
-            let Event::Response(response) = next(&mut asks) else { panic!() };
+            let event = next(&mut asks);
+            let Event::Response(response) = event else { panic!("round {round}: {event:?}") };
             let at = ids.iter().position(|id| *id == response.id()).unwrap();
             let [.., y, z] = &requests[at];
             assert_eq!(response.data(), [&y[..], &z[..]].concat(), "round {round}");
