@@ -64,15 +64,26 @@ fn busy_in(stat: &str, ticks_per_second: u64) -> Option<(Duration, usize)> {
 
 /// Cores for client and server: two that are not threads of one, where there are two at all.
 pub(crate) fn core_pair() -> Option<(usize, usize)> {
+    let [client, server] = cores_apart()?;
+    Some((client, server))
+}
+
+/// Cores of which no two are threads of one, as far as there are so many.
+pub(crate) fn cores_apart<const N: usize>() -> Option<[usize; N]> {
     let cores = splitrpc_socket::allowed_cores().ok()?;
-    let (&client, others) = cores.split_first()?;
     let siblings = |core: usize| {
         let path = format!("/sys/devices/system/cpu/cpu{core}/topology/thread_siblings_list");
         fs::read_to_string(path).unwrap_or_else(|_| core.to_string())
     };
-    let own = siblings(client);
-    let server = others.iter().find(|&&core| siblings(core) != own).or(others.first())?;
-    Some((client, *server))
+    let mut known = Vec::new();
+    let (apart, together): (Vec<usize>, Vec<usize>) = cores.into_iter().partition(|&core| {
+        let siblings = siblings(core);
+        let is_new = !known.contains(&siblings);
+        known.push(siblings);
+        is_new
+    });
+    let taken: Vec<usize> = apart.into_iter().chain(together).take(N).collect();
+    taken.try_into().ok()
 }
 
 /// Lets this thread, and those that it starts from now on, run on every core that the process may have.

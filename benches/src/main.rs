@@ -3,10 +3,12 @@
 //! May live here: load generators, arms, experiments, reports. May not: anything that a server or a client needs.
 #![forbid(unsafe_code)]
 
+mod agent;
 mod arms;
 mod compare;
 mod crowd;
 mod gpu_copies;
+mod gpu_priorities;
 mod load;
 mod machine;
 mod plan;
@@ -50,6 +52,11 @@ enum Command {
     IdleClients(IdleClients),
     /// Measures on this machine's GPU what it takes to bring a request into device memory, in one piece and in frames.
     GpuCopies(gpu_copies::Options),
+    /// Measures what urgent requests to models on this machine's GPU wait for beside a stream of large ones.
+    GpuPriorities(gpu_priorities::Options),
+    /// Runs a host agent for another of these commands.
+    #[command(hide = true)]
+    ServeAgent(agent::ServeAgent),
 }
 
 #[derive(Debug, Args)]
@@ -107,6 +114,8 @@ fn main() -> anyhow::Result<()> {
         }
         Command::IdleClients(options) => idle_clients(&options),
         Command::GpuCopies(options) => gpu_copies::run(&options),
+        Command::GpuPriorities(options) => gpu_priorities::run(&options),
+        Command::ServeAgent(options) => agent::serve(&options),
     }
 }
 

@@ -2,6 +2,7 @@
 
 use std::io::{BufRead, BufReader, Read};
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
@@ -35,6 +36,11 @@ impl CpuClock {
     }
 }
 
+/// This program.
+pub(crate) fn own_program() -> anyhow::Result<PathBuf> {
+    std::env::current_exe().context("this program's own path")
+}
+
 /// Has the kernel end this process when the one that started it ends, however that comes about.
 pub(crate) fn end_with_parent(parent: u32) -> anyhow::Result<()> {
     rustix::process::set_parent_process_death_signal(Some(Signal::KILL))?;
@@ -42,6 +48,33 @@ pub(crate) fn end_with_parent(parent: u32) -> anyhow::Result<()> {
     let lives = rustix::process::getppid().is_some_and(|pid| pid.as_raw_nonzero().get() as u32 == parent);
     anyhow::ensure!(lives, "the process that wanted this server is gone");
     Ok(())
+}
+
+/// Resident memory of a process in bytes.
+pub(crate) fn resident_bytes(pid: u32) -> anyhow::Result<u64> {
+    let file = format!("/proc/{pid}/statm");
+    let statm = std::fs::read_to_string(&file).with_context(|| format!("reading {file}"))?;
+    let pages: Option<u64> = statm.split_ascii_whitespace().nth(1).and_then(|pages| pages.parse().ok());
+    Ok(pages.with_context(|| format!("{file} is not understood"))? * rustix::param::page_size() as u64)
+}
+
+/// Starts a program that prints a line beginning with [`READY`] once it is. Returns what follows in that line.
+pub(crate) fn spawn(command: &mut Command, what: &str) -> anyhow::Result<(Child, String)> {
+    let mut child = command.spawn().with_context(|| format!("starting {what}"))?;
+    let mut line = String::new();
+    if let Some(stdout) = child.stdout.take() {
+        BufReader::new(stdout).read_line(&mut line)?;
+    }
+    if let Some(rest) = line.strip_prefix(READY) {
+        return Ok((child, rest.trim().to_owned()));
+    }
+    let _ = child.kill();
+    let mut why = String::new();
+    if let Some(mut stderr) = child.stderr.take() {
+        let _ = stderr.read_to_string(&mut why);
+    }
+    let _ = child.wait();
+    anyhow::bail!("{what} did not start: {}", why.trim());
 }
 
 /// A server process. Stopped, not ended, while others are measured; ended when dropped.
@@ -55,8 +88,7 @@ pub(crate) struct Server {
 impl Server {
     /// Starts a server and waits until it listens.
     pub(crate) fn start(arm: Arm, options: &ServerOptions) -> anyhow::Result<Server> {
-        let program = std::env::current_exe().context("this program's own path")?;
-        let mut command = Command::new(program);
+        let mut command = Command::new(own_program()?);
         command
             .arg("serve-arm")
             .arg(arm.name())
@@ -74,20 +106,8 @@ impl Server {
             Some(core) => command.args(["--core", &core.to_string()]),
             None => command.arg("--shared-core"),
         };
-        let mut child = command.spawn().with_context(|| format!("starting the server of {arm}"))?;
-        let mut line = String::new();
-        if let Some(stdout) = child.stdout.take() {
-            BufReader::new(stdout).read_line(&mut line)?;
-        }
-        let Some(address) = line.strip_prefix(READY).and_then(|rest| rest.trim().parse().ok()) else {
-            let _ = child.kill();
-            let mut why = String::new();
-            if let Some(mut stderr) = child.stderr.take() {
-                let _ = stderr.read_to_string(&mut why);
-            }
-            let _ = child.wait();
-            anyhow::bail!("the server of {arm} did not start: {}", why.trim());
-        };
+        let (child, line) = spawn(&mut command, &format!("the server of {arm}"))?;
+        let address = line.parse().with_context(|| format!("the server of {arm} listens at {line:?}"))?;
         let pid = Pid::from_child(&child);
         Ok(Server { child, pid, address })
     }
@@ -99,10 +119,7 @@ impl Server {
 
     /// Its resident memory in bytes: what the kernel keeps for its sockets is no part of that.
     pub(crate) fn resident_bytes(&self) -> anyhow::Result<u64> {
-        let file = format!("/proc/{}/statm", self.pid.as_raw_nonzero());
-        let statm = std::fs::read_to_string(&file).with_context(|| format!("reading {file}"))?;
-        let pages: Option<u64> = statm.split_ascii_whitespace().nth(1).and_then(|pages| pages.parse().ok());
-        Ok(pages.with_context(|| format!("{file} is not understood"))? * rustix::param::page_size() as u64)
+        resident_bytes(self.pid.as_raw_nonzero().get() as u32)
     }
 
     /// Takes the CPU away from it: a server that spins would disturb the others.
