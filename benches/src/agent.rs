@@ -52,6 +52,8 @@ impl Agent {
         std::fs::write(&file, config.to_toml()).with_context(|| format!("writing {}", file.display()))?;
         let mut command = Command::new(own_program()?);
         command.arg("serve-agent").arg("--config").arg(&file).args(["--parent", &std::process::id().to_string()]);
+        // Every stream has a queue of the device of its own then.
+        command.env("CUDA_DEVICE_MAX_CONNECTIONS", "32");
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
         let (child, addresses) = spawn(&mut command, "the host agent")?;
         let mut addresses = addresses.split(' ').map(|address| address.parse().ok());

@@ -18,6 +18,7 @@ mod record;
 mod report;
 mod runner;
 mod scope;
+mod soak;
 mod stats;
 mod tally;
 mod verdict;
@@ -54,6 +55,8 @@ enum Command {
     GpuCopies(gpu_copies::Options),
     /// Measures what urgent requests to models on this machine's GPU wait for beside a stream of large ones.
     GpuPriorities(gpu_priorities::Options),
+    /// Asks a host agent with models on this machine's GPU for everything at once, for long, and says whether it grows.
+    GpuSoak(soak::Options),
     /// Runs a host agent for another of these commands.
     #[command(hide = true)]
     ServeAgent(agent::ServeAgent),
@@ -115,6 +118,7 @@ fn main() -> anyhow::Result<()> {
         Command::IdleClients(options) => idle_clients(&options),
         Command::GpuCopies(options) => gpu_copies::run(&options),
         Command::GpuPriorities(options) => gpu_priorities::run(&options),
+        Command::GpuSoak(options) => soak::run(&options),
         Command::ServeAgent(options) => agent::serve(&options),
     }
 }

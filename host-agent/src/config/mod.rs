@@ -230,8 +230,8 @@ pub struct Gpu {
     pub chunk_bytes: u32,
     /// Pieces that the copy engine is given before the first of them is done.
     pub chunks_ahead: u16,
-    /// While requests follow each other closely, has a kernel that stays on the GPU carry those of at most `chunk_bytes`, instead of the copy
-    /// engines.
+    /// While requests to models that launch nothing follow each other closely, has a kernel that stays on the GPU carry those of at most
+    /// `chunk_bytes`, instead of the copy engines.
     pub porter: bool,
     /// Larger requests are copied while they arrive over TCP, in pieces of at least so many bytes; 0 is none.
     pub early_bytes: u32,

@@ -313,7 +313,9 @@ impl Flight {
         each().for_each(|(request, item)| copies.begin(*request, item.input));
         let left: u64 = each().map(|(request, item)| copies.left(*request, batch.tensors(item))).sum();
         let small = left <= copies.direct && copies.incoming.all_given();
-        let ports = small && copies.can_port() && each().all(|(request, _)| copies.is_alone(*request));
+        // A launch can stand behind a copy engine's copy on its stream at once, where it would have to wait for the porter's to be seen.
+        let ports =
+            small && !program.launches() && copies.can_port() && each().all(|(request, _)| copies.is_alone(*request));
         let ported = ports && each().all(|(r, item)| copies.port(*r, item.input, batch.tensors(item)));
         // What the porter has yet to do the launch waits for, as it does for copies that others may pass.
         if ported || !small || !each().all(|(request, _)| copies.is_ported(*request)) {
@@ -322,12 +324,12 @@ impl Flight {
             }
             let outputs = if ported && !program.launches() { self.port_outputs(tensors, copies) } else { None };
             copies.waited_for += 1;
-            copies.launched();
+            copies.launched(program.launches());
             self.phase = Phase::Filling { since, asked: since, filled: None, outputs };
             return;
         }
         // Others may be on their way to the same slots of requests that came to nothing. A stream keeps the order.
-        let alone = !ahead && copies.is_in_idle();
+        let alone = !ahead && copies.are_settled();
         if let Some(error) = copies.failure() {
             self.forget(copies);
             self.phase = Phase::Failing(error);
@@ -336,7 +338,7 @@ impl Flight {
         let copied = if alone { self.copy_in(tensors, batch) } else { self.copy_rest(copies, batch) };
         let begun = copied.and_then(|()| self.launch(tensors, program, copies, !alone, batch));
         self.phase = begun.map_or_else(Phase::Failing, |()| Phase::Computing { copy_in: None, since, asked: since });
-        copies.launched();
+        copies.launched(program.launches());
     }
 
     /// Has the porter bring outputs that lie in their slots already. Returns its last order, or `None` where that is not how it is done.

@@ -262,8 +262,11 @@ impl Transfers {
         self.is_carried(order) && self.incoming.are_done(request)
     }
 
-    /// A batch was launched: where others follow closely, the next one finds a porter.
-    pub(super) fn launched(&mut self) {
+    /// A batch was taken up. Where others follow closely of which the device computes nothing, the next one finds a porter.
+    pub(super) fn launched(&mut self, computes: bool) {
+        if computes {
+            return;
+        }
         let now = Instant::now();
         let before = self.last_launch.replace(now);
         let close = before.is_some_and(|before| now.saturating_duration_since(before) < CLOSE);
@@ -279,6 +282,15 @@ impl Transfers {
                 self.porter = None;
             }
         }
+    }
+
+    /// Whether no copies to the device are under way whose requests came to nothing: then none goes to slots that another request has now.
+    pub(super) fn are_settled(&mut self) -> bool {
+        if !self.incoming.are_settled() {
+            // Nobody may have looked for a while.
+            self.failed = self.incoming.pump().err().or(self.failed.take());
+        }
+        self.incoming.are_settled()
     }
 
     /// Whether no copies to the device are under way.

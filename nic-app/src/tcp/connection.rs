@@ -26,6 +26,8 @@ pub(super) struct Connection {
     /// socket. Empty, and without memory, but for bursts of hundreds of small frames.
     pub(super) unread: Vec<u8>,
     pub(super) shape: Shape,
+    /// How urgent its last request is: less is more urgent.
+    pub(super) urgency: u8,
     pub(super) out: OutQueue,
     /// When the kernel last took something of what waits in `out`.
     pub(super) out_since: Time,
@@ -45,6 +47,7 @@ impl Connection {
             reading: Reading::Head(None),
             unread: Vec::new(),
             shape: Shape::default(),
+            urgency: 0,
             out: OutQueue::default(),
             out_since: Time::default(),
             watches_write: false,

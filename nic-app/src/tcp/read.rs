@@ -4,7 +4,7 @@ use std::io;
 use std::mem;
 
 use splitrpc_arena::{Arena, IoVecBuf};
-use splitrpc_engine::{Peer, Time, Verdict};
+use splitrpc_engine::{LEVELS, MS, Peer, Time, Verdict};
 use splitrpc_wire::{HEADER_LEN, Header};
 
 use super::connection::{Connection, PartialHead, Payload, Reading, SMALL_DATA, scatter};
@@ -15,6 +15,10 @@ use crate::storage::Engine;
 /// Bytes that one connection may bring before the others have their turn: so many that going round costs next to nothing, and
 /// no more, since each waits for what all others bring.
 const BYTES_PER_TURN: usize = 128 << 10;
+/// The same while more urgent requests come, which would wait for it at each step that they take.
+const BYTES_PER_SHORT_TURN: usize = 32 << 10;
+/// How long after an urgent request another one is counted on.
+const URGENT_WITHIN: u64 = MS;
 /// System calls that one connection may take before the others have their turn.
 const STEPS_PER_TURN: usize = 64;
 /// Bytes of one read that nobody wants.
@@ -61,6 +65,8 @@ pub(super) struct Reader {
     pub(super) list: IoVecBuf,
     #[expect(clippy::vec_box, reason = "they move to and from connections, which are to stay small")]
     partial: Vec<Box<PartialHead>>,
+    /// When the last request of each urgency began to arrive.
+    begun: [Option<Time>; LEVELS],
     /// Bytes read.
     pub(super) bytes: u64,
     /// Requests that lay in their slots after one system call, head and all.
@@ -78,6 +84,7 @@ impl Reader {
             sink: vec![0; SINK].into(),
             list: IoVecBuf::with_capacity(1 + splitrpc_wire::MAX_TENSORS),
             partial: Vec::with_capacity(connections.min(1024)),
+            begun: [None; LEVELS],
             bytes: 0,
             foreseen: 0,
             misjudged: 0,
@@ -87,8 +94,9 @@ impl Reader {
     /// Reads what a connection has, until a request is complete, nothing is left or its turn is over.
     pub(super) fn turn(&mut self, cx: &mut Context<'_>, connection: &mut Connection) -> Turn {
         let mut moved = 0;
+        let most = self.bytes_per_turn(cx.now, connection.urgency);
         for _ in 0..STEPS_PER_TURN {
-            if moved >= BYTES_PER_TURN || !cx.engine.accepts_frames() {
+            if moved >= most || !cx.engine.accepts_frames() {
                 break;
             }
             if !connection.unread.is_empty() {
@@ -103,7 +111,7 @@ impl Reader {
                 Reading::Head(Some(_)) => self.read_partial_head(cx, connection),
                 Reading::Payload(payload) => {
                     let payload = *payload;
-                    self.read_payload(cx, connection, payload)
+                    self.read_payload(cx, connection, payload, most)
                 }
                 Reading::Drain(left) => {
                     let left = *left;
@@ -125,6 +133,15 @@ impl Reader {
             }
         }
         if moved > 0 { Turn::Moved } else { Turn::Quiet }
+    }
+
+    /// Bytes that a connection may bring whose requests are so urgent.
+    fn bytes_per_turn(&self, now: Time, urgency: u8) -> usize {
+        let others = self.begun.iter().take(urgency.into()).flatten();
+        match others.copied().any(|begun| now.since(begun) < URGENT_WITHIN) {
+            true => BYTES_PER_SHORT_TURN,
+            false => BYTES_PER_TURN,
+        }
     }
 
     /// Reads once from a connection, for the sake of its being read.
@@ -186,6 +203,7 @@ impl Reader {
         cx: &mut Context<'_>,
         connection: &mut Connection,
         payload: Payload,
+        most: usize,
     ) -> Result<Step, Over> {
         if !cx.engine.still_placing(&payload.placement) {
             connection.reading = Reading::Drain(payload.left());
@@ -193,7 +211,7 @@ impl Reader {
         }
         let list = self.list.begin();
         let pieces = cx.engine.pieces(&payload.placement);
-        let want = scatter(list, cx.arena, pieces, payload.done, BYTES_PER_TURN as u32).ok_or(Over)? as usize;
+        let want = scatter(list, cx.arena, pieces, payload.done, most as u32).ok_or(Over)? as usize;
         let step = finish(connection.stream.readv(list), want)?;
         if let Step::Read { bytes, .. } = step {
             advance(cx, connection, bytes as u32, false);
@@ -330,6 +348,10 @@ impl Reader {
                     cx.arena.meta(placement.run).ok_or(Over)?.copy_from(head);
                     connection.shape.remember(cx.engine, header, head, rest);
                 }
+                if let Some(urgency) = cx.engine.urgency(placement.request) {
+                    connection.urgency = urgency as u8;
+                    self.begun[urgency] = Some(cx.now);
+                }
                 connection.reading = Reading::Payload(Payload { placement, done: 0, fixup: 0 });
                 if placement.length() == 0 {
                     complete(cx, connection);
@@ -390,5 +412,25 @@ pub(super) fn finish(read: io::Result<usize>, want: usize) -> Result<Step, Over>
         Ok(bytes) => Ok(Step::Read { bytes, dry: bytes < want }),
         Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(Step::Quiet),
         Err(_) => Err(Over),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_is_less_urgent_has_short_turns_while_others_come() {
+        let mut reader = Reader::new(1);
+        let at = |time: u64| Time::from_nanos(5 * MS + time);
+        let turns = |reader: &Reader, time| [0, 1, 2, 3].map(|urgency| reader.bytes_per_turn(at(time), urgency));
+        const SHORT: usize = BYTES_PER_SHORT_TURN;
+        const LONG: usize = BYTES_PER_TURN;
+        assert_eq!(turns(&reader, 0), [LONG; 4]);
+        reader.begun[1] = Some(at(0));
+        assert_eq!(turns(&reader, URGENT_WITHIN - 1), [LONG, LONG, SHORT, SHORT]);
+        reader.begun[0] = Some(at(100));
+        assert_eq!(turns(&reader, URGENT_WITHIN), [LONG, SHORT, SHORT, SHORT]);
+        assert_eq!(turns(&reader, URGENT_WITHIN + 100), [LONG; 4]);
     }
 }

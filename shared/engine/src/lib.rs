@@ -37,7 +37,7 @@ pub use flight::SentFrame;
 pub use message::{Chunk, Piece, Pieces, Sizes};
 pub use model::{InputPlan, ModelPlan};
 pub use server::{
-    ChannelSlot, CompletionHead, Control, Ended, OriginSlot, Peer, Placement, RequestSlot, Server, SessionSlot, Stats,
-    Storage, StorageSizes, Transmit, Verdict,
+    ChannelSlot, CompletionHead, Control, Ended, LEVELS, OriginSlot, Peer, Placement, RequestSlot, Server, SessionSlot,
+    Stats, Storage, StorageSizes, Transmit, Verdict,
 };
 pub use time::{MS, SEC, Time, US};

@@ -1,5 +1,7 @@
 //! The lines in which responses wait to be sent.
 
+use splitrpc_ring::RequestKey;
+
 use super::{Server, State};
 use crate::config::NO_INDEX;
 use crate::congestion::Congestion;
@@ -15,7 +17,8 @@ impl List {
     pub(super) const EMPTY: List = List { first: NO_INDEX, last: NO_INDEX };
 }
 
-pub(super) const LEVELS: usize = 4;
+/// How many urgencies are told apart.
+pub const LEVELS: usize = 4;
 
 /// 1 is the highest priority on the wire; 0 stands for the model's default and is resolved before this.
 fn level(priority: u8) -> usize {
@@ -28,6 +31,12 @@ fn level(priority: u8) -> usize {
 }
 
 impl<C: Congestion> Server<'_, C> {
+    /// How urgent a request is, below [`LEVELS`]: less is more urgent. `None` once it is arriving no more.
+    #[must_use]
+    pub fn urgency(&self, request: RequestKey) -> Option<usize> {
+        self.receiving(request).map(|index| level(self.requests[index as usize].priority))
+    }
+
     /// Puts a response in line: streams share lines by urgency, a datagram session has its own.
     pub(super) fn enqueue_response(&mut self, session: u32, index: u32) {
         if self.is_stream(session) {

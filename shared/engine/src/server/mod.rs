@@ -34,7 +34,8 @@ use crate::model::ModelPlan;
 use crate::queue::Queue;
 
 use farewell::Farewell;
-use lines::{LEVELS, List};
+pub use lines::LEVELS;
+use lines::List;
 pub use link::CompletionHead;
 pub use request::RequestSlot;
 use request::State;

@@ -1,6 +1,6 @@
 //! Urgent responses leave first, on streams and over datagrams.
 
-use splitrpc_engine::{Peer, ServerConfig};
+use splitrpc_engine::{LEVELS, Peer, ServerConfig, Verdict};
 use splitrpc_wire::ack::{Ack, AckRange};
 use splitrpc_wire::{Header, Kind};
 
@@ -77,5 +77,23 @@ fn do_not_let_one_client_keep_the_others_waiting() {
             let longest = owners.chunk_by(|a, b| a == b).map(<[Peer]>::len).max().unwrap_or(0);
             assert!(longest <= 64 || round == 0 && longest <= 65, "{longest} datagrams in a row in round {round}");
         }
+    });
+}
+
+#[test]
+fn ports_are_told_how_urgent_a_request_is_while_it_arrives() {
+    serve(&config(), |rig| {
+        let from = Peer::Stream(0);
+        let session = rig.open_stream(0);
+        let mut urgencies = Vec::new();
+        for (id, priority) in [(1, 1), (2, 2), (3, 0), (4, 3), (5, 200)] {
+            let ask = Ask { priority, ..Ask::bytes(16) };
+            let verdict = rig.frame(from, ask.whole(session, id), &ask.manifest);
+            let Verdict::Place(placement) = verdict else { panic!("refused") };
+            urgencies.push(rig.server.urgency(placement.request).unwrap());
+            rig.place(&placement);
+            assert_eq!(rig.server.urgency(placement.request), None);
+        }
+        assert_eq!(urgencies, [0, 1, 1, 2, LEVELS - 1]);
     });
 }
