@@ -29,7 +29,8 @@ const MOST_FAULTS: usize = 20;
 
 /// The models that are asked beside the built-in ones.
 pub(super) fn models() -> [Fold; 3] {
-    const LEVELS: &str = "dynamic_batching { max_queue_delay_microseconds: 100 priority_levels: 2 }";
+    const LEVELS: &str =
+        "dynamic_batching { max_queue_delay_microseconds: 100 priority_levels: 2 default_priority_level: 2 }";
     let fold = |name, bytes, blocks, max_batch, more| Fold { name, bytes, blocks, max_batch, more };
     [
         fold("small", 4 << 10, 1, 8, LEVELS),
@@ -160,6 +161,8 @@ impl Load {
         subjects.push(Subject { name: "echo", examples: echoes.into() });
         let answers = [64, 65_536].map(|len| bytes(echoed(len), null_response(RESPONSE_BYTES).into()));
         subjects.push(Subject { name: "null-gpu", examples: answers.into() });
+        let served = Connection::connect(&tcp.to_string(), Transport::Tcp, &ConnectOptions::default())?;
+        subjects.iter().try_for_each(|subject| served.catalogue().model(subject.name).map(drop))?;
         Ok(Load { tcp, udp, seed, phases: AtomicU64::new(0), subjects, found: Mutex::default() })
     }
 

@@ -117,6 +117,8 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
         Ok(quiet)
     };
     let first = phase(FIRST)?;
+    let (_, faults, words) = load.found();
+    ensure!(faults == 0, "{faults} faults in the first minute:\n{}", words.join("\n"));
     let last = phase(Duration::from_secs(options.seconds) - FIRST)?;
     let growth = Growth::between(&first, &last);
     let (counts, faults, first_faults) = load.found();

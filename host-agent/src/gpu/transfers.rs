@@ -154,12 +154,16 @@ impl Transfers {
         let Some((_, orders)) = self.orders.iter().find(|(pool, _)| *pool == input.pool) else { return };
         let rows = input.first as usize..input.first as usize + usize::from(input.rows);
         let last = orders.get(rows).and_then(|orders| orders.iter().max()).copied().unwrap_or(0);
-        let end = Instant::now() + PATIENCE;
+        let (mut end, mut asked) = (Instant::now() + PATIENCE, false);
         while !porter.are_done(last) {
             if Instant::now() > end {
-                // It is not there any more, and its end is nobody's doing here.
-                self.failed.get_or_insert(GpuError::NoSlots);
-                return;
+                // It may have ended before it saw them.
+                let checked = porter.check();
+                if let Some(error) = checked.err().or(asked.then_some(GpuError::NoSlots)) {
+                    self.failed.get_or_insert(error);
+                    return;
+                }
+                (end, asked) = (Instant::now() + PATIENCE, true);
             }
             std::hint::spin_loop();
         }
@@ -273,7 +277,7 @@ impl Transfers {
         let Some(porter) = self.porter.as_mut().filter(|_| close) else { return };
         match porter.start() {
             Ok(_) => {}
-            Err(error) if error.is_sticky() || error == GpuError::Lost => {
+            Err(error) if error.is_sticky() => {
                 self.failed.get_or_insert(error);
             }
             Err(error) => {
@@ -373,7 +377,7 @@ impl Transfers {
         self.begun[request as usize].order
     }
 
-    /// Fails where the porter has failed, which never says so by itself.
+    /// Fails where the porter has failed, which never says so by itself, and has it go on where it has ended too soon.
     pub(super) fn check(&mut self) {
         if let Some(Err(error)) = self.porter.as_mut().map(Porter::check) {
             self.failed.get_or_insert(error);

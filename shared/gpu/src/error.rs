@@ -35,9 +35,6 @@ pub enum GpuError {
         /// What is wrong.
         why: &'static str,
     },
-    /// Orders were given to a [porter](crate::Porter) that was not there any more.
-    #[error("copies to or from the GPU were lost, since this thread was stopped for long while it asked for them")]
-    Lost,
     /// The device has not so much memory left.
     #[error("{needed} bytes of device memory are needed, and {free} are free")]
     NoMemory {

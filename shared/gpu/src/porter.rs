@@ -152,25 +152,28 @@ impl Porter {
             return Ok(false);
         }
         // One that ended by itself has not seen the order to stop.
-        self.done = self.given;
-        self.stop = None;
+        (self.done, self.stop) = (self.given, None);
         let last = Instant::now();
-        self.epoch = self.epoch.wrapping_add(1).max(1);
-        let ring = self.shared.registration.address();
-        let operands = [
-            Operand::Long(ring),
-            Operand::Buffer { buffer: 0, at: 0, bytes: (POOLS * 16) as u64 },
-            Operand::Buffer { buffer: 1, at: 0, bytes: RELAY_BYTES as u64 },
-            Operand::Word(self.given as u32),
-            Operand::Word(self.epoch),
-            Operand::Long(LIMIT_CYCLES),
-        ];
-        let launch = Launch { grid: [WORKERS + 1, 1, 1], block: [THREADS, 1, 1], shared_bytes: 0 };
-        self.lane.work().run(0, launch, &operands)?;
+        self.launch()?;
         (self.running, self.last) = (true, last);
         self.put(0, 0);
         self.arrival = self.given;
         Ok(true)
+    }
+
+    /// Launches the kernel for the orders behind those that are done.
+    fn launch(&mut self) -> Result<(), GpuError> {
+        self.epoch = self.epoch.wrapping_add(1).max(1);
+        let operands = [
+            Operand::Long(self.shared.registration.address()),
+            Operand::Buffer { buffer: 0, at: 0, bytes: (POOLS * 16) as u64 },
+            Operand::Buffer { buffer: 1, at: 0, bytes: RELAY_BYTES as u64 },
+            Operand::Word(self.done as u32),
+            Operand::Word(self.epoch),
+            Operand::Long(LIMIT_CYCLES),
+        ];
+        let launch = Launch { grid: [WORKERS + 1, 1, 1], block: [THREADS, 1, 1], shared_bytes: 0 };
+        self.lane.work().run(0, launch, &operands)
     }
 
     /// Has the kernel end. Orders given before are carried out.
@@ -263,22 +266,18 @@ impl Porter {
         self.shared.ring.done[(number % ORDERS) as usize].load(Ordering::Acquire) == number as u32
     }
 
-    /// Fails where the device does, and where the kernel has ended, because this thread was stopped for long, before it saw all orders: they
-    /// are not carried out then, and count as done from now on.
+    /// Fails where the device does. Where the kernel has ended, because this thread was stopped for long, before it saw all orders, it is launched
+    /// again for those that it has not seen: they are still there, and none of them is with a worker, since those finish what they were handed.
     ///
     /// # Errors
-    /// [`GpuError::Lost`]; the driver's.
+    /// The driver's.
     pub fn check(&mut self) -> Result<(), GpuError> {
         if !self.lane.is_done()? {
             return Ok(());
         }
         self.settle();
         let unseen = u64::from(self.stop.is_some_and(|stop| stop > self.done));
-        if self.given - self.done > unseen {
-            (self.done, self.running) = (self.given, false);
-            return Err(GpuError::Lost);
-        }
-        Ok(())
+        if self.given - self.done > unseen { self.launch() } else { Ok(()) }
     }
 }
 

@@ -1,6 +1,9 @@
+use std::os::unix::process::ExitStatusExt;
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use splitrpc_gpu::{Direction, Porter};
+use splitrpc_cuda::{Launch, Module};
+use splitrpc_gpu::{Direction, Kernel, Lane, Operand, Porter};
 
 use crate::common::{Gpu, LARGE, SLOTS, SMALL, gpu, pattern, run};
 
@@ -149,4 +152,138 @@ fn one_that_is_not_there_takes_no_orders() {
     porter.check().unwrap();
     start(&mut porter);
     assert!(order(&mut porter).is_some());
+}
+
+/// `fill(flag)`: every thread waits until the flag is set.
+const FILL: &str = r"
+.version 7.0
+.target sm_70
+.address_size 64
+
+.visible .entry fill(
+    .param .u64 p_flag
+)
+{
+    .reg .pred %p;
+    .reg .b32 %word;
+    .reg .b64 %flag;
+
+    ld.param.u64 %flag, [p_flag];
+again:
+    ld.volatile.global.u32 %word, [%flag];
+    setp.eq.u32 %p, %word, 0;
+    @%p bra again;
+    ret;
+}
+";
+
+#[test]
+fn it_carries_beside_a_kernel_that_fills_the_device() {
+    let Some(gpu) = gpu() else { return };
+    let mut porter = running(&gpu);
+    let flag = run(SLOTS, 7, 1);
+    gpu.write(flag, 1, 0, &[0; 4]);
+    let other = gpu.lane();
+    other.work().copy_in(flag, 1, 0, 4).unwrap();
+    other.finish().unwrap();
+    let module = Module::from_ptx(&gpu.context, FILL).unwrap();
+    let least = gpu.context.stream_priorities().unwrap().least;
+    let filler = Lane::new(&gpu.arena, least, Vec::new(), vec![Kernel::new(&module, "fill").unwrap()]).unwrap();
+    // More blocks than there can be at once.
+    let blocks = 4 * gpu.context.device().multiprocessors;
+    let launch = Launch { grid: [blocks, 1, 1], block: [1024, 1, 1], shared_bytes: 0 };
+    filler.work().run(0, launch, &[Operand::Slots { run: flag, tensor: 1, bytes: 4 }]).unwrap();
+    let mut last = 0;
+    for number in 0..512_u32 {
+        let slot = run(SLOTS, number % 7, 1);
+        if number % 7 == 0 {
+            wait(&mut porter, last);
+        }
+        gpu.write(slot, 1, 0, &pattern(number, SMALL));
+        // Not started again: the device is full, so it could not be.
+        last = loop {
+            assert!(porter.is_running(), "it has gone after {number} orders");
+            if let Some(number) = porter.order(Direction::In, slot, 1, 0, SMALL).unwrap() {
+                break number;
+            }
+        };
+    }
+    wait(&mut porter, last);
+    let full = !filler.is_done().unwrap();
+    gpu.write(flag, 1, 0, &[1; 4]);
+    other.work().copy_in(flag, 1, 0, 4).unwrap();
+    other.finish().unwrap();
+    filler.finish().unwrap();
+    assert!(full, "the device was not full");
+    for number in 505..512 {
+        assert!(gpu.fetch(run(SLOTS, number % 7, 1), 1, SMALL) == pattern(number, SMALL), "order {number}");
+    }
+}
+
+/// Says that this process is the one that is stopped.
+const STOPPED: &str = "SPLITRPC_TEST_STOPPED";
+
+#[test]
+fn a_process_that_is_stopped_for_a_while_loses_no_order() {
+    if std::env::var_os(STOPPED).is_some() {
+        return keep_ordering();
+    }
+    // Only asked whether there is one; the second process has it to itself.
+    if gpu().is_none() {
+        return;
+    }
+    let test = "porter::a_process_that_is_stopped_for_a_while_loses_no_order";
+    let mut child = Command::new(std::env::current_exe().unwrap())
+        .args([test, "--exact", "--nocapture"])
+        .env(STOPPED, "1")
+        .stdin(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let signal =
+        |name: &str| assert!(Command::new("kill").args([name, &child.id().to_string()]).status().unwrap().success());
+    // Longer than the kernel waits for orders at any clock, and each time at another moment.
+    std::thread::sleep(Duration::from_secs(1));
+    for time in 0..12 {
+        std::thread::sleep(Duration::from_micros(20_000 + 1_237 * time));
+        signal("-STOP");
+        std::thread::sleep(Duration::from_millis(150));
+        signal("-CONT");
+    }
+    // The end of its input tells it to end.
+    drop(child.stdin.take());
+    let status = child.wait().unwrap();
+    assert!(status.success(), "{status}, signal {:?}", status.signal());
+}
+
+/// Has orders under way all the time, until the input ends.
+fn keep_ordering() {
+    let gpu = gpu().expect("the first process has a GPU");
+    let ends = std::thread::spawn(|| std::io::copy(&mut std::io::stdin(), &mut std::io::sink()));
+    let mut porter = Porter::new(&gpu.arena, &[SLOTS]).unwrap();
+    let mut round = 0;
+    while !ends.is_finished() || round == 0 {
+        let each = || (0..8).map(|slot| run(SLOTS, slot, 1));
+        for direction in [Direction::In, Direction::Out] {
+            if direction == Direction::In {
+                each().for_each(|slot| gpu.write(slot, 0, 0, &pattern(round + slot.first, LARGE)));
+            } else {
+                each().for_each(|slot| gpu.write(slot, 0, 0, &[0xaa; LARGE as usize]));
+            }
+            for slot in each() {
+                let number = loop {
+                    start(&mut porter);
+                    if let Some(number) = porter.order(direction, slot, 0, 0, LARGE).unwrap() {
+                        break number;
+                    }
+                };
+                if slot.first == 7 {
+                    wait(&mut porter, number);
+                }
+            }
+        }
+        for slot in each() {
+            assert!(gpu.read(slot, 0, LARGE) == pattern(round + slot.first, LARGE), "round {round}, {slot:?}");
+        }
+        round += 1;
+    }
 }
