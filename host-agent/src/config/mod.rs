@@ -242,6 +242,8 @@ pub struct Gpu {
     pub launch_limit_ms: u32,
     /// The folder of PyTorch's libraries, for models that it compiled.
     pub torch: Option<PathBuf>,
+    /// The memory of slots on the GPU is such that other processes can map it.
+    pub shared: bool,
 }
 
 impl Default for Gpu {
@@ -255,6 +257,7 @@ impl Default for Gpu {
             kernel_out_bytes: 64 << 10,
             launch_limit_ms: 10_000,
             torch: None,
+            shared: false,
         }
     }
 }

@@ -1,10 +1,11 @@
 //! What one shard has of a GPU.
 
 use std::fmt;
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use splitrpc_arena::{Arena, Run};
-use splitrpc_cuda::{MemoryOptions, StreamPriorities};
+use splitrpc_cuda::{FlushScope, MemoryOptions, StreamPriorities, WritesOrdering};
 use splitrpc_gpu::{Chunking, Copies, Direction, GpuArena, GpuError, Lane, Porter};
 use splitrpc_wire::TensorDesc;
 
@@ -67,7 +68,8 @@ impl Board {
             inputs.iter().copied().chain(*output).collect::<Vec<_>>()
         };
         let slots: Vec<u16> = models.iter().flatten().flat_map(pools).collect();
-        let arena = GpuArena::new(&gpu.context, arena, &slots, &[], MemoryOptions::default())?;
+        let options = MemoryOptions { exportable: gpu.settings.shared, ..MemoryOptions::default() };
+        let arena = GpuArena::new(&gpu.context, arena, &slots, &[], options)?;
         let mut lanes = 0;
         let mut place = |tenant: &Option<Tenant<'_>>| {
             let model = tenant.as_ref().map(|tenant| Model::new(gpu, &arena, tenant, lanes)).transpose()?;
@@ -92,6 +94,14 @@ impl Board {
     #[must_use]
     pub fn device_bytes(&self) -> u64 {
         self.arena.device_bytes()
+    }
+
+    /// A descriptor by which another process maps the GPU's memory of a pool, where `gpu.shared` says so, and how many bytes that has.
+    ///
+    /// # Errors
+    /// As [`GpuArena::export`].
+    pub fn export(&self, pool: u16) -> Result<(OwnedFd, usize), GpuError> {
+        self.arena.export(pool)
     }
 
     fn model(&self, model: u16) -> Option<&Model> {
@@ -197,6 +207,18 @@ impl Device for Board {
         if self.arena.device(input, tensor, offset, len).is_some() {
             self.copies.arriving(request, input, tensor, offset, len);
         }
+    }
+
+    fn present(&mut self, request: u32, input: Run) -> bool {
+        let context = self.arena.context();
+        // A card's writes that are complete may still be on their way for kernels of this device.
+        if context.device().rdma_writes_ordering == WritesOrdering::None
+            && context.flush_remote_writes(FlushScope::Owner).is_err()
+        {
+            return false;
+        }
+        self.copies.present(request, input);
+        true
     }
 
     fn forget(&mut self, request: u32) {

@@ -186,6 +186,8 @@ pub(super) struct Flight {
     /// Whether the batch is timed.
     timed: bool,
     given_up: bool,
+    /// Somebody else put all inputs where they are.
+    present: bool,
     /// The last order to the porter about its outputs.
     ordered: u64,
 }
@@ -234,6 +236,7 @@ impl Flight {
             size: 0,
             timed: false,
             given_up: false,
+            present: false,
             ordered: 0,
         };
         if program.rehearses() {
@@ -311,6 +314,7 @@ impl Flight {
         let ahead = begun.any(|(request, item)| copies.has_begun(*request, item.input));
         let each = || requests.iter().zip(batch.items());
         each().for_each(|(request, item)| copies.begin(*request, item.input));
+        self.present = requests.iter().all(|request| copies.is_present(*request));
         let left: u64 = each().map(|(request, item)| copies.left(*request, batch.tensors(item))).sum();
         let small = left <= copies.direct && copies.incoming.all_given();
         // A launch can stand behind a copy engine's copy on its stream at once, where it would have to wait for the porter's to be seen.
@@ -734,7 +738,9 @@ impl Flight {
         if !split.is_known {
             launch.compute_ns = ns(took);
         }
-        launch.moved = Some((Mover::GpuCopy, Memory::Cuda));
+        // Who brought what was there already, the port knows.
+        let mover = if self.present { Mover::Unknown } else { Mover::GpuCopy };
+        launch.moved = Some((mover, Memory::Cuda));
         launch.compactions = self.compactions;
         for item in batch.items() {
             launch.push_in_place(tensors.describe(item.rows));

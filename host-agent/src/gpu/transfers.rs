@@ -51,6 +51,8 @@ struct Begun {
     covered: [u32; EARLY_TENSORS],
     /// All of it is.
     whole: bool,
+    /// Somebody else put all of it there.
+    present: bool,
     /// Some of it by a copy engine, which had been given so many chunks after the first of this request; 0 is none.
     by_engine: u64,
     /// The porter's last order about it, or 0.
@@ -58,7 +60,8 @@ struct Begun {
 }
 
 impl Begun {
-    const NOTHING: Begun = Begun { run: Run::NONE, covered: [0; EARLY_TENSORS], whole: false, by_engine: 0, order: 0 };
+    const NOTHING: Begun =
+        Begun { run: Run::NONE, covered: [0; EARLY_TENSORS], whole: false, present: false, by_engine: 0, order: 0 };
 
     /// Bytes of a tensor of so many from its beginning on that are copied or on their way.
     fn covered(&self, tensor: usize, bytes: u32) -> u32 {
@@ -146,6 +149,18 @@ impl Transfers {
             self.settle(input);
             self.begun[request as usize].run = input;
         }
+    }
+
+    /// All of a request is there, by somebody else's doing.
+    pub(super) fn present(&mut self, request: u32, input: Run) {
+        self.begin(request, input);
+        let begun = &mut self.begun[request as usize];
+        (begun.whole, begun.present) = (true, true);
+    }
+
+    /// Whether it was somebody else who put all of a request there.
+    pub(super) fn is_present(&self, request: u32) -> bool {
+        self.begun[request as usize].present
     }
 
     /// Waits for orders about slots that a request has left behind which came to nothing. There are hardly ever any.

@@ -209,6 +209,11 @@ impl<'a> Desk<'a> {
         }
     }
 
+    /// Tells the device that a request is in its slots there. Returns whether that is where its model will look for it.
+    pub(super) fn is_present(&mut self, on_device: bool, request: u32, input: Run) -> bool {
+        on_device && self.device.as_mut().is_some_and(|device| device.present(request, input))
+    }
+
     /// Tells the device that it need not copy the inputs of a request.
     pub(super) fn forget(&mut self, request: u32) {
         if let Some(device) = &mut self.device {

@@ -29,6 +29,9 @@ use crate::worker::{Waker, Workers};
 /// Submissions taken in one poll, so that a flood of them does not keep answers waiting.
 const SUBMISSIONS_PER_POLL: usize = 256;
 
+/// What is said of a request whose tensors are not where its model reads them.
+const NOT_THERE: &str = "the request lies in a device's memory, and its model does not read it there";
+
 /// How soon a device is looked after that has something to go on with, in nanoseconds.
 const LOOK: u64 = 20 * US;
 
@@ -246,7 +249,9 @@ impl<'a, L: HostLink> Orchestrator<'a, L> {
     }
 
     fn submit(&mut self, now: Time, submission: &Submission) {
-        let Submission::Submit { request, input, model, priority, deadline_ns, .. } = *submission else { return };
+        let Submission::Submit { request, input, model, priority, deadline_ns, on_device, .. } = *submission else {
+            return;
+        };
         self.sequence += 1;
         let Some(record) = self.desk.open(request) else { return self.desk.refuse(request) };
         let deadline = if deadline_ns == 0 { Time::NEVER } else { now + deadline_ns };
@@ -264,17 +269,19 @@ impl<'a, L: HostLink> Orchestrator<'a, L> {
         let mut tensors = std::mem::take(&mut record.tensors);
         let Desk { arena, copy, .. } = &mut self.desk;
         let admitted = admit(arena, input, state.spec(), state.pools(), copy, &mut tensors);
-        let record = self.desk.record_mut(request.index);
-        record.tensors = tensors;
+        self.desk.record_mut(request.index).tensors = tensors;
         match admitted {
             Ok(_) if state.is_stuck() => self.desk.fail(request.index, Status::ModelFailed, STUCK),
             Ok(shape) if state.may_wait() => {
+                if on_device && !self.desk.is_present(state.on_device(), request.index, input) {
+                    return self.desk.fail(request.index, Status::Internal, NOT_THERE);
+                }
                 state.enqueue(Waiting { rank, request: request.index, rows: input.rows, shape, arrived: now });
             }
             Ok(_) => self.desk.fail(request.index, Status::Busy, "the model's queue is full"),
             Err((status, text)) => {
                 if !state.pools().inputs.contains(&input.pool) {
-                    record.input = splitrpc_ring::Run::NONE;
+                    self.desk.record_mut(request.index).input = splitrpc_ring::Run::NONE;
                 }
                 self.desk.fail(request.index, status, text);
             }

@@ -294,6 +294,11 @@ impl ModelState {
         }
     }
 
+    /// Whether it computes on the device.
+    pub(super) fn on_device(&self) -> bool {
+        matches!(self.exec, Exec::Device(_))
+    }
+
     /// Launches every batch that is due.
     pub(super) fn launch(&mut self, now: Time, flush: bool, desk: &mut Desk<'_>) -> bool {
         let mut any = false;

@@ -29,6 +29,12 @@ pub trait Device: Send {
     /// another's of this or another model.
     fn arriving(&mut self, _request: u32, _input: Run, _tensor: u16, _offset: u32, _len: u32) {}
 
+    /// All of a request's inputs are in their slots in the device's own memory, put there by somebody else, and not in the host's: they are not
+    /// copied. Called before the request is fetched or begun. Returns whether that can be relied on.
+    fn present(&mut self, _request: u32, _input: Run) -> bool {
+        false
+    }
+
     /// Begins to copy a request's inputs, of which a batch is yet to be made.
     fn fetch(&mut self, model: u16, request: u32, turn: Turn, input: Run, tensors: &[TensorDesc]);
 

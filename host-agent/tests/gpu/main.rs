@@ -5,5 +5,6 @@ mod common;
 mod faults;
 mod images;
 mod kernels;
+mod present;
 mod serve;
 mod torch;

@@ -43,7 +43,7 @@ pub struct RequestKey {
 /// From the engine to the orchestrator.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Submission {
-    /// A request lies complete in its slots; its manifest in their meta area. The orchestrator owns the slots until it
+    /// A request lies complete in its slots; its manifest in their meta area, on the host. The orchestrator owns the slots until it
     /// completes the request.
     Submit {
         /// The request.
@@ -60,6 +60,9 @@ pub enum Submission {
         payload_bytes: u32,
         /// The link's epoch.
         epoch: u16,
+        /// Its tensors lie in its slots in the memory of the device that computes, and not in the host's. Whoever wrote them there is done, so that
+        /// what the device does from now on sees them.
+        on_device: bool,
     },
     /// Nobody waits for this request any more. It is completed all the same.
     Cancel {
@@ -94,13 +97,13 @@ impl Submission {
     #[must_use]
     pub fn to_words(&self) -> [u64; DESCRIPTOR_WORDS] {
         match *self {
-            Submission::Submit { request, input, model, priority, deadline_ns, payload_bytes, epoch } => [
+            Submission::Submit { request, input, model, priority, deadline_ns, payload_bytes, epoch, on_device } => [
                 SUBMIT | u64::from(priority) << 8 | u64::from(model) << 16 | u64::from(payload_bytes) << 32,
                 request_word(request),
                 run_word(input),
                 u64::from(input.generation) | u64::from(epoch) << 32,
                 deadline_ns,
-                0,
+                u64::from(on_device),
             ],
             Submission::Cancel { request } => [CANCEL, request_word(request), 0, 0, 0, 0],
             Submission::Release { output } => [RELEASE, 0, run_word(output), u64::from(output.generation), 0, 0],
@@ -121,6 +124,7 @@ impl Submission {
                 deadline_ns: words[4],
                 payload_bytes: (words[0] >> 32) as u32,
                 epoch: (words[3] >> 32) as u16,
+                on_device: words[5] & 1 != 0,
             }),
             CANCEL => Ok(Submission::Cancel { request: word_request(words[1]) }),
             RELEASE => Ok(Submission::Release { output: word_run(words[2], words[3]) }),

@@ -122,6 +122,7 @@ fn submit(index: u32) -> Submission {
         deadline_ns: u64::MAX - 1,
         payload_bytes: u32::MAX,
         epoch: 0xbeef,
+        on_device: index % 2 == 1,
     }
 }
 

@@ -114,6 +114,7 @@ fn a_link_that_names_what_does_not_exist_is_answered_and_counted() {
         deadline_ns: 0,
         payload_bytes: 0,
         epoch: 0,
+        on_device: false,
     };
     let key = |index| RequestKey { index, generation: 99 };
     let lies = [
@@ -141,4 +142,20 @@ fn a_link_that_names_what_does_not_exist_is_answered_and_counted() {
     rig.poll();
     let (answered, answer) = rig.answer().unwrap();
     assert_eq!((answered, answer.status), (honest, Status::Ok));
+}
+
+#[test]
+fn a_request_in_a_devices_memory_is_refused_by_a_model_that_does_not_read_it_there() {
+    let mut rig = Rig::new(TestModel::fixed(8, Some(0)));
+    let input = rig.place(0, 1, ROW, 7).unwrap();
+    let request = rig.key();
+    let (model, priority, deadline_ns, payload_bytes, epoch) = (0, 0, 0, 0, 0);
+    let on_device = true;
+    rig.nic
+        .submit(&Submission::Submit { request, input, model, priority, deadline_ns, payload_bytes, epoch, on_device })
+        .unwrap();
+    rig.poll();
+    let refused = rig.completion().unwrap();
+    assert_eq!((refused.request, refused.status, refused.output), (request, Status::Internal, Run::NONE));
+    assert_eq!(rig.telemetry.event(Event::Launches), 0);
 }

@@ -274,8 +274,16 @@ impl Rig {
     }
 
     pub(super) fn send(&mut self, request: RequestKey, input: Run, model: u16, priority: u8, deadline_ns: u64) {
-        let submission =
-            Submission::Submit { request, input, model, priority, deadline_ns, payload_bytes: 0, epoch: 0 };
+        let submission = Submission::Submit {
+            request,
+            input,
+            model,
+            priority,
+            deadline_ns,
+            payload_bytes: 0,
+            epoch: 0,
+            on_device: false,
+        };
         self.live.insert(request, input);
         self.nic.submit(&submission).unwrap();
     }

@@ -283,6 +283,7 @@ impl<C: Congestion> Server<'_, C> {
             deadline_ns: if slot.deadline == Time::NEVER { 0 } else { slot.deadline.since(now).max(1) },
             payload_bytes: slot.incoming.received() as u32,
             epoch: self.epoch as u16,
+            on_device: false,
         };
         let (session, id) = (slot.session, slot.id);
         self.stats.submitted += 1;
