@@ -370,13 +370,12 @@ impl Counts {
 impl Subject {
     /// A few rows, and a few together where the model takes so many.
     fn of(model: &Fold) -> Subject {
-        let single: Vec<_> = (0..3).map(|seed| model.example(seed)).collect();
+        let (inputs, answers): (Vec<_>, Vec<_>) = (0..3).map(|seed| model.example(seed)).unzip();
         let example = |rows: &[usize]| {
-            let join = |of: fn(&(Vec<u8>, Vec<u8>)) -> &Vec<u8>| {
-                rows.iter().flat_map(|row| of(&single[*row]).iter().copied()).collect::<Vec<u8>>().into()
-            };
+            let join =
+                |of: &[Vec<u8>]| rows.iter().flat_map(|row| of[*row].iter().copied()).collect::<Vec<u8>>().into();
             let dims = vec![rows.len() as u32, model.bytes / 4];
-            Example { dims, dtype: DType::Uint32, input: join(|row| &row.0), answer: join(|row| &row.1) }
+            Example { dims, dtype: DType::Uint32, input: join(&inputs), answer: join(&answers) }
         };
         let mut examples: Vec<_> = (0..3).map(|row| example(&[row])).collect();
         if model.max_batch > 1 {
