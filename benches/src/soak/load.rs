@@ -220,7 +220,7 @@ impl Load {
     fn converse(&self, habit: &Habit, over: &AtomicBool, rng: &mut Rng, counts: &mut Counts) -> anyhow::Result<()> {
         let mut connection = self.connect(habit.transport)?;
         counts.connections += 1;
-        let mut open: HashMap<RequestId, (&Example, bool)> = HashMap::new();
+        let mut open: HashMap<RequestId, &Example> = HashMap::new();
         let (mut asked, mut heard) = (0, Instant::now());
         loop {
             let more = |asked: usize| asked < habit.lasts && !over.load(Ordering::Relaxed);
@@ -234,11 +234,11 @@ impl Load {
                 let id = connection.submit(&request)?;
                 asked += 1;
                 counts.urgent += u64::from(priority == 1);
-                let cancelled = rng.u32(..1000) < habit.cancels;
-                open.insert(id, (example, cancelled));
-                if cancelled {
-                    // One that has been answered already is not cancelled any more.
-                    connection.cancel(id);
+                // One that has been answered already is not cancelled any more; of one that is nothing more is heard.
+                if rng.u32(..1000) < habit.cancels && connection.cancel(id) {
+                    counts.cancelled += 1;
+                } else {
+                    open.insert(id, example);
                 }
                 heard = Instant::now();
             }
@@ -251,7 +251,7 @@ impl Load {
             }
             match connection.poll()? {
                 Some(Event::Response(response)) => {
-                    let (example, _) = open.remove(&response.id()).context("an answer that nobody asked for")?;
+                    let example = open.remove(&response.id()).context("an answer that nobody asked for")?;
                     ensure!(
                         response.data() == &example.answer[..],
                         "an answer of {} bytes is wrong",
@@ -270,9 +270,8 @@ impl Load {
                 }
                 Some(Event::Failed(failure)) => {
                     let id = failure.id.context("the session has failed")?;
-                    let (_, cancelled) = open.remove(&id).context("a failure that nobody asked for")?;
+                    open.remove(&id).context("a failure that nobody asked for")?;
                     match failure.status {
-                        Status::Cancelled if cancelled => counts.cancelled += 1,
                         Status::Busy | Status::Quota => counts.turned_away += 1,
                         status => bail!("a request has failed: {status}: {}", failure.text),
                     }
