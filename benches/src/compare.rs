@@ -17,8 +17,10 @@ use crate::plan::{self, Point};
 use crate::record::{Idle, Report, Run};
 use crate::runner::{Runner, Servers, Session};
 use crate::scope::Scope;
+use crate::summary::summaries;
 use crate::verdict::{self, Found};
 use crate::wait::{self, Wait};
+use crate::workloads::Workload;
 use crate::{PORT_BASE, address, report};
 
 /// What to compare, and how.
@@ -30,6 +32,9 @@ pub(crate) struct Options {
     /// Models on this machine's first GPU, instead of the CPU.
     #[arg(long, conflicts_with_all = ["quick", "server"])]
     gpu: bool,
+    /// With --gpu: only these models, separated by commas; all unless given.
+    #[arg(long, value_delimiter = ',', value_name = "WORKLOAD", requires = "gpu")]
+    workload: Vec<Workload>,
     /// Only these arms, separated by commas. A floor's second run comes with the floor.
     #[arg(long, value_delimiter = ',', value_name = "ARM")]
     arms: Vec<Arm>,
@@ -42,6 +47,9 @@ pub(crate) struct Options {
     /// Where to write the report.
     #[arg(long, value_name = "FILE", default_value = "target/compare/compare.html")]
     html: PathBuf,
+    /// With --gpu: a folder for the plots of the models as files of their own.
+    #[arg(long, value_name = "FOLDER", requires = "gpu")]
+    svg: Option<PathBuf>,
     /// Use servers that run elsewhere: each arm's `serve-arm` at the port base (7470) plus the arm's number in `list-arms`.
     #[arg(long, value_name = "HOST[:PORT BASE]")]
     server: Option<String>,
@@ -51,7 +59,7 @@ pub(crate) struct Options {
     /// What the order of arms and the arrivals are drawn from.
     #[arg(long, default_value_t = 1)]
     seed: u64,
-    /// Time limit in seconds; 54 with --quick, 150 with --gpu, and else 285 unless given.
+    /// Time limit in seconds; 54 with --quick, 540 with --gpu, and else 285 unless given.
     #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..=86_400))]
     limit: Option<u64>,
 }
@@ -83,7 +91,7 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
     }
     let usual = match (options.quick, options.gpu) {
         (true, _) => 54,
-        (_, true) => 150,
+        (_, true) => 540,
         _ => 285,
     };
     let limit = Duration::from_secs(options.limit.unwrap_or(usual));
@@ -127,10 +135,19 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
         figures,
         idle,
         crowd: crowd.and_then(Result::<Crowd, _>::ok),
+        workloads: summaries(&runs),
         runs,
     };
     write(&options.json, serde_json::to_string_pretty(&report)?.as_bytes())?;
     write(&options.html, report::html::page(&report)?.as_bytes())?;
+    if let Some(folder) = &options.svg {
+        for (name, svg) in report::workloads::plots(&report)? {
+            let file = folder.join(format!("{name}.svg"));
+            make_folder(&file)?;
+            // The page has a colour of its own behind its plots.
+            write(&file, svg.replacen("<svg ", "<svg style=\"background:white\" ", 1).as_bytes())?;
+        }
+    }
     let mut out = std::io::stdout().lock();
     report::table::print(&report, &mut out)?;
     writeln!(out, "\nReport: {}\nJSON:   {}", options.html.display(), options.json.display())?;
@@ -175,9 +192,15 @@ fn points(options: &Options, arms: &[Arm]) -> anyhow::Result<Vec<Point>> {
 fn plan(options: &Options, arms: &[Arm]) -> Vec<Point> {
     match (options.quick, options.gpu) {
         (true, _) => plan::quick(arms),
-        (_, true) => plan::gpu(arms),
+        (_, true) => plan::gpu(arms, &workloads(options)),
         _ => plan::full(arms),
     }
+}
+
+/// The models that are to compute on a GPU.
+fn workloads(options: &Options) -> Vec<Workload> {
+    let all = std::iter::once(Workload::NullGpu).chain(Workload::MODELS);
+    all.filter(|workload| options.workload.is_empty() || options.workload.contains(workload)).collect()
 }
 
 /// Keeps what servers elsewhere can take part in: they have one wait mode, ordinary datagrams, and lose nothing.
@@ -218,17 +241,33 @@ fn run_all(
     let end = deadline.checked_sub(5 * idle_time + Duration::from_secs(1)).unwrap_or(deadline);
     let mut runs: Vec<Vec<Run>> = points.iter().map(|_| Vec::new()).collect();
     let mut sessions: Vec<Option<Session<'_>>> = points.iter().map(|_| None).collect();
-    let mut left: Duration = points.iter().map(Point::cost).sum();
+    let mut failed = BTreeSet::new();
+    let cost = |at: usize, part: u32| {
+        plan::starting(points, at, part) + points[at].cost_of(points[at].openings_of(part).len() as u32)
+    };
+    let mut left: Duration = plan::parts(points).into_iter().map(|(at, part)| cost(at, part)).sum();
     for (at, part) in plan::parts(points) {
         let point = &points[at];
         let openings = point.openings_of(part);
-        let cost = point.cost_of(openings.len() as u32);
+        let cost = cost(at, part);
         let time = end.saturating_duration_since(Instant::now());
         let share = (cost.as_secs_f64() / left.as_secs_f64().max(1e-9)).min(1.0);
         left = left.saturating_sub(cost);
+        if failed.contains(&at) {
+            continue;
+        }
         if !time.is_zero() {
             let session = sessions[at].get_or_insert_with(|| Session::new(point));
-            runner.part(session, openings, time.mul_f64(share), end)?;
+            match runner.part(session, openings, time.mul_f64(share), end) {
+                Ok(()) => {}
+                // A GPU may lack memory for one model and have it for the next.
+                Err(error) if point.workload.is_on_gpu() => {
+                    scope.failed.push(format!("{}: {error:#}", point.id()));
+                    failed.insert(at);
+                    continue;
+                }
+                Err(error) => return Err(error),
+            }
         }
         if part + 1 < point.parts {
             continue;
@@ -251,7 +290,8 @@ fn idle_time(quick: bool) -> Duration {
 
 /// How long a comparison will take, about, if no rounds are added.
 fn expected(points: &[Point], besides: Duration, limit: Duration) -> Duration {
-    (points.iter().map(Point::cost).sum::<Duration>() + besides).min(limit)
+    let starting = |at| plan::starting(points, at, 0);
+    (points.iter().map(Point::cost).chain((0..points.len()).map(starting)).sum::<Duration>() + besides).min(limit)
 }
 
 fn progress_bar(points: &[Point], besides: Duration, limit: Duration) -> ProgressBar {
@@ -297,8 +337,12 @@ mod tests {
     }
 
     fn planned(line: &str) -> anyhow::Result<Vec<Point>> {
+        planned_of(line, &Arm::NETWORK)
+    }
+
+    fn planned_of(line: &str, all: &[Arm]) -> anyhow::Result<Vec<Point>> {
         let options = Line::parse_from(line.split(' ')).options;
-        points(&options, &with_second_floors(&options.arms, &Arm::NETWORK))
+        points(&options, &with_second_floors(&options.arms, all))
     }
 
     #[test]
@@ -313,6 +357,18 @@ mod tests {
         assert_eq!(planned("compare --quick --loads light,loss").unwrap().len(), 3);
         let error = planned("compare --quick --loads light,nonsense").unwrap_err().to_string();
         assert!(error.contains("nonsense") && error.contains("\n  one-at-a-time/64/spin"), "{error}");
+    }
+
+    #[test]
+    fn a_gpu_computes_all_workloads_or_those_that_are_named() {
+        let of = |line: &str| {
+            let points = planned_of(line, &Arm::GPU).unwrap();
+            points.iter().map(|point| point.workload).collect::<BTreeSet<_>>()
+        };
+        assert_eq!(of("compare --gpu").len(), 1 + Workload::MODELS.len());
+        let two = BTreeSet::from([Workload::Vecadd1k, Workload::DeeplabShaped]);
+        assert_eq!(of("compare --gpu --workload deeplab-shaped,vecadd-1k"), two);
+        assert!(Line::try_parse_from("compare --workload lstm".split(' ')).is_err());
     }
 
     #[test]

@@ -8,9 +8,10 @@ use serde::Serialize;
 use splitrpc_client::{Client, ClientOptions, Input};
 use splitrpc_wire::DType;
 
-use crate::arms::{self, Arm, RESPONSE_BYTES, ServerOptions, Workload};
+use crate::arms::{self, Arm, RESPONSE_BYTES, ServerOptions};
 use crate::process::Server;
 use crate::wait::Wait;
+use crate::workloads::Workload;
 
 /// Clients for which the project promises something.
 pub(crate) const CLIENTS: usize = 10_000;

@@ -20,9 +20,11 @@ mod runner;
 mod scope;
 mod soak;
 mod stats;
+mod summary;
 mod tally;
 mod verdict;
 mod wait;
+mod workloads;
 
 use std::io::Write;
 use std::net::{IpAddr, SocketAddr, ToSocketAddrs};
@@ -30,8 +32,9 @@ use std::net::{IpAddr, SocketAddr, ToSocketAddrs};
 use anyhow::Context;
 use clap::{Args, Parser, Subcommand};
 
-use arms::{Arm, DATAGRAM, RESPONSE_BYTES, ServerOptions, Workload};
+use arms::{Arm, DATAGRAM, RESPONSE_BYTES, ServerOptions};
 use wait::Wait;
+use workloads::Workload;
 
 /// Measures every arm beside its floor and beside the bundled way.
 #[derive(Debug, Parser)]
@@ -148,8 +151,9 @@ fn serve_arm(options: &ServeArm) -> anyhow::Result<()> {
         workload: options.workload,
         core: options.core,
     };
-    let served = arms::serve(options.arm, &server, |address| {
-        println!("{}{address}", process::READY);
+    let served = arms::serve(options.arm, &server, |address, device_bytes| {
+        let device_bytes = device_bytes.map_or(String::new(), |bytes| format!(" {bytes}"));
+        println!("{}{address}{device_bytes}", process::READY);
         // Whoever started this waits for the line.
         let _ = std::io::stdout().flush();
     });

@@ -1,13 +1,18 @@
 //! What is measured: points, each a load under which several entrants are compared side by side.
 
+mod gpu;
+
 use std::ops::Range;
 use std::time::Duration;
 
 use serde::Serialize;
 
-use crate::arms::{Arm, DATAGRAM, JUMBO_DATAGRAM, RESPONSE_BYTES, Transport, Workload};
+use crate::arms::{Arm, DATAGRAM, JUMBO_DATAGRAM, RESPONSE_BYTES, Transport};
 use crate::load::arrivals::Arrivals;
 use crate::wait::Wait;
+use crate::workloads::Workload;
+
+pub(crate) use gpu::{gpu, starting};
 
 /// Fresh connections that an arm must have for its figure to count.
 pub(crate) const FRESH_CONNECTIONS: u32 = 60;
@@ -220,9 +225,20 @@ struct Windows {
 /// one way of serving suffer more from that than another.
 const PARTS: u32 = 4;
 
-/// Parts of points by their places, in the order in which they are to be measured: those of the points that have several are
-/// spread evenly over all others.
+/// Parts of points by their places, in the order in which they are to be measured: one workload after the other, since the
+/// servers of one are ended before those of the next are started.
 pub(crate) fn parts(points: &[Point]) -> Vec<(usize, u32)> {
+    let mut order = Vec::new();
+    let mut first = 0;
+    for of_workload in points.chunk_by(|one, next| one.workload == next.workload) {
+        order.extend(spread(of_workload).into_iter().map(|(at, part)| (first + at, part)));
+        first += of_workload.len();
+    }
+    order
+}
+
+/// The parts of points that have several are spread evenly over all others.
+fn spread(points: &[Point]) -> Vec<(usize, u32)> {
     let times = points.iter().map(|point| point.parts).max().unwrap_or(1);
     let whole: Vec<usize> = (0..points.len()).filter(|&at| points[at].parts == 1).collect();
     let mut order = Vec::new();
@@ -340,7 +356,7 @@ impl Planner<'_> {
     }
 
     fn open(&mut self, section: Section, size: u32, concurrency: usize, drive: Drive, rounds: u32) {
-        let entrants = self.entrants(&Arm::NETWORK, Wait::Adaptive, DATAGRAM);
+        let entrants = self.entrants(&Arm::ALL, Wait::Adaptive, DATAGRAM);
         // The queue is as long as it then stays before anything counts.
         let (warm_up, measure) = if size == IMAGE { (5, 10) } else { (2, 8) };
         self.push(Point {
@@ -436,30 +452,6 @@ pub(crate) fn full(arms: &[Arm]) -> Vec<Point> {
         }
     }
     planner.points
-}
-
-/// The plan for models on a GPU.
-pub(crate) fn gpu(arms: &[Arm]) -> Vec<Point> {
-    let mut points = Vec::new();
-    for (size, rounds, measure) in [(64, 60, 5), (IMAGE, 90, 8), (4_096, 60, 5), (65_536, 60, 6), (3_244_800, 60, 20)] {
-        let mut planner = Planner { arms, points: Vec::new() };
-        planner.closed(size, 1, Wait::Spin, rounds, measure);
-        points.append(&mut planner.points);
-    }
-    for concurrency in [4, 16] {
-        let mut planner = Planner { arms, points: Vec::new() };
-        planner.closed(IMAGE, concurrency, Wait::Spin, 32, 12);
-        points.append(&mut planner.points);
-    }
-    for point in &mut points {
-        point.workload = Workload::NullGpu;
-        // There is one model, and it takes one request at a time.
-        point.entrants.retain(|e| point.concurrency == 1 || e.arm.transport() != Transport::None);
-        if [64, IMAGE].contains(&point.request_bytes) {
-            point.parts = PARTS;
-        }
-    }
-    points
 }
 
 #[cfg(test)]

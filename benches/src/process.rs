@@ -11,7 +11,7 @@ use rustix::process::{Pid, Signal};
 
 use crate::arms::{Arm, ServerOptions};
 
-/// What a server prints before its address once it listens.
+/// What a server prints before its address once it listens, and before the bytes that it has taken of a GPU's memory, if any.
 pub(crate) const READY: &str = "ready ";
 
 /// Whose CPU time is read.
@@ -83,6 +83,8 @@ pub(crate) struct Server {
     pid: Pid,
     /// Where it listens.
     pub(crate) address: SocketAddr,
+    /// Bytes of a GPU's memory that it has taken, where its model computes on one.
+    pub(crate) device_bytes: Option<u64>,
 }
 
 impl Server {
@@ -107,9 +109,11 @@ impl Server {
             None => command.arg("--shared-core"),
         };
         let (child, line) = spawn(&mut command, &format!("the server of {arm}"))?;
-        let address = line.parse().with_context(|| format!("the server of {arm} listens at {line:?}"))?;
-        let pid = Pid::from_child(&child);
-        Ok(Server { child, pid, address })
+        let mut words = line.split_whitespace();
+        let address = words.next().unwrap_or_default().parse();
+        let address = address.with_context(|| format!("the server of {arm} listens at {line:?}"))?;
+        let (pid, device_bytes) = (Pid::from_child(&child), words.next().and_then(|word| word.parse().ok()));
+        Ok(Server { child, pid, address, device_bytes })
     }
 
     /// Its CPU time.

@@ -13,6 +13,7 @@ use crate::machine::{Crossed, Machine};
 use crate::plan::Basis;
 use crate::scope::Scope;
 use crate::stats::LatencyUs;
+use crate::summary::Summary;
 use crate::wait::Wait;
 
 /// Share of the CPU time above which what others used is worth a warning.
@@ -43,6 +44,9 @@ pub(crate) struct Report {
     pub(crate) idle: Vec<Idle>,
     /// Many idle clients; null where that was not tried.
     pub(crate) crowd: Option<Crowd>,
+    /// Models that compute on a GPU: what each arm adds to them, and how much it carries.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub(crate) workloads: Vec<Summary>,
     /// The runs.
     pub(crate) runs: Vec<Run>,
 }
@@ -118,10 +122,14 @@ pub(crate) struct Run {
     pub(crate) rounds_rps: Vec<f64>,
     /// Median latency of each round in microseconds, 0 where nothing was answered.
     pub(crate) rounds_us: Vec<f64>,
+    /// The median over the rounds of what all but one in a hundred took at most in each: a stall of the machine spoils one of them.
+    pub(crate) rounds_p99_us: Option<f64>,
     /// Whether latencies under this load are compared round by round, on this transport.
     pub(crate) by_rounds: bool,
     /// CPU time for each request.
     pub(crate) cpu_us_per_request: CpuUs,
+    /// Memory that the server has; null where it runs elsewhere, or there is none.
+    pub(crate) server_memory: Option<ServerMemory>,
     /// Mean time in each of the server's stages, for arms that tell.
     pub(crate) stages_us: Option<BTreeMap<&'static str, f64>>,
     /// The path that requests took, for arms that tell.
@@ -170,6 +178,16 @@ pub(crate) struct Run {
     pub(crate) error_kinds: BTreeMap<String, u64>,
     /// The distribution: percentile and microseconds.
     pub(crate) curve: Vec<(f64, f64)>,
+}
+
+/// Memory of a server.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub(crate) struct ServerMemory {
+    /// Resident memory: what the kernel keeps for its sockets is no part of that.
+    pub(crate) host_bytes: u64,
+    /// What it has taken of a GPU's memory for its model and its tensors; null where it computes on none. What the driver takes for
+    /// itself is no part of that.
+    pub(crate) device_bytes: Option<u64>,
 }
 
 /// CPU time for each request in microseconds.
@@ -283,8 +301,10 @@ pub(crate) mod tests {
             throughput_rps: 1e6 / figure_us,
             rounds_rps: vec![1e6 / figure_us; 60],
             rounds_us: vec![figure_us * 1.1; 60],
+            rounds_p99_us: None,
             by_rounds: false,
             cpu_us_per_request: CpuUs { client: 10.0, server: Some(11.0), nic: None },
+            server_memory: None,
             stages_us: None,
             path: None,
             crossed: Crossed::Loopback,

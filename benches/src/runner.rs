@@ -3,13 +3,15 @@
 use std::collections::{BTreeMap, HashMap};
 use std::net::{IpAddr, SocketAddr};
 use std::ops::Range;
+use std::rc::Rc;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
-use bytes::Bytes;
 use indicatif::ProgressBar;
 
-use crate::arms::{self, Arm, ClientOptions, RESPONSE_BYTES, ServerOptions, Transport, Workload};
+use crate::arms::gpu::Device;
+use crate::arms::{self, Arm, ClientOptions, ServerOptions, Transport};
 use crate::load::arrivals::Schedule;
 use crate::load::connection::Connection;
 use crate::load::driver;
@@ -18,19 +20,30 @@ use crate::machine::{self, Crossed};
 use crate::plan::{Drive, Entrant, Point, Section};
 use crate::process::{CpuClock, Server};
 use crate::ratio::{LEAST_ROUNDS, mark_void};
-use crate::record::{Idle, Run};
+use crate::record::{Idle, Run, ServerMemory};
 use crate::tally::{Tally, rates};
 use crate::wait::Wait;
+use crate::workloads::{Exchange, Workload};
 
-/// How long after its last request a server is done with the GPU.
+/// How long after its last request a server is done with the GPU; and one of splitrpc's that falls asleep first, whose porter then
+/// ends by itself.
 const GPU_QUIET: Duration = Duration::from_millis(2);
-/// An answer is of use within so many times the floor's median for one request at a time.
-const TARGET_OF_FLOOR: f64 = 10.0;
+const GPU_QUIET_ASLEEP: Duration = Duration::from_millis(25);
+/// An answer is of use within so many times the floor's median for one request at a time, and the model's own where it computes
+/// on a GPU.
+const TARGET_OF_LEAST: f64 = 10.0;
 /// Requests that may wait for a free connection in an open loop: those of so many seconds. What is left of them when the
 /// window ends takes about as long again.
 const QUEUE_S: f64 = 0.25;
 
 type Connections = Vec<Box<dyn Connection>>;
+
+/// What is computed, and bytes of a request and of its answer.
+type Kind = (Workload, u32, u32);
+
+fn kind(point: &Point) -> Kind {
+    (point.workload, point.request_bytes, point.response_bytes)
+}
 
 /// Where servers come from.
 #[derive(Clone, Copy, Debug)]
@@ -45,12 +58,13 @@ pub(crate) enum Servers {
 pub(crate) struct Runner {
     source: Servers,
     crossed: Crossed,
-    local: BTreeMap<String, Server>,
+    local: BTreeMap<String, (Workload, Server)>,
     rng: fastrand::Rng,
-    payloads: HashMap<u32, Bytes>,
-    expected: Bytes,
-    /// Median of the floor for one request at a time, by size.
-    floor_us: HashMap<u32, f64>,
+    exchanges: HashMap<Kind, Arc<Exchange>>,
+    /// The model that was last computed in this process.
+    device: Option<(Kind, Rc<Device>)>,
+    /// Medians for one request at a time of the floor and of the model alone.
+    least_us: HashMap<Kind, [Option<f64>; 2]>,
     progress: ProgressBar,
 }
 
@@ -105,9 +119,9 @@ impl Runner {
             crossed,
             local: BTreeMap::new(),
             rng: fastrand::Rng::with_seed(seed),
-            payloads: HashMap::new(),
-            expected: arms::null_response(RESPONSE_BYTES).into(),
-            floor_us: HashMap::new(),
+            exchanges: HashMap::new(),
+            device: None,
+            least_us: HashMap::new(),
             progress,
         }
     }
@@ -122,6 +136,8 @@ impl Runner {
     ) -> anyhow::Result<()> {
         let Session { point, tallies, overhead, used, .. } = session;
         self.progress.set_message(point.id());
+        // Those of a workload that is done would keep memory from this one's.
+        self.local.retain(|_, (workload, _)| [Workload::Null, point.workload].contains(workload));
         for tally in &*tallies {
             self.server(&tally.entrant, point)?;
         }
@@ -154,14 +170,17 @@ impl Runner {
         let mut more = point.openings();
         loop {
             self.learn(point, &tallies);
-            let target_us = self.floor_us.get(&point.request_bytes).map(|floor| floor * TARGET_OF_FLOOR);
+            let target_us = self.target_us(kind(point));
             let mut runs: Vec<Run> = tallies.iter().map(|tally| tally.record(point, self.crossed, target_us)).collect();
             let void = mark_void(&mut runs);
             let settled = !void && (point.section != Section::Single || runs.iter().all(Run::is_settled));
             if settled || more == 0 || Instant::now() >= patience {
                 used.add(self.others().zip(others), started.elapsed());
                 let others_cpu_share = used.share();
-                runs.iter_mut().for_each(|run| run.others_cpu_share = others_cpu_share);
+                for (run, tally) in runs.iter_mut().zip(&tallies) {
+                    run.others_cpu_share = others_cpu_share;
+                    run.server_memory = self.memory(&tally.entrant, point);
+                }
                 return Ok(runs);
             }
             // Some at a time, since judging them takes about as long as a short one.
@@ -248,15 +267,10 @@ impl Runner {
         keep: bool,
     ) -> anyhow::Result<Measured> {
         let (address, cpu) = self.server(entrant, point)?;
-        let request = self
-            .payloads
-            .entry(point.request_bytes)
-            .or_insert_with(|| arms::request_payload(point.request_bytes).into())
-            .clone();
         let options = ClientOptions {
             server: address,
-            request,
-            expected: self.expected.clone(),
+            exchange: self.exchange(entrant, point),
+            device: self.device(entrant, point)?,
             workload: point.workload,
             datagram: entrant.datagram,
             peers: point.concurrency,
@@ -265,7 +279,7 @@ impl Runner {
         // Of one that has been asked before, an answer shows that it is again.
         let warm_up_requests = if connections.is_empty() { 3 } else { 1 };
         let window = Window { warm_up, warm_up_requests, measure, timeout: point.timeout };
-        let paused = self.local.get(&key(entrant, point.workload));
+        let paused = self.local.get(&key(entrant, point.workload)).map(|(_, server)| server);
         if let Some(server) = paused {
             server.resume()?;
         }
@@ -281,9 +295,10 @@ impl Runner {
             connections.clear();
         }
         if let Some(server) = paused {
-            if point.workload != Workload::Null {
+            if point.workload.is_on_gpu() {
                 // What it keeps on the GPU while requests come would be in the others' way.
-                std::thread::sleep(GPU_QUIET);
+                let sleeps = entrant.wait != Wait::Spin && entrant.arm.is_splitrpc();
+                std::thread::sleep(if sleeps { GPU_QUIET_ASLEEP } else { GPU_QUIET });
             }
             server.pause()?;
         }
@@ -312,9 +327,9 @@ impl Runner {
                     };
                     let server = Server::start(entrant.arm, &options)?;
                     server.pause()?;
-                    self.local.insert(key.clone(), server);
+                    self.local.insert(key.clone(), (workload_of(entrant, point.workload), server));
                 }
-                let server = &self.local[&key];
+                let (_, server) = &self.local[&key];
                 Ok((server.address, server.cpu()))
             }
         }
@@ -326,21 +341,56 @@ impl Runner {
         if matches!(self.source, Servers::Remote(..)) && self.crossed != Crossed::Wire {
             return None;
         }
-        let servers = self.local.values().filter_map(|server| server.cpu().read()).sum::<Duration>();
+        let servers = self.local.values().filter_map(|(_, server)| server.cpu().read()).sum::<Duration>();
         let (busy, cores) = machine::busy()?;
         Some((busy.saturating_sub(servers + CpuClock::Own.read()?), cores))
     }
 
     fn learn(&mut self, point: &Point, tallies: &[Tally]) {
-        if point.drive != Drive::Closed {
+        if point.drive != Drive::Closed || point.concurrency > 1 {
             return;
         }
-        for tally in tallies {
-            let Entrant { arm, wait, .. } = tally.entrant;
-            if arm == Arm::FloorTcp && point.concurrency == 1 && wait == Wait::Spin {
-                self.floor_us.insert(point.request_bytes, tally.latencies.summary().p50);
+        for tally in tallies.iter().filter(|tally| tally.entrant.wait == Wait::Spin && tally.latencies.len() > 0) {
+            let [floor, alone] = self.least_us.entry(kind(point)).or_default();
+            match tally.entrant.arm {
+                Arm::FloorTcp => *floor = Some(tally.latencies.summary().p50),
+                Arm::Local => *alone = Some(tally.latencies.summary().p50),
+                _ => {}
             }
         }
+    }
+
+    /// Within how many microseconds an answer is of use, once that is known.
+    fn target_us(&self, kind: Kind) -> Option<f64> {
+        let &[floor, alone] = self.least_us.get(&kind)?;
+        Some((floor? + alone.unwrap_or_default()) * TARGET_OF_LEAST)
+    }
+
+    /// What an entrant is asked. Floors know no models.
+    fn exchange(&mut self, entrant: &Entrant, point: &Point) -> Arc<Exchange> {
+        let kind = (workload_of(entrant, point.workload), point.request_bytes, point.response_bytes);
+        let exchange = || kind.0.exchange(kind.1, kind.2).into();
+        Arc::clone(self.exchanges.entry(kind).or_insert_with(exchange))
+    }
+
+    /// The model of an entrant that computes in this process.
+    fn device(&mut self, entrant: &Entrant, point: &Point) -> anyhow::Result<Option<Rc<Device>>> {
+        if entrant.arm.transport() != Transport::None {
+            return Ok(None);
+        }
+        let kind = kind(point);
+        if self.device.as_ref().is_none_or(|(of, _)| *of != kind) {
+            // First the memory of the one before.
+            self.device = None;
+            self.device = Some((kind, Device::open(point.workload, point.request_bytes, point.response_bytes)?.into()));
+        }
+        Ok(self.device.as_ref().map(|(_, device)| Rc::clone(device)))
+    }
+
+    /// What an entrant's server has of this machine's memory, if that can be seen.
+    fn memory(&self, entrant: &Entrant, point: &Point) -> Option<ServerMemory> {
+        let (_, server) = self.local.get(&key(entrant, point.workload))?;
+        Some(ServerMemory { host_bytes: server.resident_bytes().ok()?, device_bytes: server.device_bytes })
     }
 
     /// CPU that the adaptive servers started so far use while nobody asks anything of them.
@@ -348,7 +398,7 @@ impl Runner {
         let mut found = Vec::new();
         for arm in [Arm::BundledTcp, Arm::CommodityTcp, Arm::CommodityUdp] {
             let entrant = Entrant { arm, wait: Wait::Adaptive, datagram: arms::DATAGRAM, drop: 0.0 };
-            let Some(server) = self.local.get(&key(&entrant, Workload::Null)) else { continue };
+            let Some((_, server)) = self.local.get(&key(&entrant, Workload::Null)) else { continue };
             server.resume()?;
             // Connections of rounds before are closed first.
             std::thread::sleep(time / 4);
@@ -364,8 +414,11 @@ impl Runner {
 }
 
 fn key(entrant: &Entrant, workload: Workload) -> String {
-    // Floors know no models.
-    let floor = [Transport::Tcp, Transport::Udp].iter().any(|&transport| Arm::floors(transport).contains(&entrant.arm));
-    let workload = if floor { Workload::Null } else { workload };
-    format!("{} {} {} {} {}", entrant.arm, workload.name(), entrant.wait.name(), entrant.datagram, entrant.drop)
+    let workload = workload_of(entrant, workload).name();
+    format!("{} {workload} {} {} {}", entrant.arm, entrant.wait.name(), entrant.datagram, entrant.drop)
+}
+
+/// What an entrant's server computes. Floors know no models.
+fn workload_of(entrant: &Entrant, workload: Workload) -> Workload {
+    if entrant.arm.computes() { workload } else { Workload::Null }
 }

@@ -21,6 +21,8 @@ pub(crate) struct Scope {
     pub(crate) server_wait: Option<Wait>,
     /// Names of loads for which there was no time left.
     pub(crate) not_run: Vec<String>,
+    /// Loads that this machine could not run, with the reason.
+    pub(crate) failed: Vec<String>,
     /// Verdicts for which loads or arms are missing.
     pub(crate) unjudged: Vec<String>,
 }
@@ -53,7 +55,7 @@ impl Scope {
     pub(crate) fn plan(&self) -> String {
         let plan = if self.quick { "short plan" } else { "whole plan" };
         let mut parts = Vec::new();
-        let run = self.loads - self.not_run.len().min(self.loads);
+        let run = self.loads.saturating_sub(self.not_run.len() + self.failed.len());
         if run < self.loads_in_plan {
             parts.push(format!("{run} of its {} loads", self.loads_in_plan));
         }

@@ -28,6 +28,7 @@ pub(crate) struct Tally {
     behind: u32,
     rounds: Vec<f64>,
     medians_us: Vec<f64>,
+    p99s_us: Vec<f64>,
     errors: BTreeMap<String, u64>,
     completed: f64,
     measured: Duration,
@@ -48,6 +49,7 @@ impl Tally {
             behind: 0,
             rounds: Vec::new(),
             medians_us: Vec::new(),
+            p99s_us: Vec::new(),
             errors: BTreeMap::new(),
             completed: 0.0,
             measured: Duration::ZERO,
@@ -80,8 +82,9 @@ impl Tally {
         for connection in &mut measured.latencies {
             self.latencies.add_connection(connection);
         }
-        let of_round = median(&mut measured.latencies.concat());
-        self.medians_us.push(of_round.unwrap_or_default() as f64 / 1e3);
+        let mut of_round = measured.latencies.concat();
+        self.medians_us.push(median(&mut of_round).unwrap_or_default() as f64 / 1e3);
+        self.p99s_us.extend(p99(&mut of_round).map(|nanos| nanos as f64 / 1e3));
         self.fail(measured.errors);
         if measured.turned_away > 0 {
             *self.errors.entry("the client's queue was full".to_owned()).or_default() += measured.turned_away;
@@ -144,8 +147,10 @@ impl Tally {
             throughput_rps,
             rounds_rps: self.rounds.clone(),
             rounds_us: self.medians_us.clone(),
+            rounds_p99_us: middle(&self.p99s_us),
             by_rounds: false,
             cpu_us_per_request: CpuUs { client: each(self.client_cpu), server: self.server_cpu.map(each), nic: None },
+            server_memory: None,
             stages_us: stages(&self.paths),
             path,
             crossed,
@@ -199,6 +204,20 @@ fn pace(arm: Arm, tallies: &[Tally]) -> Option<f64> {
         rate.add(tally.pace);
     }
     rate.mean().filter(|&rps| rps > 0.0)
+}
+
+/// What all but one in a hundred took at most, if there were any.
+fn p99(latencies: &mut [u64]) -> Option<u64> {
+    latencies.sort_unstable();
+    latencies.get((latencies.len() * 99).div_ceil(100).checked_sub(1)?).copied()
+}
+
+/// The median, if there are any.
+fn middle(values: &[f64]) -> Option<f64> {
+    let mut values = values.to_vec();
+    values.sort_unstable_by(f64::total_cmp);
+    let n = values.len();
+    (n > 0).then(|| f64::midpoint(values[(n - 1) / 2], values[n / 2]))
 }
 
 /// Requests over time.
@@ -277,6 +296,8 @@ mod tests {
         tally.add(Measured { latencies: vec![vec![4_000]], ..Measured::default() }, None);
         let run = tally.record(&point, Crossed::Loopback, None);
         assert_eq!((run.rounds_us, run.requests, run.connections), (vec![2.5, 0.0, 4.0], 5, 3));
+        // One that answered nothing has no slowest answers.
+        assert_eq!(run.rounds_p99_us, Some(6.5));
     }
 
     #[test]

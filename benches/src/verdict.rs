@@ -1,11 +1,12 @@
 //! The figures: what the project promises, read off the runs of one comparison.
 
-use crate::arms::{Arm, DATAGRAM, JUMBO_DATAGRAM, Workload};
+use crate::arms::{Arm, DATAGRAM, JUMBO_DATAGRAM};
 use crate::crowd::{self, Crowd};
 use crate::plan::{Entrant, IMAGE, Point, Section};
 use crate::ratio::{disagree_in_throughput, too_few_rounds};
 use crate::record::{Figure, Idle, Run, Sense};
 use crate::wait::Wait;
+use crate::workloads::Workload;
 
 mod gpu;
 
@@ -30,7 +31,8 @@ impl<'a> Found<'a> {
 
     /// One request at a time, at a size.
     fn single(self, size: u32, wait: Wait, datagram: Option<u16>) -> Picked<'a> {
-        Picked { found: self, section: Section::Single, size, concurrency: 1, wait: Some(wait), datagram }
+        let (section, workload) = (Section::Single, Workload::Null);
+        Picked { found: self, section, workload, size, concurrency: 1, wait: Some(wait), datagram }
     }
 }
 
@@ -39,6 +41,7 @@ impl<'a> Found<'a> {
 struct Picked<'a> {
     found: Found<'a>,
     section: Section,
+    workload: Workload,
     size: u32,
     concurrency: usize,
     wait: Option<Wait>,
@@ -49,6 +52,7 @@ impl<'a> Picked<'a> {
     fn planned(&self, arm: Arm) -> bool {
         self.found.planned(self.section, |point, entrant| {
             entrant.arm == arm
+                && point.workload == self.workload
                 && point.request_bytes == self.size
                 && point.concurrency == self.concurrency
                 && self.wait.is_none_or(|wait| entrant.wait == wait)
@@ -60,6 +64,7 @@ impl<'a> Picked<'a> {
         self.found.runs.iter().find(|run| {
             run.arm == arm
                 && run.section == self.section.name()
+                && run.model == self.workload.name()
                 && run.request_bytes == self.size
                 && run.concurrency == self.concurrency
                 && self.wait.is_none_or(|wait| run.wait == wait)
@@ -158,7 +163,7 @@ impl Figure {
 
 /// The figures that the project promises of this machine, as far as what was planned is to show them.
 pub(crate) fn figures(found: &Found<'_>) -> Vec<Figure> {
-    if found.points.iter().any(|point| point.workload != Workload::Null) {
+    if found.points.iter().any(|point| point.workload.is_on_gpu()) {
         return gpu::figures(found);
     }
     let mut figures = Vec::new();

@@ -2,33 +2,34 @@
 //! heap buffer that is used again, decoded without copying, its tensors copied to the model's input, and the answer
 //! encoded and sent with one gathering write. Nothing is allocated once the buffers have grown; what remains beside the
 //! floor is what bundling costs: the second copy and the codec. The model's input is one for all connections, since the
-//! model takes one request at a time: one for each would leave the caches sooner than it had to.
+//! model takes one request at a time: one for each would leave the caches sooner than it had to. Each has an output of its
+//! own, which may still be on its way when the next one is computed.
 
 use std::cell::RefCell;
-use std::io::{self, IoSlice, Read, Write};
+use std::io::{self, Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::ops::Range;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::rc::Rc;
+use std::sync::Arc;
 use std::time::Instant;
 
-use bytes::Bytes;
+use anyhow::Context as _;
+use host_agent::model::spec::{ModelSpec, TensorSpec};
+use host_agent::runtime::Factory as _;
+use host_agent::runtime::null::Null;
 use splitrpc_cuda::PinnedBuffer;
-use splitrpc_wire::Path;
 use splitrpc_wire::path::{Link, Memory, Mover, Port};
+use splitrpc_wire::{MAX_RANK, Path};
 
 use super::floor_tcp::now_or_later;
-use super::gpu::Device;
-use super::protobuf::{self, Malformed, Message, PREFIX_LEN, Side, Tensor};
+use super::gpu::{Device, Times};
+use super::protobuf::{self, HEAD_ROOM, Head, Malformed, Message, PREFIX_LEN, Side, Tensor};
 use super::tcp_server::{self, Progress, Session};
-use super::{ClientOptions, MAX_MESSAGE, ServerOptions, Workload, null_response};
+use super::{ClientOptions, MAX_MESSAGE, ServerOptions, null_response};
 use crate::load::connection::{Connection, Fault, Step};
+use crate::workloads::{Exchange, MAX_TENSORS, Workload};
 
-const INPUT: &str = "INPUT";
-const OUTPUT: &str = "OUTPUT";
-const DATATYPE: &str = "UINT8";
-/// Room for everything in a message but the tensors' data.
-const HEAD_ROOM: usize = 4096;
 const FIRST_READ: usize = 64 << 10;
 /// Largest request that a model on a GPU has room for.
 const LARGEST_ON_GPU: u32 = MAX_MESSAGE;
@@ -36,13 +37,10 @@ const LARGEST_ON_GPU: u32 = MAX_MESSAGE;
 /// Runs the server until the process ends. A model on a GPU has its input and output on the host in `pinned` memory, or not.
 pub(crate) fn serve(options: &ServerOptions, pinned: bool, ready: impl FnOnce(SocketAddr)) -> anyhow::Result<()> {
     let model = Rc::new(Model::open(options, pinned)?);
-    tcp_server::serve(options, ready, |stream| BundledSession {
-        stream,
-        incoming: Incoming::new(),
-        model: Rc::clone(&model),
-        head: Vec::with_capacity(HEAD_ROOM),
-        sent: None,
-        respond_ns: 0,
+    tcp_server::serve(options, ready, |stream| {
+        let output = model.output().map_err(io::Error::other)?;
+        let (incoming, model) = (Incoming::new(), Rc::clone(&model));
+        Ok(BundledSession { stream, incoming, model, output, head: Head::new(), sent: None, respond_ns: 0 })
     })
 }
 
@@ -101,12 +99,19 @@ impl Incoming {
 
 /// A model, and its tensors on the host.
 struct Model {
-    name: &'static str,
+    spec: ModelSpec,
     input: RefCell<Buffer>,
-    /// Where nothing is computed this is always the same: as in splitrpc's null model, nobody writes it anew.
-    output: RefCell<Buffer>,
+    /// The output of a model that computes nothing, one for all sessions: as in splitrpc's null model, nobody writes it anew.
+    fixed: Option<Output>,
+    /// Outputs that no session has at present.
+    spare: RefCell<Vec<Output>>,
+    /// Bytes of each output tensor.
+    output_bytes: Vec<usize>,
     device: Option<Device>,
+    pinned: bool,
 }
+
+type Output = Rc<RefCell<Buffer>>;
 
 /// Memory on the host.
 enum Buffer {
@@ -138,41 +143,84 @@ impl Buffer {
 
 impl Model {
     fn open(options: &ServerOptions, pinned: bool) -> anyhow::Result<Model> {
-        let output = null_response(options.response_bytes);
-        let device = match options.workload {
+        let ServerOptions { workload, response_bytes, .. } = *options;
+        let device = match workload {
             Workload::Null => None,
-            Workload::NullGpu => Some(Device::open(options.workload, LARGEST_ON_GPU, options.response_bytes)?),
+            _ => Some(Device::open(workload, LARGEST_ON_GPU, response_bytes)?),
         };
-        let (input, output) = match &device {
-            Some(device) if pinned => {
-                (Buffer::Pinned(device.pinned(LARGEST_ON_GPU as usize)?), Buffer::Pinned(device.pinned(output.len())?))
-            }
-            _ => (Buffer::Pageable(Vec::new()), Buffer::Pageable(output)),
+        let spec = match &device {
+            Some(device) => device.spec().clone(),
+            None => Null::new(response_bytes).spec().clone(),
         };
-        let name = options.workload.name();
-        Ok(Model { name, input: RefCell::new(input), output: RefCell::new(output), device })
+        let bytes = |tensors: &[TensorSpec]| -> Vec<usize> {
+            tensors.iter().map(|tensor| spec.row_bytes(tensor).unwrap_or(LARGEST_ON_GPU) as usize).collect()
+        };
+        let (input, output_bytes) = (bytes(&spec.inputs).iter().sum(), bytes(&spec.outputs));
+        let input = match &device {
+            Some(device) if pinned => Buffer::Pinned(device.pinned(input)?),
+            _ => Buffer::Pageable(Vec::new()),
+        };
+        let (input, spare) = (RefCell::new(input), RefCell::new(Vec::new()));
+        let mut model = Model { spec, input, fixed: None, spare, output_bytes, device, pinned };
+        if workload.model().is_none() {
+            let output = model.new_output()?;
+            let answer = null_response(response_bytes);
+            output.borrow_mut().room(answer.len()).context("no room for the answer")?.copy_from_slice(&answer);
+            model.fixed = Some(output);
+        }
+        Ok(model)
     }
 
-    /// Computes on the first `len` bytes of the input. Returns nanoseconds that it took, with its copies.
-    fn infer(&self, len: usize) -> io::Result<u64> {
-        let Some(device) = &self.device else { return Ok(0) };
-        let begun = Instant::now();
-        let (input, mut output) = (self.input.borrow(), self.output.borrow_mut());
-        let answer = output.bytes().len();
-        let (Some(request), Some(answer)) = (input.bytes().get(..len), output.room(answer)) else {
+    fn answer_bytes(&self) -> usize {
+        self.output_bytes.iter().sum()
+    }
+
+    fn new_output(&self) -> anyhow::Result<Output> {
+        let buffer = match &self.device {
+            Some(device) if self.pinned => Buffer::Pinned(device.pinned(self.answer_bytes())?),
+            _ => Buffer::Pageable(vec![0; self.answer_bytes()]),
+        };
+        Ok(Rc::new(RefCell::new(buffer)))
+    }
+
+    /// Where a session's answers are to be.
+    fn output(&self) -> anyhow::Result<Output> {
+        match self.fixed.clone().or_else(|| self.spare.borrow_mut().pop()) {
+            Some(output) => Ok(output),
+            None => self.new_output(),
+        }
+    }
+
+    /// Computes on the first `len` bytes of the input.
+    fn infer(&self, len: usize, output: &RefCell<Buffer>) -> io::Result<Times> {
+        let Some(device) = &self.device else { return Ok(Times::default()) };
+        let (input, mut output) = (self.input.borrow(), output.borrow_mut());
+        let (Some(request), Some(answer)) = (input.bytes().get(..len), output.room(self.answer_bytes())) else {
             return Err(io::ErrorKind::InvalidData.into());
         };
-        device.infer(request, answer)?;
-        Ok(begun.elapsed().as_nanos() as u64)
+        device.infer(request, answer)
     }
+}
+
+/// Whether a tensor of a message, with so many bytes of contents, is what a model takes.
+fn fits(tensor: &Tensor<'_>, bytes: usize, spec: &TensorSpec) -> bool {
+    let dims = tensor.shape();
+    let elements: i64 = dims.iter().product();
+    tensor.name == spec.name
+        && tensor.datatype == spec.dtype.name()
+        && dims.len() == spec.dims.len()
+        && dims.iter().zip(&spec.dims).all(|(dim, wanted)| wanted.is_none_or(|wanted| *dim == i64::from(wanted)))
+        && elements * i64::from(spec.dtype.size().unwrap_or(0)) == bytes as i64
 }
 
 struct BundledSession {
     stream: TcpStream,
     incoming: Incoming,
     model: Rc<Model>,
-    head: Vec<u8>,
-    /// Bytes of head and output that have left, while an answer is under way.
+    /// Its own, since an answer may not have left when the next one is computed.
+    output: Output,
+    head: Head,
+    /// Bytes of the answer that have left, while one is under way.
     sent: Option<usize>,
     /// Encoding of the answer before: that of the present one is known too late to be told in it.
     respond_ns: u64,
@@ -180,32 +228,40 @@ struct BundledSession {
 
 impl BundledSession {
     fn answer(&mut self) -> io::Result<bool> {
+        let BundledSession { model, .. } = self;
         let Some(bytes) = self.incoming.message()? else { return Ok(false) };
         let received = Instant::now();
         let message = Message::parse(Side::Request, bytes).map_err(invalid)?;
-        if message.model != self.model.name {
+        if message.model != model.spec.name {
             return Err(io::ErrorKind::NotFound.into());
         }
-        let (mut copied, mut taken) = (bytes.len(), 0);
+        let (mut count, mut taken) = (0, 0);
         for (tensor, raw) in message.tensors().map_err(invalid)? {
-            let fits = tensor.name == INPUT && tensor.datatype == DATATYPE && tensor.shape() == [raw.len() as i64];
-            if !fits {
+            if !model.spec.inputs.get(count).is_some_and(|spec| fits(&tensor, raw.len(), spec)) {
                 return Err(io::ErrorKind::InvalidData.into());
             }
-            let mut input = self.model.input.borrow_mut();
-            input.room(raw.len()).ok_or(io::ErrorKind::InvalidData)?.copy_from_slice(raw);
-            copied += raw.len();
-            taken = raw.len();
+            let mut input = model.input.borrow_mut();
+            let room = input.room(taken + raw.len()).ok_or(io::ErrorKind::InvalidData)?;
+            room[taken..].copy_from_slice(raw);
+            (count, taken) = (count + 1, taken + raw.len());
         }
+        if count != model.spec.inputs.len() {
+            return Err(io::ErrorKind::InvalidData.into());
+        }
+        let copied = bytes.len() + taken;
         let placed = Instant::now();
-        self.model.infer(taken)?;
+        let times = model.infer(taken, &self.output)?;
         let computed = Instant::now();
         let nanos = |from: Instant, to: Instant| to.saturating_duration_since(from).as_nanos() as u64;
         let receive = self.incoming.first_byte.map_or(0, |first| nanos(first, received));
-        let trace = [receive, nanos(received, placed), self.respond_ns, copied as u64];
-        let output = self.model.output.borrow().bytes().len();
-        let tensor = Tensor::flat(OUTPUT, DATATYPE, output);
-        protobuf::write_head(Side::Response, self.model.name, &tensor, Some(&trace), output, &mut self.head);
+        let Times { copy_in, compute, copy_out } = times;
+        let trace = [receive, nanos(received, placed), copy_in, compute, copy_out, self.respond_ns, copied as u64];
+        let outputs = model.spec.outputs.iter().zip(&model.output_bytes).map(|(spec, &bytes)| {
+            let mut dims = [0; MAX_RANK];
+            dims.iter_mut().zip(&spec.dims).for_each(|(dim, of_spec)| *dim = of_spec.unwrap_or(0));
+            (Tensor::new(&spec.name, spec.dtype.name(), &dims[..spec.dims.len().min(MAX_RANK)]), bytes)
+        });
+        self.head.write(Side::Response, &model.spec.name, outputs, Some(&trace));
         self.respond_ns = nanos(computed, Instant::now());
         self.incoming.consume()?;
         self.sent = Some(0);
@@ -225,13 +281,10 @@ impl Session for BundledSession {
             }
         }
         while let Some(sent) = self.sent {
-            let output = self.model.output.borrow();
-            let total = self.head.len() + output.bytes().len();
-            let written = write_both(&mut self.stream, &self.head, output.bytes(), sent)?;
-            drop(output);
+            let written = write(&mut self.stream, &self.head, self.output.borrow().bytes(), sent)?;
             match written {
                 None => return Ok(Progress::Moved),
-                Some(count) if sent + count < total => self.sent = Some(sent + count),
+                Some(count) if sent + count < self.head.total() => self.sent = Some(sent + count),
                 Some(_) => {
                     self.sent = None;
                     // A message that came with the one just answered is not announced again.
@@ -251,30 +304,35 @@ impl Session for BundledSession {
     }
 }
 
+impl Drop for BundledSession {
+    fn drop(&mut self) {
+        if self.model.fixed.is_none() {
+            self.model.spare.borrow_mut().push(Rc::clone(&self.output));
+        }
+    }
+}
+
 fn invalid(_: Malformed) -> io::Error {
     io::ErrorKind::InvalidData.into()
 }
 
-/// Writes what is left of `head` and then `data` after their first `sent` bytes.
-fn write_both(stream: &mut TcpStream, head: &[u8], data: &[u8], sent: usize) -> io::Result<Option<usize>> {
-    now_or_later(match head.get(sent..) {
-        Some(head) => stream.write_vectored(&[IoSlice::new(head), IoSlice::new(data)]),
-        None => stream.write(&data[sent - head.len()..]),
-    })
+/// Writes what is left of a message after its first `sent` bytes.
+fn write(stream: &mut TcpStream, head: &Head, data: &[u8], sent: usize) -> io::Result<Option<usize>> {
+    let (slices, count) = head.slices(data, sent);
+    now_or_later(stream.write_vectored(&slices[..count]))
 }
 
 /// A client's connection.
 pub(crate) struct Client {
     stream: TcpStream,
-    request: Bytes,
-    expected: Bytes,
+    exchange: Arc<Exchange>,
     workload: Workload,
-    head: Vec<u8>,
+    head: Head,
     sent: usize,
     incoming: Incoming,
     path: Path,
-    /// Where in the message just received the answer is; `None` where it is not the tensor expected.
-    answer: Option<Range<usize>>,
+    /// Where in the message just received each output is; `None` where they are not those expected.
+    answer: Option<[Range<usize>; MAX_TENSORS]>,
 }
 
 impl Client {
@@ -285,10 +343,9 @@ impl Client {
         stream.set_nonblocking(true)?;
         Ok(Client {
             stream,
-            request: options.request.clone(),
-            expected: options.expected.clone(),
+            exchange: Arc::clone(&options.exchange),
             workload: options.workload,
-            head: Vec::with_capacity(HEAD_ROOM),
+            head: Head::new(),
             sent: 0,
             incoming: Incoming::new(),
             path: Path::default(),
@@ -296,12 +353,8 @@ impl Client {
         })
     }
 
-    fn total(&self) -> usize {
-        self.head.len() + self.request.len()
-    }
-
     fn write(&mut self) -> io::Result<Step> {
-        match write_both(&mut self.stream, &self.head, &self.request, self.sent)? {
+        match write(&mut self.stream, &self.head, &self.exchange.request, self.sent)? {
             None => Ok(Step::Idle),
             Some(count) => {
                 self.sent += count;
@@ -313,23 +366,42 @@ impl Client {
     fn decode(&mut self) -> io::Result<bool> {
         let Some(bytes) = self.incoming.message()? else { return Ok(false) };
         let message = Message::parse(Side::Response, bytes).map_err(invalid)?;
-        let output = message.tensors().map_err(invalid)?.next();
-        let output = output.filter(|(tensor, raw)| tensor.name == OUTPUT && tensor.shape() == [raw.len() as i64]);
-        self.answer = output.map(|(_, raw)| {
-            let start = raw.as_ptr().addr() - bytes.as_ptr().addr();
-            start..start + raw.len()
-        });
+        self.answer = found(&message, bytes, &self.exchange).map_err(invalid)?;
         self.path = Path {
             port: Port::Tcp,
             mover: Mover::Bundled,
-            memory: if self.workload == Workload::Null { Memory::Host } else { Memory::Cuda },
+            memory: if self.workload.is_on_gpu() { Memory::Cuda } else { Memory::Host },
             link: Link::InProcess,
             batch_rows: 1,
-            payload_bytes: self.request.len() as u32,
+            payload_bytes: self.exchange.request.len() as u32,
             ..message.path()
         };
         Ok(true)
     }
+}
+
+/// Where in a message's bytes the outputs are that are expected.
+fn found(
+    message: &Message<'_>,
+    bytes: &[u8],
+    exchange: &Exchange,
+) -> Result<Option<[Range<usize>; MAX_TENSORS]>, Malformed> {
+    let mut answer: [Range<usize>; MAX_TENSORS] = std::array::from_fn(|_| 0..0);
+    let mut count = 0;
+    for (tensor, raw) in message.tensors()? {
+        let expected = exchange.outputs.get(count);
+        let as_described = expected.is_some_and(|expected| {
+            let wanted = Tensor::new(&expected.name, expected.dtype.name(), &expected.dims);
+            tensor == wanted && raw.len() == expected.bytes()
+        });
+        if !as_described {
+            return Ok(None);
+        }
+        let start = raw.as_ptr().addr() - bytes.as_ptr().addr();
+        answer[count] = start..start + raw.len();
+        count += 1;
+    }
+    Ok((count == exchange.outputs.len()).then_some(answer))
 }
 
 impl Connection for Client {
@@ -338,14 +410,15 @@ impl Connection for Client {
         if self.incoming.message()?.is_some() {
             self.incoming.consume()?;
         }
-        let input = Tensor::flat(INPUT, DATATYPE, self.request.len());
-        protobuf::write_head(Side::Request, self.workload.name(), &input, None, self.request.len(), &mut self.head);
+        let tensors = self.exchange.inputs.iter();
+        let tensors = tensors.map(|t| (Tensor::new(&t.name, t.dtype.name(), &t.dims), t.bytes()));
+        self.head.write(Side::Request, self.exchange.model, tensors, None);
         self.sent = 0;
         self.write().map(drop)
     }
 
     fn advance(&mut self) -> io::Result<Step> {
-        if self.sent < self.total() {
+        if self.sent < self.head.total() {
             return self.write();
         }
         match self.incoming.read(&mut self.stream)? {
@@ -357,8 +430,11 @@ impl Connection for Client {
 
     fn check(&self) -> Result<(), Fault> {
         let message = self.incoming.message().ok().flatten();
-        let answer = message.zip(self.answer.clone()).and_then(|(message, range)| message.get(range));
-        if answer == Some(&self.expected[..]) { Ok(()) } else { Err(Fault::WrongBytes) }
+        let Some((message, answer)) = message.zip(self.answer.as_ref()) else { return Err(Fault::WrongBytes) };
+        let right = |output: usize| {
+            message.get(answer[output].clone()).is_some_and(|bytes| self.exchange.is_right_in(output, bytes))
+        };
+        if (0..self.exchange.outputs.len()).all(right) { Ok(()) } else { Err(Fault::WrongBytes) }
     }
 
     fn path(&self) -> Option<Path> {
@@ -370,7 +446,7 @@ impl Connection for Client {
     }
 
     fn wants_write(&self) -> bool {
-        self.sent < self.total()
+        self.sent < self.head.total()
     }
 }
 
@@ -384,10 +460,12 @@ mod tests {
     /// A client, and the other end of its connection.
     fn pair(request: &[u8], expected: &[u8]) -> (Client, TcpStream) {
         let listener = TcpListener::bind(("127.0.0.1", 0)).unwrap();
+        let mut exchange = Workload::Null.exchange(request.len() as u32, expected.len() as u32);
+        exchange.expected = expected.to_vec().into();
         let options = ClientOptions {
             server: listener.local_addr().unwrap(),
-            request: request.to_vec().into(),
-            expected: expected.to_vec().into(),
+            exchange: exchange.into(),
+            device: None,
             workload: Workload::Null,
             datagram: 0,
             peers: 1,
@@ -408,16 +486,22 @@ mod tests {
         let good = [5; 4_000];
         let mut bad = good;
         bad[3_999] = 6;
-        for (name, output, right) in
-            [(OUTPUT, &good, true), (OUTPUT, &bad, false), ("X", &good, false), (OUTPUT, &good, true)]
-        {
+        let flat = &[4_000][..];
+        for (name, shape, output, right) in [
+            ("OUTPUT", flat, &good, true),
+            ("OUTPUT", flat, &bad, false),
+            ("X", flat, &good, false),
+            ("OUTPUT", &[40, 100], &good, false),
+            ("OUTPUT", flat, &good, true),
+        ] {
             client.begin().unwrap();
-            let mut head = Vec::new();
-            let tensor = Tensor::flat(name, DATATYPE, output.len());
-            protobuf::write_head(Side::Response, "null", &tensor, None, output.len(), &mut head);
-            server.write_all(&[&head[..], output].concat()).unwrap();
+            let mut head = Head::new();
+            let tensor = (Tensor::new(name, "UINT8", shape), output.len());
+            head.write(Side::Response, "null", std::iter::once(tensor), None);
+            let (slices, count) = head.slices(output, 0);
+            slices[..count].iter().for_each(|slice| server.write_all(slice).unwrap());
             until_done(&mut client);
-            assert_eq!(client.check().is_ok(), right, "{name} {}", output[3_999]);
+            assert_eq!(client.check().is_ok(), right, "{name} {shape:?} {}", output[3_999]);
         }
     }
 }

@@ -47,7 +47,9 @@ fn parse_setup(setup: &[u8; SETUP_LEN]) -> io::Result<(u32, u32)> {
 
 /// Runs the server until the process ends.
 pub(crate) fn serve(options: &ServerOptions, ready: impl FnOnce(SocketAddr)) -> anyhow::Result<()> {
-    tcp_server::serve(options, ready, |stream| FloorSession { stream, state: State::Setup([0; SETUP_LEN]), done: 0 })
+    tcp_server::serve(options, ready, |stream| {
+        Ok(FloorSession { stream, state: State::Setup([0; SETUP_LEN]), done: 0 })
+    })
 }
 
 enum State {
@@ -124,13 +126,13 @@ impl Client {
     pub(crate) fn connect(options: &ClientOptions) -> io::Result<Client> {
         let mut stream = TcpStream::connect(options.server)?;
         stream.set_nodelay(true)?;
-        stream.write_all(&setup(options.request.len() as u32, options.expected.len() as u32))?;
+        stream.write_all(&setup(options.exchange.request.len() as u32, options.exchange.expected.len() as u32))?;
         stream.set_nonblocking(true)?;
         Ok(Client {
             stream,
-            request: options.request.clone(),
-            expected: options.expected.clone(),
-            response: vec![0; options.expected.len()],
+            request: options.exchange.request.clone(),
+            expected: options.exchange.expected.clone(),
+            response: vec![0; options.exchange.expected.len()],
             sent: 0,
             received: 0,
         })

@@ -10,15 +10,17 @@ pub(crate) mod tcp_server;
 
 use std::fmt;
 use std::net::{SocketAddr, TcpStream};
+use std::rc::Rc;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, anyhow, ensure};
-use bytes::Bytes;
 use serde::Serialize;
 
 use crate::load::connection::{Connection, Step};
 use crate::machine;
 use crate::wait::Wait;
+use crate::workloads::{Exchange, Workload};
 
 /// Bytes that the null model answers with, unless told otherwise.
 pub(crate) const RESPONSE_BYTES: u32 = 4_000;
@@ -55,27 +57,6 @@ pub(crate) enum Arm {
     Local,
     /// One copy to the GPU, and nothing else.
     PinnedCopy,
-}
-
-/// What the servers compute.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, clap::ValueEnum)]
-#[serde(rename_all = "kebab-case")]
-pub(crate) enum Workload {
-    /// Nothing, on the CPU: a fixed answer.
-    #[default]
-    Null,
-    /// Nothing, on a GPU: its memory takes the request, and gives the answer.
-    NullGpu,
-}
-
-impl Workload {
-    /// The name in options and reports, which is the model's.
-    pub(crate) fn name(self) -> &'static str {
-        match self {
-            Workload::Null => "null",
-            Workload::NullGpu => "null-gpu",
-        }
-    }
 }
 
 /// What an arm runs over.
@@ -180,6 +161,16 @@ impl Arm {
         }
     }
 
+    /// Whether it has a model: floors have none.
+    pub(crate) fn computes(self) -> bool {
+        ![Arm::FloorTcp, Arm::FloorTcpAgain, Arm::FloorUdp, Arm::FloorUdpAgain].contains(&self)
+    }
+
+    /// Whether its server is splitrpc's.
+    pub(crate) fn is_splitrpc(self) -> bool {
+        matches!(self, Arm::CommodityTcp | Arm::CommodityUdp)
+    }
+
     /// Where the arm listens, counted from the port base that `--server` names.
     pub(crate) fn port_offset(self) -> u16 {
         Arm::ALL.iter().position(|&arm| arm == self).unwrap_or(0) as u16
@@ -212,14 +203,14 @@ pub(crate) struct ServerOptions {
 }
 
 /// How a client connects.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub(crate) struct ClientOptions {
     /// The server.
     pub(crate) server: SocketAddr,
-    /// The request's payload.
-    pub(crate) request: Bytes,
-    /// The response that the model gives.
-    pub(crate) expected: Bytes,
+    /// What is asked, and what the answer must be.
+    pub(crate) exchange: Arc<Exchange>,
+    /// Where the answer is computed in this process, by the arms that do that.
+    pub(crate) device: Option<Rc<gpu::Device>>,
     /// What is computed.
     pub(crate) workload: Workload,
     /// Bytes of UDP payload in each datagram.
@@ -230,12 +221,19 @@ pub(crate) struct ClientOptions {
     pub(crate) timeout: Duration,
 }
 
-/// Runs an arm's server until the process ends. Calls `ready` with the address once it listens.
-pub(crate) fn serve(arm: Arm, options: &ServerOptions, ready: impl FnOnce(SocketAddr)) -> anyhow::Result<()> {
+/// Runs an arm's server until the process ends. Calls `ready` once it listens with the address, and with the bytes of a GPU's
+/// memory that it has taken, apart from what the driver takes for itself.
+pub(crate) fn serve(
+    arm: Arm,
+    options: &ServerOptions,
+    ready: impl FnOnce(SocketAddr, Option<u64>),
+) -> anyhow::Result<()> {
+    let computes = arm.computes() && options.workload.is_on_gpu();
+    let memory = if computes { Some(gpu::DeviceMemory::look()?) } else { None };
+    let ready = |address| ready(address, memory.as_ref().and_then(gpu::DeviceMemory::taken));
     // Whoever started this process may have been bound to a core of its own.
     machine::unpin()?;
-    let own_loop = !matches!(arm, Arm::CommodityTcp | Arm::CommodityUdp);
-    if let Some(core) = options.core.filter(|_| own_loop) {
+    if let Some(core) = options.core.filter(|_| !arm.is_splitrpc()) {
         splitrpc_socket::pin_current_thread(core).with_context(|| format!("core {core} cannot be had"))?;
     }
     match arm {
@@ -267,8 +265,8 @@ pub(crate) fn ask_once(arm: Arm, server: SocketAddr) -> anyhow::Result<()> {
     }
     let options = ClientOptions {
         server,
-        request: request_payload(64).into(),
-        expected: null_response(RESPONSE_BYTES).into(),
+        exchange: Workload::Null.exchange(64, RESPONSE_BYTES).into(),
+        device: None,
         workload: Workload::Null,
         datagram: DATAGRAM,
         peers: 1,
@@ -305,22 +303,38 @@ mod tests {
 
     /// Runs `connections` against a server of its own, in a thread that ends with the test's process.
     fn drive(arm: Arm, wait: Wait, request_bytes: u32, connections: usize, peers: usize) -> Measured {
+        drive_with(Workload::Null, arm, wait, (request_bytes, connections, peers))
+    }
+
+    fn drive_with(
+        workload: Workload,
+        arm: Arm,
+        wait: Wait,
+        (request_bytes, connections, peers): (u32, usize, usize),
+    ) -> Measured {
         let (sender, receiver) = mpsc::channel();
+        let exchange = workload.exchange(request_bytes, RESPONSE_BYTES);
         let options = ServerOptions {
             bind: ([127, 0, 0, 1], 0).into(),
             wait,
             datagram: DATAGRAM,
             drop: 0.0,
             response_bytes: RESPONSE_BYTES,
-            workload: Workload::Null,
+            workload,
             core: None,
         };
-        std::thread::spawn(move || serve(arm, &options, |address| sender.send(address).unwrap()));
+        let (server, device) = if arm.transport() == Transport::None {
+            let (request, response) = (exchange.request.len() as u32, exchange.expected.len() as u32);
+            (options.bind, Some(gpu::Device::open(workload, request, response).unwrap().into()))
+        } else {
+            std::thread::spawn(move || serve(arm, &options, |address, _| sender.send(address).unwrap()));
+            (receiver.recv().unwrap(), None)
+        };
         let options = ClientOptions {
-            server: receiver.recv().unwrap(),
-            request: request_payload(request_bytes).into(),
-            expected: null_response(RESPONSE_BYTES).into(),
-            workload: Workload::Null,
+            server,
+            exchange: exchange.into(),
+            device,
+            workload,
             datagram: DATAGRAM,
             peers,
             timeout: Duration::from_secs(5),
@@ -348,6 +362,24 @@ mod tests {
                     assert!(each().all(|count| count > 0), "{what}: {:?}", each().collect::<Vec<_>>());
                     assert!(measured.errors.is_empty(), "{what}: {:?}", measured.errors);
                 }
+            }
+        }
+    }
+
+    #[test]
+    fn gpu_every_arm_answers_every_model_right() {
+        if !gpu::tests::has_gpu() {
+            return;
+        }
+        for workload in Workload::MODELS.into_iter().chain([Workload::NullGpu]) {
+            for arm in Arm::GPU.into_iter().filter(|arm| arm.computes() && *arm != Arm::PinnedCopy) {
+                // Several at once share a server, and not what it answers with.
+                let (wait, connections) =
+                    if arm.transport() == Transport::None { (Wait::Spin, 1) } else { (Wait::Adaptive, 3) };
+                let measured = drive_with(workload, arm, wait, (602_112, connections, connections));
+                let what = format!("{arm} {}", workload.name());
+                assert!(measured.latencies.iter().all(|one| !one.is_empty()), "{what}");
+                assert!(measured.errors.is_empty(), "{what}: {:?}", measured.errors);
             }
         }
     }

@@ -1,10 +1,14 @@
 //! The protobuf messages of the bundled arm: `ModelInferRequest` and `ModelInferResponse` of the Open Inference
 //! Protocol, read without copying and written without allocating, as a good generated codec would at its best.
 
+use std::io::IoSlice;
+
 use splitrpc_wire::{Path, Stage};
 
-/// Tensors in a message, at most.
-const MAX_TENSORS: usize = 8;
+use crate::workloads::MAX_TENSORS;
+
+/// Room for everything in a message but the tensors' data.
+pub(crate) const HEAD_ROOM: usize = 4096;
 /// Dimensions of a tensor, at most.
 const MAX_DIMS: usize = 8;
 
@@ -39,11 +43,11 @@ pub(crate) struct Tensor<'a> {
 }
 
 impl<'a> Tensor<'a> {
-    /// A tensor of one dimension.
-    pub(crate) fn flat(name: &'a str, datatype: &'a str, elements: usize) -> Tensor<'a> {
+    /// A tensor of these dimensions, of which there are no more than may be.
+    pub(crate) fn new(name: &'a str, datatype: &'a str, shape: &[u32]) -> Tensor<'a> {
         let mut dims = [0; MAX_DIMS];
-        dims[0] = elements as i64;
-        Tensor { name, datatype, dims, rank: 1 }
+        dims.iter_mut().zip(shape).for_each(|(dim, &of_shape)| *dim = of_shape.into());
+        Tensor { name, datatype, dims, rank: shape.len().min(MAX_DIMS) }
     }
 
     /// Its dimensions.
@@ -101,7 +105,7 @@ pub(crate) struct Message<'a> {
     tensor_count: usize,
     raw: [&'a [u8]; MAX_TENSORS],
     raw_count: usize,
-    /// Responses: nanoseconds in receive, place and respond, and bytes copied.
+    /// Responses: nanoseconds in the stages, and bytes copied.
     pub(crate) trace: [u64; TRACE.len()],
 }
 
@@ -115,7 +119,11 @@ pub(crate) enum Side {
 }
 
 /// The response parameters that tell where the time went.
-const TRACE: [&str; 4] = ["receive_ns", "place_ns", "respond_ns", "copied_bytes"];
+const TRACE: [&str; 7] =
+    ["receive_ns", "place_ns", "copy_in_ns", "compute_ns", "copy_out_ns", "respond_ns", "copied_bytes"];
+/// The stages among them, in the same order.
+const STAGES: [Stage; 6] =
+    [Stage::Receive, Stage::Place, Stage::CopyIn, Stage::Compute, Stage::CopyOut, Stage::Respond];
 const PARAMETERS: u32 = 4;
 
 impl Side {
@@ -162,11 +170,9 @@ impl<'a> Message<'a> {
 
     /// The path that a response tells of.
     pub(crate) fn path(&self) -> Path {
-        let [receive, place, respond, copied] = self.trace;
+        let [.., copied] = self.trace;
         let mut path = Path { copied_bytes: copied as u32, ..Path::default() };
-        path.set_stage(Stage::Receive, receive);
-        path.set_stage(Stage::Place, place);
-        path.set_stage(Stage::Respond, respond);
+        STAGES.into_iter().zip(self.trace).for_each(|(stage, nanos)| path.set_stage(stage, nanos));
         path
     }
 
@@ -191,35 +197,82 @@ impl<'a> Message<'a> {
     }
 }
 
-/// Writes all of a message but its raw contents, `raw_len` bytes that follow as they are. Replaces what is in `out`;
-/// the prefix comes first.
-pub(crate) fn write_head(
-    side: Side,
-    model: &str,
-    tensor: &Tensor<'_>,
-    trace: Option<&[u64; TRACE.len()]>,
-    raw_len: usize,
-    out: &mut Vec<u8>,
-) {
-    let (tensors, raw) = side.fields();
-    out.clear();
-    out.extend_from_slice(&[0; PREFIX_LEN]);
-    put_bytes(1, model.as_bytes(), out);
-    for (name, &count) in TRACE.iter().zip(trace.into_iter().flatten()) {
-        let inner = 1 + varint_len(count);
-        put_tag(PARAMETERS, LEN, out);
-        put_varint((text_len(name) + 2 + inner) as u64, out);
-        put_bytes(1, name.as_bytes(), out);
-        put_tag(2, LEN, out);
-        put_varint(inner as u64, out);
-        put_tag(5, VARINT, out);
-        put_varint(count, out);
+/// All of a message but its raw contents, each of which follows a part of this. The prefix comes first.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Head {
+    bytes: Vec<u8>,
+    /// Where each part ends, and the length of the contents that follow it.
+    parts: [(usize, usize); MAX_TENSORS],
+    count: usize,
+}
+
+impl Head {
+    /// One with room for whatever it may hold.
+    pub(crate) fn new() -> Head {
+        Head { bytes: Vec::with_capacity(HEAD_ROOM), ..Head::default() }
     }
-    tensor.write(tensors, out);
-    put_tag(raw, LEN, out);
-    put_varint(raw_len as u64, out);
-    let length = out.len() - PREFIX_LEN + raw_len;
-    out[..PREFIX_LEN].copy_from_slice(&prefix(length));
+
+    /// Writes it anew, for tensors with contents of these lengths.
+    pub(crate) fn write<'t>(
+        &mut self,
+        side: Side,
+        model: &str,
+        tensors: impl Iterator<Item = (Tensor<'t>, usize)> + Clone,
+        trace: Option<&[u64; TRACE.len()]>,
+    ) {
+        let (of_tensors, of_raw) = side.fields();
+        let out = &mut self.bytes;
+        out.clear();
+        out.extend_from_slice(&[0; PREFIX_LEN]);
+        put_bytes(1, model.as_bytes(), out);
+        for (name, &count) in TRACE.iter().zip(trace.into_iter().flatten()) {
+            let inner = 1 + varint_len(count);
+            put_tag(PARAMETERS, LEN, out);
+            put_varint((text_len(name) + 2 + inner) as u64, out);
+            put_bytes(1, name.as_bytes(), out);
+            put_tag(2, LEN, out);
+            put_varint(inner as u64, out);
+            put_tag(5, VARINT, out);
+            put_varint(count, out);
+        }
+        tensors.clone().for_each(|(tensor, _)| tensor.write(of_tensors, out));
+        self.count = 0;
+        for ((_, raw), part) in tensors.zip(&mut self.parts) {
+            put_tag(of_raw, LEN, out);
+            put_varint(raw as u64, out);
+            *part = (out.len(), raw);
+            self.count += 1;
+        }
+        let length = self.total() - PREFIX_LEN;
+        self.bytes[..PREFIX_LEN].copy_from_slice(&prefix(length));
+    }
+
+    /// Bytes of prefix and message, the raw contents included.
+    pub(crate) fn total(&self) -> usize {
+        self.bytes.len() + self.parts[..self.count].iter().map(|part| part.1).sum::<usize>()
+    }
+
+    /// What is left of the message after its first `sent` bytes, its raw contents lying back to back in `data`.
+    pub(crate) fn slices<'s>(&'s self, data: &'s [u8], sent: usize) -> ([IoSlice<'s>; 2 * MAX_TENSORS], usize) {
+        let mut slices = [IoSlice::new(&[]); 2 * MAX_TENSORS];
+        let (mut count, mut skip) = (0, sent);
+        let mut push = |bytes: &'s [u8]| {
+            let left = &bytes[skip.min(bytes.len())..];
+            skip -= bytes.len() - left.len();
+            if !left.is_empty() {
+                slices[count] = IoSlice::new(left);
+                count += 1;
+            }
+        };
+        let (mut head, mut contents) = (0, data);
+        for &(end, raw) in &self.parts[..self.count] {
+            push(&self.bytes[head..end]);
+            let (own, others) = contents.split_at(raw.min(contents.len()));
+            push(own);
+            (head, contents) = (end, others);
+        }
+        (slices, count)
+    }
 }
 
 const VARINT: u32 = 0;
@@ -353,17 +406,27 @@ mod tests {
 
     #[test]
     fn another_codec_reads_what_this_one_writes() {
-        let mut out = vec![9; 3];
-        let trace = [1, 200, u64::MAX, 0];
-        write_head(Side::Response, "null", &Tensor::flat("OUTPUT", "UINT8", 4_000), Some(&trace), 4_000, &mut out);
-        out.extend_from_slice(&[5; 4_000]);
+        let trace = [1, 200, u64::MAX, 0, 5, 6, 7];
+        let tensors = [(Tensor::new("A", "UINT8", &[3, 1_000]), 3_000), (Tensor::new("B", "INT32", &[1]), 4)];
+        let mut head = Head::new();
+        head.write(Side::Request, "another one", tensors.into_iter(), None);
+        head.write(Side::Response, "null", tensors.into_iter(), Some(&trace));
+        let data = [[5; 3_000].to_vec(), [6; 4].to_vec()].concat();
+        let rest = |sent: usize| {
+            let (slices, count) = head.slices(&data, sent);
+            slices[..count].iter().flat_map(|slice| slice.to_vec()).collect::<Vec<u8>>()
+        };
+        let out = rest(0);
+        assert_eq!(out.len(), head.total());
+        // Wherever sending stops, it goes on with what is left.
+        assert!((0..=out.len()).all(|sent| rest(sent) == out[sent..]));
         let length = parse_prefix(out.first_chunk().unwrap()).unwrap();
         assert_eq!(length, out.len() - PREFIX_LEN);
         let read = OracleResponse::decode(&out[PREFIX_LEN..]).unwrap();
         assert_eq!(read.model, "null");
-        assert_eq!(read.outputs[0].shape, [4_000]);
-        assert_eq!(read.raw[0], [5; 4_000]);
-        assert_eq!(read.parameters["respond_ns"].count, u64::MAX);
+        assert_eq!((&read.outputs[0].shape[..], &read.outputs[1].shape[..]), (&[3, 1_000][..], &[1][..]));
+        assert_eq!((&read.raw[0][..], &read.raw[1][..]), (&data[..3_000], &data[3_000..]));
+        assert_eq!(read.parameters["copy_in_ns"].count, u64::MAX);
         assert_eq!(Message::parse(Side::Response, &out[PREFIX_LEN..]).unwrap().trace, trace);
     }
 

@@ -3,22 +3,22 @@
 use std::io;
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, BorrowedFd};
+use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use bytes::Bytes;
-use host_agent::config::{self, Config, Data, Listen, Models};
+use host_agent::config::{self, Config, Listen, Models};
 use host_agent::serve::{Server, build, run};
 use splitrpc_client as splitrpc;
-use splitrpc_client::{ConnectOptions, Event, Request, Response, Tensor};
-use splitrpc_wire::{DType, Path};
+use splitrpc_client::{ConnectOptions, Data, Event, Input, Request, Response, Tensor};
+use splitrpc_wire::{Path, TensorDesc};
 
-use super::{ClientOptions, ServerOptions, Transport, Workload};
+use super::{ClientOptions, ServerOptions, Transport};
 use crate::load::connection::{Connection, Fault, Step};
 use crate::wait::Wait;
-
-/// The handle of its only input.
-const INPUT: u16 = 0;
+use crate::workloads::{Exchange, MAX_TENSORS, Workload};
 
 /// Runs the server, with its null model, until the process ends.
 pub(crate) fn serve(
@@ -27,7 +27,12 @@ pub(crate) fn serve(
     ready: impl FnOnce(SocketAddr),
 ) -> anyhow::Result<()> {
     // The data thread is pinned by the server itself, which wants to see what cores there are.
-    let server = Server::start(build(config(transport, options))?)?;
+    let repository = options.workload.repository()?;
+    let folder = repository.as_ref().map(|folder| folder.path().to_owned());
+    let built = build(config(transport, options, folder))?;
+    // All that it says is loaded, and nobody ends this process in a way that would let it be removed later.
+    drop(repository);
+    let server = Server::start(built)?;
     let address = match transport {
         Transport::Udp => server.udp(),
         Transport::Tcp | Transport::None => server.tcp(),
@@ -40,12 +45,12 @@ pub(crate) fn serve(
     anyhow::bail!("the server has ended by itself")
 }
 
-fn config(transport: Transport, options: &ServerOptions) -> Config {
+fn config(transport: Transport, options: &ServerOptions, repository: Option<PathBuf>) -> Config {
     let (tcp, udp) = match transport {
         Transport::Udp => (None, Some(options.bind)),
         Transport::Tcp | Transport::None => (Some(options.bind), None),
     };
-    let data = Data {
+    let data = config::Data {
         wait: match options.wait {
             Wait::Spin => config::Wait::Spin,
             Wait::Adaptive => config::Wait::Adaptive,
@@ -54,13 +59,14 @@ fn config(transport: Transport, options: &ServerOptions) -> Config {
         cores: options.core.and_then(|core| u16::try_from(core).ok()).into_iter().collect(),
         max_datagram: options.datagram,
         drop_permille: (options.drop * 1_000.0).round() as u16,
-        ..Data::default()
+        ..config::Data::default()
     };
-    let builtin = match options.workload {
-        Workload::Null => config::Builtin::Null,
-        Workload::NullGpu => config::Builtin::NullGpu,
+    let builtins = match options.workload {
+        Workload::Null => vec![config::Builtin::Null],
+        Workload::NullGpu => vec![config::Builtin::NullGpu],
+        _ => Vec::new(),
     };
-    let models = Models { builtins: vec![builtin], response_bytes: options.response_bytes, ..Models::default() };
+    let models = Models { repository, builtins, response_bytes: options.response_bytes };
     Config { listen: Listen { tcp, udp, http: None }, data, models, ..Config::default() }
 }
 
@@ -68,9 +74,8 @@ fn config(transport: Transport, options: &ServerOptions) -> Config {
 pub(crate) struct Client {
     session: splitrpc::Connection,
     model: u16,
-    dims: [u32; 1],
-    request: Bytes,
-    expected: Bytes,
+    exchange: Arc<Exchange>,
+    inputs: Vec<(TensorDesc, Bytes)>,
     deadline: Option<Duration>,
     outcome: Option<Result<Response, Fault>>,
 }
@@ -86,15 +91,34 @@ impl Client {
         };
         let connect = ConnectOptions { datagram: options.datagram, ..ConnectOptions::default() };
         let session = splitrpc::Connection::connect(&options.server.to_string(), transport, &connect)?;
-        Ok(Client {
-            model: session.catalogue().model(options.workload.name())?.handle,
-            dims: [options.request.len() as u32],
-            request: options.request.clone(),
-            expected: options.expected.clone(),
-            deadline,
-            outcome: None,
-            session,
-        })
+        let exchange = Arc::clone(&options.exchange);
+        let catalogue = Arc::clone(session.catalogue());
+        let model = catalogue.model(exchange.model)?;
+        let bytes: Vec<Bytes> = exchange.input_ranges().map(|range| exchange.request.slice(range)).collect();
+        let inputs = exchange.inputs.iter().zip(&bytes);
+        let inputs: Vec<Input<'_>> =
+            inputs.map(|(tensor, bytes)| Input::new(&tensor.name, tensor.dtype, &tensor.dims, bytes)).collect();
+        let shared = |tensor: &Tensor<'_>| match tensor.data {
+            Data::Shared(bytes) => (tensor.desc, bytes.clone()),
+            Data::Borrowed(bytes) => (tensor.desc, Bytes::copy_from_slice(bytes)),
+        };
+        let inputs = model.bind(&inputs)?.iter().map(shared).collect();
+        Ok(Client { model: model.handle, inputs, exchange, deadline, outcome: None, session })
+    }
+}
+
+impl Client {
+    fn is_right(&self, response: &Response) -> bool {
+        let outputs = &self.exchange.outputs;
+        let as_described = |(handle, output): (usize, splitrpc::Output<'_>)| {
+            let tensor = &outputs[handle];
+            usize::from(output.desc.handle) == handle
+                && output.desc.dtype == tensor.dtype
+                && output.desc.shape.dims() == tensor.dims
+        };
+        response.outputs().count() == outputs.len()
+            && response.outputs().enumerate().all(as_described)
+            && self.exchange.is_right(response.data())
     }
 }
 
@@ -103,9 +127,13 @@ impl Connection for Client {
         if let Some(Ok(response)) = self.outcome.take() {
             self.session.recycle(response);
         }
-        let tensor = Tensor::new(INPUT, DType::Uint8, &self.dims, &self.request).map_err(invalid)?;
-        let tensors = [tensor];
-        let request = Request { deadline: self.deadline, ..Request::new(self.model, &tensors) };
+        let nothing = Tensor { desc: self.inputs[0].0, data: Data::Borrowed(&[]) };
+        let mut tensors = [nothing; MAX_TENSORS];
+        for (tensor, (desc, bytes)) in tensors.iter_mut().zip(&self.inputs) {
+            *tensor = Tensor { desc: *desc, data: Data::Shared(bytes) };
+        }
+        let tensors = &tensors[..self.inputs.len()];
+        let request = Request { deadline: self.deadline, ..Request::new(self.model, tensors) };
         self.session.submit(&request).map_err(io::Error::other)?;
         Ok(())
     }
@@ -125,7 +153,7 @@ impl Connection for Client {
 
     fn check(&self) -> Result<(), Fault> {
         match &self.outcome {
-            Some(Ok(response)) if response.data() == &self.expected[..] => Ok(()),
+            Some(Ok(response)) if self.is_right(response) => Ok(()),
             Some(Err(fault)) => Err(fault.clone()),
             _ => Err(Fault::WrongBytes),
         }
@@ -150,8 +178,4 @@ impl Connection for Client {
     fn alarm(&self) -> Option<Instant> {
         self.session.next_timeout()
     }
-}
-
-fn invalid(error: splitrpc_wire::WireError) -> io::Error {
-    io::Error::new(io::ErrorKind::InvalidInput, error.to_string())
 }

@@ -45,7 +45,7 @@ struct Server<S, F> {
 }
 
 /// Serves connections until the process ends; `open` makes a session of each.
-pub(crate) fn serve<S: Session, F: FnMut(TcpStream) -> S>(
+pub(crate) fn serve<S: Session, F: FnMut(TcpStream) -> io::Result<S>>(
     options: &ServerOptions,
     ready: impl FnOnce(SocketAddr),
     open: F,
@@ -72,14 +72,14 @@ pub(crate) fn serve<S: Session, F: FnMut(TcpStream) -> S>(
     }
 }
 
-impl<S: Session, F: FnMut(TcpStream) -> S> Server<S, F> {
+impl<S: Session, F: FnMut(TcpStream) -> io::Result<S>> Server<S, F> {
     fn accept(&mut self) -> io::Result<bool> {
         let mut any = false;
         // An error means that none waits, or that one gave up before it was accepted; others are told of again.
         while let Ok((stream, _)) = self.listener.accept() {
             stream.set_nonblocking(true)?;
             stream.set_nodelay(true)?;
-            let entry = Entry { session: (self.open)(stream), watched: false, writing: false };
+            let entry = Entry { session: (self.open)(stream)?, watched: false, writing: false };
             match self.sessions.iter_mut().find(|slot| slot.is_none()) {
                 Some(slot) => *slot = Some(entry),
                 None => self.sessions.push(Some(entry)),

@@ -8,7 +8,7 @@ use std::fmt::Write;
 use plotters::style::RGBColor;
 
 use super::plots::{self, Bar, Line};
-use super::{Ratios, micros, size, void_reasons};
+use super::{Ratios, asked, micros, void_reasons, workloads};
 use crate::arms::Arm;
 use crate::load::arrivals::Arrivals;
 use crate::machine::Crossed;
@@ -41,6 +41,7 @@ pub(crate) fn page(report: &Report) -> anyhow::Result<String> {
     head(report, &mut out)?;
     summary(report, &mut out)?;
     arms(report, &mut out)?;
+    workloads::part(report, &mut out)?;
     distributions(report, &mut out)?;
     load_curves(report, &mut out)?;
     open::part(report, &mut out)?;
@@ -51,12 +52,12 @@ pub(crate) fn page(report: &Report) -> anyhow::Result<String> {
     Ok(out)
 }
 
-fn escape(text: &str) -> String {
+pub(super) fn escape(text: &str) -> String {
     text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;").replace('"', "&quot;")
 }
 
 /// Begins a part of the page.
-fn part(title: &str, out: &mut String) {
+pub(super) fn part(title: &str, out: &mut String) {
     *out += &format!("</section><section><h2>{title}</h2>");
 }
 
@@ -98,6 +99,9 @@ fn summary(report: &Report, out: &mut String) -> anyhow::Result<()> {
     }
     if !report.scope.not_run.is_empty() {
         write!(out, "<p class=\"warn\">No time was left for {}.</p>", escape(&report.scope.not_run.join(", ")))?;
+    }
+    if !report.scope.failed.is_empty() {
+        write!(out, "<p class=\"warn\">Could not be run here: {}.</p>", escape(&report.scope.failed.join("; ")))?;
     }
     if report.figures.is_empty() {
         return Ok(());
@@ -145,7 +149,7 @@ fn arms(report: &Report, out: &mut String) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn legend(arms: &[Arm], emulated: bool, out: &mut String) -> anyhow::Result<()> {
+pub(super) fn legend(arms: &[Arm], emulated: bool, out: &mut String) -> anyhow::Result<()> {
     *out += "<p class=\"legend\">";
     for &arm in arms {
         let RGBColor(r, g, b) = plots::colour(arm);
@@ -165,7 +169,7 @@ fn parts_legend(parts: &[(&str, RGBColor)], out: &mut String) -> anyhow::Result<
     Ok(())
 }
 
-fn figure(caption: &str, svg: &str, out: &mut String) -> anyhow::Result<()> {
+pub(super) fn figure(caption: &str, svg: &str, out: &mut String) -> anyhow::Result<()> {
     Ok(write!(out, "<figure><figcaption>{}</figcaption>{svg}</figure>", escape(caption))?)
 }
 
@@ -213,7 +217,7 @@ fn distributions(report: &Report, out: &mut String) -> anyhow::Result<()> {
             Some(rps) => format!("{rps:.0} requests a second; {}", waits(&group)),
             None => waits(&group),
         };
-        let caption = format!("{}, {load}{datagram}{void}", size(first.request_bytes));
+        let caption = format!("{}, {load}{datagram}{void}", asked(first));
         figure(&caption, &plots::distribution(&group)?, out)?;
     }
     *out += "</div>";
@@ -237,11 +241,11 @@ fn lines(runs: &[&Run], y: impl Fn(&Run) -> f64) -> Vec<Line> {
 fn load_curves(report: &Report, out: &mut String) -> anyhow::Result<()> {
     let mut drawn: Vec<(String, String)> = Vec::new();
     let mut shown: Vec<&Run> = Vec::new();
-    let mut sizes: Vec<u32> = report.runs.iter().map(|run| run.request_bytes).collect();
-    sizes.sort_unstable();
-    sizes.dedup();
-    for &bytes in &sizes {
-        let of_size = |run: &&Run| run.request_bytes == bytes;
+    let mut asked_for: Vec<(&str, u32)> = report.runs.iter().map(|run| (run.model, run.request_bytes)).collect();
+    asked_for.sort_unstable();
+    asked_for.dedup();
+    for &(model, bytes) in &asked_for {
+        let of_size = |run: &&Run| (run.model, run.request_bytes) == (model, bytes);
         for wait in [Wait::Spin, Wait::Adaptive] {
             let closed = |run: &&Run| {
                 run.section == Section::Concurrent.name()
@@ -253,7 +257,7 @@ fn load_curves(report: &Report, out: &mut String) -> anyhow::Result<()> {
                 let connections: BTreeSet<usize> = runs.iter().map(|run| run.concurrency).collect();
                 let connections: Vec<String> = connections.iter().map(usize::to_string).collect();
                 let connections = connections.join(", ");
-                let caption = format!("{}, {}, closed loops; connections: {connections}", size(bytes), wait.name());
+                let caption = format!("{}, {}, closed loops; connections: {connections}", asked(runs[0]), wait.name());
                 drawn
                     .push((caption, plots::load_curve(&lines(&runs, |run| run.latency_us.p50), "median latency, us")?));
                 shown.extend(runs);
@@ -267,7 +271,11 @@ fn load_curves(report: &Report, out: &mut String) -> anyhow::Result<()> {
             .filter(|run| !run.saturated)
             .collect();
         if !open.is_empty() {
-            let caption = format!("{}, open loop, Poisson arrivals, 16 connections, adaptive", size(bytes));
+            let caption = format!(
+                "{}, open loop, Poisson arrivals, {} connections, adaptive",
+                asked(open[0]),
+                open[0].concurrency
+            );
             drawn.push((caption, plots::load_curve(&lines(&open, |run| run.latency_us.p99), "p99 latency, us")?));
             shown.extend(open);
         }
@@ -317,7 +325,7 @@ fn stage_bars(report: &Report, out: &mut String) -> anyhow::Result<()> {
             let colours: Vec<RGBColor> = STAGES.iter().map(|&(_, colour)| colour).collect();
             let datagram = group.iter().all(|run| run.datagram.is_some()).then_some(group[0].datagram).flatten();
             let datagram = datagram.map_or(String::new(), |bytes| format!(", {bytes}-byte datagrams"));
-            let caption = format!("{}, {}{datagram}", size(group[0].request_bytes), group[0].wait.name());
+            let caption = format!("{}, {}{datagram}", asked(group[0]), group[0].wait.name());
             figure(&caption, &plots::bars(&bars, &colours, "mean, us")?, &mut plotted)?;
         }
     }
@@ -357,7 +365,7 @@ fn cpu_bars(report: &Report, out: &mut String) -> anyhow::Result<()> {
         };
         let bars: Vec<Bar> = group.iter().map(bar).collect();
         let unit = if large { "CPU seconds for each gigabyte" } else { "CPU us for each request" };
-        let caption = format!("{}, {} at once, {}", size(run.request_bytes), run.concurrency, run.wait.name());
+        let caption = format!("{}, {} at once, {}", asked(run), run.concurrency, run.wait.name());
         figure(&caption, &plots::bars(&bars, &colours, unit)?, out)?;
     }
     *out += "</div>";

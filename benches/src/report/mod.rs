@@ -3,6 +3,7 @@
 pub(crate) mod html;
 pub(crate) mod plots;
 pub(crate) mod table;
+pub(crate) mod workloads;
 
 use crate::arms::Arm;
 use crate::record::Run;
@@ -43,6 +44,12 @@ pub(crate) fn void_reasons<'a>(runs: impl IntoIterator<Item = &'a Run>) -> Vec<&
         }
     }
     reasons
+}
+
+/// What a run was asked, as people say it.
+pub(crate) fn asked(run: &Run) -> String {
+    let size = size(run.request_bytes);
+    if run.model.starts_with("null") { size } else { format!("{}, {size}", run.model) }
 }
 
 /// Bytes as people say them.

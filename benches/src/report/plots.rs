@@ -36,6 +36,14 @@ pub(crate) struct Line {
     pub(crate) points: Vec<(f64, f64)>,
 }
 
+/// Dots of an arm, each at a place on one axis and a value on the other.
+pub(crate) struct Dots {
+    /// Whose they are.
+    pub(crate) arm: Arm,
+    /// Number of the place, and the value.
+    pub(crate) places: Vec<(usize, f64)>,
+}
+
 /// A bar of stacked parts.
 pub(crate) struct Bar {
     /// What it says below.
@@ -138,6 +146,42 @@ pub(crate) fn bars(bars: &[Bar], colours: &[RGBColor], x: &str) -> anyhow::Resul
                 chart.draw_series([rectangle])?;
                 from += part;
             }
+        }
+        Ok(())
+    })
+}
+
+/// A row for each of `names`, with a dot for each arm on a logarithmic axis, and the arms' names below.
+pub(crate) fn dots(names: &[&str], series: &[Dots], x: &str) -> anyhow::Result<String> {
+    let values = || series.iter().flat_map(|dots| &dots.places).map(|place| place.1);
+    let high = values().fold(1.0, f64::max) * 1.3;
+    let low = values().fold(high, f64::min) * 0.8;
+    let height = 80 + 30 * names.len() as u32;
+    draw((640, height), |root| {
+        let mut chart = ChartBuilder::on(root)
+            .margin(8)
+            .margin_bottom(28)
+            .x_label_area_size(40)
+            .y_label_area_size(120)
+            .build_cartesian_2d(LogUs { low, high }, Places { count: names.len() })?;
+        chart
+            .configure_mesh()
+            .axis_style(INK.mix(0.5))
+            .bold_line_style(INK.mix(0.16))
+            .light_line_style(INK.mix(0.0))
+            .label_style(("sans-serif", 12).with_color(INK))
+            .axis_desc_style(("sans-serif", 13).with_color(INK))
+            .x_desc(x)
+            .x_label_formatter(&|value| super::micros(*value))
+            .y_label_formatter(&|&at| names.get(at as usize).map_or(String::new(), |name| (*name).to_owned()))
+            .draw()?;
+        for (number, dots) in series.iter().enumerate() {
+            let colour = colour(dots.arm);
+            let places = dots.places.iter().map(|&(place, value)| (value, place as f64 + 0.5));
+            chart.draw_series(places.map(|point| Circle::new(point, 5, colour.mix(0.85).filled())))?;
+            let at = (24 + 150 * number as i32, height as i32 - 14);
+            root.draw(&Circle::new(at, 5, colour.filled()))?;
+            root.draw(&Text::new(dots.arm.name(), (at.0 + 10, at.1 - 6), ("sans-serif", 12).into_font().color(&INK)))?;
         }
         Ok(())
     })
@@ -265,6 +309,24 @@ mod tests {
         assert!(plot.contains("viewBox") && !plot.contains("<svg width"));
         assert!(plot.contains("99.9 %") && plot.contains("50 %"));
         assert!(distribution(&[]).is_ok());
+    }
+
+    #[test]
+    fn each_dot_stands_in_its_row_and_further_right_for_more() {
+        let dots = |arm, places: &[(usize, f64)]| Dots { arm, places: places.to_vec() };
+        let series = [dots(Arm::BundledTcp, &[(0, 10.0), (1, 1_000.0)]), dots(Arm::CommodityTcp, &[(1, 100.0)])];
+        let svg = super::dots(&["one", "two"], &series, "us").unwrap();
+        let number = |circle: &str, name: &str| -> i32 {
+            let value = circle.split_once(&format!(" {name}=\"")).and_then(|(_, rest)| rest.split_once('"'));
+            value.and_then(|(value, _)| value.parse().ok()).unwrap()
+        };
+        let circles: Vec<(i32, i32)> =
+            svg.split("<circle").skip(1).map(|circle| (number(circle, "cx"), number(circle, "cy"))).collect();
+        // A dot for each value, and one for each arm below.
+        assert_eq!(circles.len(), 3 + 2, "{svg}");
+        let [first, second, _, third, _] = circles[..] else { panic!("{circles:?}") };
+        assert!(first.0 < third.0 && third.0 < second.0 && first.1 < second.1 && second.1 == third.1, "{circles:?}");
+        assert!(["one", "two", "bundled-tcp", "commodity-tcp"].iter().all(|name| svg.contains(name)));
     }
 
     #[test]

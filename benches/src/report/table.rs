@@ -71,6 +71,10 @@ pub(crate) fn print(report: &Report, out: &mut dyn Write) -> io::Result<()> {
     if !report.scope.not_run.is_empty() {
         writeln!(out, "No time was left for {}.", report.scope.not_run.join(", "))?;
     }
+    for failed in &report.scope.failed {
+        writeln!(out, "Could not be run here: {failed}")?;
+    }
+    super::workloads::table(report, out)?;
     writeln!(out)?;
     if let Some(why) = report.scope.why_unjudged(report.figures.len()) {
         writeln!(out, "{why}")?;

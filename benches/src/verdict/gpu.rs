@@ -7,10 +7,11 @@ use crate::arms::Arm;
 use crate::plan::IMAGE;
 use crate::record::{Run, Sense};
 use crate::wait::Wait;
+use crate::workloads::Workload;
 
 /// The figures that the project promises of a machine with a GPU.
 pub(super) fn figures(found: &Found<'_>) -> Vec<Figure> {
-    let picked = found.single(IMAGE, Wait::Spin, None);
+    let picked = Picked { workload: Workload::NullGpu, ..found.single(IMAGE, Wait::Spin, None) };
     let mut figures = Vec::new();
     for (other, target) in [(Arm::BundledTcp, 0.3), (Arm::BundledTcpPinned, 0.5)] {
         let arms = [Arm::CommodityTcp, other, Arm::FloorTcp, Arm::PinnedCopy];
@@ -56,4 +57,27 @@ fn copies(picked: &Picked<'_>) -> Outcome {
     };
     let (ours, alone) = (copy_in(Arm::CommodityTcp)?, copy_in(Arm::PinnedCopy)?);
     Ok((ours / alone, format!("{ours:.1} us, alone {alone:.1} us, by the device's clock"), None))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::plan;
+    use crate::record::tests::run;
+
+    #[test]
+    fn verdicts_are_read_off_the_model_that_computes_nothing_whatever_else_is_measured() {
+        let points = plan::gpu(&Arm::GPU, &[Workload::NullGpu, Workload::Lstm]);
+        let of = |model, arm, us| Run { model, ..run(arm, "p", us) };
+        let null =
+            [(Arm::FloorTcp, 70.0), (Arm::PinnedCopy, 20.0), (Arm::CommodityTcp, 110.0), (Arm::BundledTcp, 190.0)];
+        // As many bytes, of another model.
+        let mut runs = vec![of("lstm", Arm::CommodityTcp, 5_000.0)];
+        runs.extend(null.map(|(arm, us)| of("null-gpu", arm, us)));
+        let figures = figures(&Found { points: &points, runs: &runs, idle: None, crowd: None });
+        assert_eq!((figures.len(), figures[0].value), (3, Some(0.2)), "{figures:?}");
+        assert_eq!(figures[1].verdict(), "not measured");
+        let lstm = plan::gpu(&Arm::GPU, &[Workload::Lstm]);
+        assert!(super::figures(&Found { points: &lstm, runs: &runs, idle: None, crowd: None }).is_empty());
+    }
 }

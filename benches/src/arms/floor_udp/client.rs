@@ -40,10 +40,10 @@ impl Client {
         let local: SocketAddr = if server.is_ipv4() { ([0; 4], 0).into() } else { ([0u16; 8], 0).into() };
         let mut socket = UdpSocket::bind(local, &options())?;
         socket.connect(server)?;
-        let request = options_.request.clone();
+        let request = options_.exchange.request.clone();
         let ask = Setup {
             request: request.len() as u32,
-            response: options_.expected.len() as u32,
+            response: options_.exchange.expected.len() as u32,
             datagram: u32::from(options_.datagram),
             window: u32::MAX,
             buffer: 0,
@@ -60,9 +60,9 @@ impl Client {
             socket,
             server,
             setup,
-            response: vec![0; options_.expected.len()],
+            response: vec![0; options_.exchange.expected.len()],
             request,
-            expected: options_.expected.clone(),
+            expected: options_.exchange.expected.clone(),
             sequence: 0,
             sent: 0,
             confirmed: 0,

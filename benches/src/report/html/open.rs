@@ -2,7 +2,7 @@
 
 use std::fmt::Write;
 
-use super::super::{Ratios, micros, size};
+use super::super::{Ratios, asked, micros};
 use super::{by_point, void_row};
 use crate::plan::{Basis, Section};
 use crate::record::{Report, Run};
@@ -23,7 +23,8 @@ pub(super) fn part(report: &Report, out: &mut String) -> anyhow::Result<()> {
              share of the slowest one's, their latencies can be compared; where each is offered a share of its own, they \
              are under different loads. An arm that cannot keep up is saturated, and has no latency to speak of. p99 has no \
              verdict: see how far a floor and its second run are apart. Goodput is the most answers a second, over all \
-             offered loads, that came within the target: ten times the floor's median for one request at a time.</p>\
+             offered loads, that came within the target: ten times the median for one request at a time of the floor, and of the model alone where it \
+             computes on a GPU.</p>\
              <div class=\"wide\"><table><thead><tr><th>load</th><th>arm</th><th class=\"n\">saturation /s</th>\
              <th class=\"n\">offered /s</th><th class=\"n\">carried /s</th><th class=\"n\">p50 us</th>\
              <th class=\"n\">× floor</th><th class=\"n\">p99 us</th><th class=\"n\">p99.9 us</th>\
@@ -39,12 +40,14 @@ pub(super) fn part(report: &Report, out: &mut String) -> anyhow::Result<()> {
 }
 
 fn row(run: &Run, report: &Report, out: &mut String) -> anyhow::Result<()> {
-    let same =
-        |other: &&Run| other.arm == run.arm && other.request_bytes == run.request_bytes && other.section == run.section;
+    let same = |other: &&Run| {
+        (other.arm, other.model, other.section) == (run.arm, run.model, run.section)
+            && other.request_bytes == run.request_bytes
+    };
     let goodput = report.runs.iter().filter(same).filter_map(|run| run.goodput_rps).reduce(f64::max);
     let load = format!(
         "{}, {} connections, {}, {:.0} % of {}",
-        size(run.request_bytes),
+        asked(run),
         run.concurrency,
         run.arrivals.map_or("", |arrivals| arrivals.name()),
         run.of_saturation.unwrap_or_default() * 100.0,

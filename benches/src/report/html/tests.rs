@@ -17,6 +17,7 @@ fn report(runs: Vec<Run>) -> Report {
         figures: Vec::new(),
         idle: Vec::new(),
         crowd: None,
+        workloads: Vec::new(),
         runs,
     }
 }
