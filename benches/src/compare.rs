@@ -66,6 +66,7 @@ pub(crate) struct Options {
 
 /// Runs the comparison.
 pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
+    options.workload.iter().try_for_each(|workload| workload.check())?;
     let started = Instant::now();
     if cfg!(debug_assertions) {
         eprintln!("This is a debug build: its times say nothing. Use `cargo run --release`.");
@@ -199,7 +200,8 @@ fn plan(options: &Options, arms: &[Arm]) -> Vec<Point> {
 
 /// The models that are to compute on a GPU.
 fn workloads(options: &Options) -> Vec<Workload> {
-    let all = std::iter::once(Workload::NullGpu).chain(Workload::MODELS);
+    let has = |workload: &Workload| workload.check().is_ok();
+    let all = [Workload::NullGpu, Workload::Resnet50].into_iter().filter(has).chain(Workload::MODELS);
     all.filter(|workload| options.workload.is_empty() || options.workload.contains(workload)).collect()
 }
 

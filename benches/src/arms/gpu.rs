@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use anyhow::{Context as _, ensure};
+use host_agent::config;
 use host_agent::gpu::{LazyGpu, Program, Rows};
 use host_agent::model::load_model;
 use host_agent::model::spec::{ModelSpec, TensorSpec};
@@ -22,7 +23,7 @@ use splitrpc_wire::{Path, Stage};
 
 use super::ClientOptions;
 use crate::load::connection::{Connection, Fault, Step};
-use crate::workloads::{Exchange, MAX_TENSORS, Workload};
+use crate::workloads::{Exchange, MAX_TENSORS, Workload, torch};
 
 /// The pools of requests and of answers, in each of which there is one slot.
 const INPUT: Run = Run { pool: 0, rows: 1, first: 0, generation: 0 };
@@ -79,7 +80,7 @@ pub(super) fn load(workload: Workload, gpu: &LazyGpu, response_bytes: u32) -> an
 impl Device {
     /// The model, with room for requests of this size where it takes any.
     pub(crate) fn open(workload: Workload, request_bytes: u32, response_bytes: u32) -> anyhow::Result<Device> {
-        let gpu = LazyGpu::default();
+        let gpu = LazyGpu::new(config::Gpu { torch: torch(), ..config::Gpu::default() });
         let factory = load(workload, &gpu, response_bytes)?;
         let Execution::Gpu(program) = factory.execution() else {
             anyhow::bail!("{} is not computed on a GPU", workload.name());

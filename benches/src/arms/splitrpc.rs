@@ -18,7 +18,7 @@ use splitrpc_wire::{Path, TensorDesc};
 use super::{ClientOptions, ServerOptions, Transport};
 use crate::load::connection::{Connection, Fault, Step};
 use crate::wait::Wait;
-use crate::workloads::{Exchange, MAX_TENSORS, Workload};
+use crate::workloads::{Exchange, MAX_TENSORS, Workload, torch};
 
 /// Runs the server, with its null model, until the process ends.
 pub(crate) fn serve(
@@ -67,7 +67,8 @@ fn config(transport: Transport, options: &ServerOptions, repository: Option<Path
         _ => Vec::new(),
     };
     let models = Models { repository, builtins, response_bytes: options.response_bytes };
-    Config { listen: Listen { tcp, udp, http: None }, data, models, ..Config::default() }
+    let gpu = config::Gpu { torch: torch(), ..config::Gpu::default() };
+    Config { listen: Listen { tcp, udp, http: None }, data, models, gpu, ..Config::default() }
 }
 
 /// A client's session.

@@ -43,6 +43,8 @@ impl Tensor {
 pub(crate) struct Tolerance {
     /// Of FP32: so much, or so many times what is expected where that is above 1.
     pub(crate) fp32: f64,
+    /// The same of FP16.
+    pub(crate) fp16: f64,
 }
 
 /// A request and the answer that it must get, each with its tensors back to back.
@@ -112,14 +114,35 @@ impl Exchange {
     }
 
     fn is_near(&self, dtype: DType, bytes: &[u8], expected: &[u8]) -> bool {
-        let near = |(got, wanted): (&[u8; 4], &[u8; 4])| {
-            let [got, wanted] = [got, wanted].map(|bytes| f64::from(f32::from_le_bytes(*bytes)));
-            (got - wanted).abs() <= self.tolerance.fp32 * wanted.abs().max(1.0)
-        };
-        dtype == DType::Fp32
-            && self.tolerance.fp32 > 0.0
-            && bytes.as_chunks::<4>().0.iter().zip(expected.as_chunks::<4>().0).all(near)
+        let near = |got: f64, wanted: f64, tolerance: f64| (got - wanted).abs() <= tolerance * wanted.abs().max(1.0);
+        match dtype {
+            DType::Fp32 => {
+                let number = |bytes: &[u8; 4]| f64::from(f32::from_le_bytes(*bytes));
+                let pairs = bytes.as_chunks::<4>().0.iter().zip(expected.as_chunks::<4>().0);
+                self.tolerance.fp32 > 0.0
+                    && pairs.into_iter().all(|(got, wanted)| near(number(got), number(wanted), self.tolerance.fp32))
+            }
+            DType::Fp16 => {
+                let pairs = bytes.as_chunks::<2>().0.iter().zip(expected.as_chunks::<2>().0);
+                self.tolerance.fp16 > 0.0
+                    && pairs.into_iter().all(|(got, wanted)| near(half(*got), half(*wanted), self.tolerance.fp16))
+            }
+            _ => false,
+        }
     }
+}
+
+/// A half as a number.
+fn half(bytes: [u8; 2]) -> f64 {
+    let bits = u16::from_le_bytes(bytes);
+    let (exponent, fraction) = (i32::from(bits >> 10 & 31), f64::from(bits & 1023));
+    let magnitude = match exponent {
+        0 => fraction * 2_f64.powi(-24),
+        31 if fraction > 0.0 => f64::NAN,
+        31 => f64::INFINITY,
+        _ => (1.0 + fraction / 1024.0) * 2_f64.powi(exponent - 15),
+    };
+    if bits >> 15 == 1 { -magnitude } else { magnitude }
 }
 
 /// Where tensors are that lie back to back.
@@ -139,7 +162,7 @@ mod tests {
         let floats = |values: [f32; 3]| values.iter().flat_map(|value| value.to_le_bytes()).collect::<Vec<u8>>();
         let outputs = vec![Tensor::new("F", DType::Fp32, &[3]), Tensor::new("I", DType::Int32, &[1])];
         let answer = [floats([0.5, -100.0, 0.0]), 7_i32.to_le_bytes().to_vec()].concat();
-        Exchange::new("m", (Vec::new(), Vec::new()), (outputs, answer), Tolerance { fp32: tolerance })
+        Exchange::new("m", (Vec::new(), Vec::new()), (outputs, answer), Tolerance { fp32: tolerance, fp16: tolerance })
     }
 
     fn with(values: [f32; 3], whole: i32) -> Vec<u8> {
@@ -156,6 +179,13 @@ mod tests {
         }
         assert!(!near.is_right(&with([0.5, -100.0, 0.0], 8)), "whole numbers have no tolerance");
         assert!(!exchange(0.0).is_right(&with([0.500_000_1, -100.0, 0.0], 7)));
+    }
+
+    #[test]
+    fn halves_are_numbers() {
+        let values = [0x0000_u16, 0x3c00, 0xc000, 0x3555, 0x0001, 0xfc00].map(|bits| half(bits.to_le_bytes()));
+        assert_eq!(values, [0.0, 1.0, -2.0, 0.333251953125, 2_f64.powi(-24), f64::NEG_INFINITY]);
+        assert!(half(0x7e00_u16.to_le_bytes()).is_nan());
     }
 
     #[test]

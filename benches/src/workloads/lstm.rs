@@ -54,7 +54,7 @@ impl Model for Lstm {
     }
 
     fn tolerance(&self) -> Tolerance {
-        Tolerance { fp32: 1e-5 }
+        Tolerance { fp32: 1e-5, ..Tolerance::default() }
     }
 
     fn answer(&self, request: &[u8]) -> Vec<u8> {

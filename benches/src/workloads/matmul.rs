@@ -26,7 +26,7 @@ impl Model for Matmul {
 
     /// Sums of up to 64 products of at most 1 are rounded in another order.
     fn tolerance(&self) -> Tolerance {
-        Tolerance { fp32: 1e-5 }
+        Tolerance { fp32: 1e-5, ..Tolerance::default() }
     }
 
     fn answer(&self, request: &[u8]) -> Vec<u8> {

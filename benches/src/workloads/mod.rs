@@ -8,17 +8,21 @@ mod lenet5;
 mod lstm;
 mod matmul;
 mod model;
+mod resnet50;
 mod shaped;
 mod vecadd;
 
 pub(crate) use exchange::{Exchange, MAX_TENSORS, Tensor};
 pub(crate) use model::Model;
+pub(crate) use resnet50::torch;
 
 use std::path::Path;
 
-use anyhow::Context as _;
+use anyhow::{Context as _, ensure};
 use serde::Serialize;
 use tempfile::TempDir;
+
+use resnet50::Resnet50;
 
 /// What the servers compute.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, clap::ValueEnum)]
@@ -61,6 +65,10 @@ pub(crate) enum Workload {
     DeeplabShaped,
     /// No network: tensors as large as BERT's, filled by a formula.
     BertShaped,
+    /// ResNet-50 in half precision, compiled by PyTorch, where the environment names it.
+    #[value(name = "resnet-50")]
+    #[serde(rename = "resnet-50")]
+    Resnet50,
 }
 
 impl Workload {
@@ -93,7 +101,17 @@ impl Workload {
             Workload::YoloShaped => "yolo-shaped",
             Workload::DeeplabShaped => "deeplab-shaped",
             Workload::BertShaped => "bert-shaped",
+            Workload::Resnet50 => "resnet-50",
         }
+    }
+
+    /// Whether it can be computed here.
+    ///
+    /// # Errors
+    /// What it lacks.
+    pub(crate) fn check(self) -> anyhow::Result<()> {
+        ensure!(self != Workload::Resnet50 || Resnet50::named().is_some(), Resnet50::MISSING);
+        Ok(())
     }
 
     /// Whether it is computed on a GPU.
@@ -115,6 +133,7 @@ impl Workload {
             Workload::YoloShaped => Box::new(shaped::Yolo),
             Workload::DeeplabShaped => Box::new(shaped::Deeplab),
             Workload::BertShaped => Box::new(shaped::Bert),
+            Workload::Resnet50 => Box::new(Resnet50::named().expect(Resnet50::MISSING)),
         })
     }
 
