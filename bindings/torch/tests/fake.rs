@@ -50,7 +50,10 @@ fn model(mode: u32) -> Vec<u8> {
     std::fs::read(object).unwrap()
 }
 
-fn package(folder: &Path, entries: &[(&str, &[u8])]) -> PathBuf {
+/// A file in a package: its name, and its contents.
+type Entry<'e> = (&'e str, &'e [u8]);
+
+fn package(folder: &Path, entries: &[Entry<'_>]) -> PathBuf {
     let path = folder.join("model.pt2");
     let mut archive = ZipWriter::new(File::create(&path).unwrap());
     for (name, bytes) in entries {
@@ -62,7 +65,7 @@ fn package(folder: &Path, entries: &[(&str, &[u8])]) -> PathBuf {
     path
 }
 
-fn open(entries: &[(&str, &[u8])]) -> Result<Package, Error> {
+fn open(entries: &[Entry<'_>]) -> Result<Package, Error> {
     let folder = tempfile::tempdir().unwrap();
     Package::open(&fake().library, &package(folder.path(), entries), TARGET)
 }
@@ -124,7 +127,7 @@ fn a_package_computes_and_leaves_nothing_behind() {
 fn what_is_no_package_is_refused_with_the_reason() {
     let good = model(0);
     let so = "m/data/aotinductor/model/a.so";
-    let refusals: [(&[(&str, &[u8])], &str); 8] = [
+    let refusals: [(&[Entry<'_>], &str); 8] = [
         (&[("m/readme", b"x")], "holds no model"),
         (&[(so, &good), ("m/data/aotinductor/other/b.so", &good)], "several models (model, other)"),
         (&[(so, &good), ("m/data/aotinductor/model/b.so", &good)], "has 2 shared objects"),
