@@ -9,7 +9,8 @@ use splitrpc_cuda::{FlushScope, MemoryOptions, StreamPriorities, WritesOrdering}
 use splitrpc_gpu::{Chunking, Copies, Direction, GpuArena, GpuError, Lane, Porter};
 use splitrpc_wire::TensorDesc;
 
-use super::flight::{Flight, Tensors};
+use super::flight::Flight;
+use super::tensors::Tensors;
 use super::transfers::Transfers;
 use super::{Gpu, Program};
 use crate::model::spec::ModelSpec;

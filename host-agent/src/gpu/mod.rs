@@ -9,6 +9,7 @@ mod board;
 mod flight;
 mod model;
 mod program;
+mod tensors;
 mod transfers;
 mod trial;
 

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::board::groups;
-use super::flight::Tensors;
+use super::tensors::Tensors;
 use super::{Board, Gpu, Program, Tenant};
 use crate::config::free_memory;
 use crate::model::spec::ModelSpec;

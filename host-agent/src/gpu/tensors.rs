@@ -1,0 +1,102 @@
+//! What is known of a model's tensors: how many bytes there are, and where each is put together.
+
+use splitrpc_wire::{DType, Shape, TensorDesc};
+
+use super::Program;
+use super::batch::Stretch;
+use crate::model::spec::ModelSpec;
+use crate::runtime::Batch;
+
+/// Where in the memory for compactions a tensor may begin, unless the model asks for more.
+const ALIGNMENT: u64 = 256;
+/// What the address of every slot of a window of one row is a multiple of.
+const SLOT_ALIGNMENT: u64 = 64;
+
+/// What all lanes of a model know of its tensors.
+pub(super) struct Tensors {
+    pub(super) inputs: Vec<Tensor>,
+    pub(super) outputs: Vec<Tensor>,
+    /// Rows of a window, of the inputs' and the outputs' pools.
+    pub(super) max_batch: u16,
+    has_rows: bool,
+    pub(super) alignment: u64,
+    /// Bytes of memory for compactions.
+    staging: u64,
+}
+
+pub(super) struct Tensor {
+    /// Bytes of a row; `None` where they vary, and then there is one request in a batch.
+    pub(super) row: Option<u32>,
+    /// Where it is put together, in the memory for compactions.
+    pub(super) at: u64,
+    dtype: DType,
+    /// Those of one row, for outputs.
+    dims: Vec<u32>,
+}
+
+impl Tensors {
+    pub(super) fn new(spec: &ModelSpec, program: &dyn Program) -> Tensors {
+        let max_batch = spec.max_batch.max(1);
+        let alignment = u64::from(program.alignment().max(1));
+        let mut staging = 0;
+        let mut tensor = |tensor| {
+            let row = spec.row_bytes(tensor);
+            let at = staging;
+            // Slots of single rows are where they should be, as long as not too much is asked.
+            if max_batch > 1 || alignment > SLOT_ALIGNMENT || program.rehearses() {
+                let window = u64::from(row.unwrap_or(0)) * u64::from(max_batch);
+                staging += window.next_multiple_of(ALIGNMENT.max(alignment));
+            }
+            let dims = spec.row_dims(tensor).iter().map(|d| d.unwrap_or(0)).collect();
+            Tensor { row, at, dtype: tensor.dtype, dims }
+        };
+        let inputs = spec.inputs.iter().map(&mut tensor).collect();
+        let outputs = spec.outputs.iter().map(&mut tensor).collect();
+        Tensors { inputs, outputs, max_batch, has_rows: spec.max_batch > 0, alignment, staging }
+    }
+
+    /// Bytes of each lane's memory for compactions.
+    pub(super) fn staging(&self) -> u64 {
+        self.staging
+    }
+
+    /// The greater of how many inputs and outputs there are.
+    pub(super) fn most(&self) -> usize {
+        self.inputs.len().max(self.outputs.len()).max(1)
+    }
+
+    /// Outputs of a batch, each request's apart.
+    pub(super) fn most_outputs(&self) -> usize {
+        self.outputs.len().max(1) * usize::from(self.max_batch)
+    }
+
+    pub(super) fn row_bytes(tensors: &[Tensor]) -> u64 {
+        tensors.iter().map(|t| u64::from(t.row.unwrap_or(0))).sum()
+    }
+
+    pub(super) fn is_fixed(&self) -> bool {
+        self.inputs.iter().all(|tensor| tensor.row.is_some())
+    }
+
+    /// Bytes of an input in a stretch of a batch.
+    pub(super) fn input_bytes(&self, tensor: usize, stretch: &Stretch, batch: &Batch) -> u32 {
+        match self.inputs[tensor].row {
+            Some(row) => row * u32::from(stretch.run.rows),
+            None => batch.items().first().map_or(0, |item| batch.tensors(item)[tensor].bytes),
+        }
+    }
+
+    /// Descriptions of the outputs of a request with so many rows.
+    pub(super) fn describe(&self, rows: u16) -> impl Iterator<Item = TensorDesc> {
+        self.outputs.iter().enumerate().filter_map(move |(handle, tensor)| {
+            let mut dims = [0; splitrpc_wire::MAX_RANK];
+            let rank = usize::from(self.has_rows) + tensor.dims.len();
+            let dims = dims.get_mut(..rank)?;
+            dims[rank - tensor.dims.len()..].copy_from_slice(&tensor.dims);
+            if self.has_rows {
+                dims[0] = rows.into();
+            }
+            TensorDesc::fixed(handle as u16, tensor.dtype, Shape::new(dims).ok()?).ok()
+        })
+    }
+}
