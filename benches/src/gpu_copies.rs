@@ -64,12 +64,12 @@ impl Way {
 
 /// Microseconds, from the first call to the tensor's being there.
 #[derive(Clone, Copy, Debug, Serialize)]
-struct Times {
-    p10: f64,
-    p50: f64,
-    p90: f64,
+pub(crate) struct Times {
+    pub(crate) p10: f64,
+    pub(crate) p50: f64,
+    pub(crate) p90: f64,
     /// Until the last call had returned; the CPU is free from then on.
-    submitted_p50: f64,
+    pub(crate) submitted_p50: f64,
 }
 
 /// The kernel beside another way, turn by turn. All three together would not do: many batched copies leave the driver and the
@@ -223,18 +223,18 @@ fn once(
 
 /// Nanoseconds of each round.
 #[derive(Default)]
-struct Samples {
+pub(crate) struct Samples {
     submitted: Vec<u64>,
     there: Vec<u64>,
 }
 
 impl Samples {
-    fn add(&mut self, submitted: u64, there: u64) {
+    pub(crate) fn add(&mut self, submitted: u64, there: u64) {
         self.submitted.push(submitted);
         self.there.push(there);
     }
 
-    fn times(mut self) -> Times {
+    pub(crate) fn times(mut self) -> Times {
         self.submitted.sort_unstable();
         self.there.sort_unstable();
         let at = |sorted: &[u64], share: f64| sorted[(share * (sorted.len() - 1) as f64).round() as usize] as f64 / 1e3;

@@ -9,6 +9,7 @@ mod compare;
 mod crowd;
 mod gpu_copies;
 mod gpu_priorities;
+mod gpu_launch;
 mod load;
 mod machine;
 mod plan;
@@ -63,6 +64,8 @@ enum Command {
     /// Runs a host agent for another of these commands.
     #[command(hide = true)]
     ServeAgent(agent::ServeAgent),
+    /// Measures on this machine's GPU what a launch costs, and how much of that is saved by launching before the inputs are there.
+    GpuLaunch(gpu_launch::Options),
 }
 
 #[derive(Debug, Args)]
@@ -123,6 +126,7 @@ fn main() -> anyhow::Result<()> {
         Command::GpuPriorities(options) => gpu_priorities::run(&options),
         Command::GpuSoak(options) => soak::run(&options),
         Command::ServeAgent(options) => agent::serve(&options),
+        Command::GpuLaunch(options) => gpu_launch::run(&options),
     }
 }
 

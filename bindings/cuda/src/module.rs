@@ -90,7 +90,8 @@ impl Module {
         Ok(Module { inner: Arc::new(Inner { context: context.clone(), raw }) })
     }
 
-    /// The function of that name, which is an `.entry` of the PTX.
+    /// The function of that name, which is an `.entry` of the PTX. It is loaded now where the driver can do that (CUDA 12.4 and later): else
+    /// that is left to the first launch, which may have to wait then for all streams.
     ///
     /// # Errors
     /// [`Error::Invalid`] for a name with a zero byte; the driver's, when there is none of the name.
@@ -105,6 +106,11 @@ impl Module {
         let result = unsafe { sys::cuModuleGetFunction(&raw mut raw, *module, terminated.as_ptr()) };
         if result != CUresult::CUDA_SUCCESS {
             return Err(context.failed(describe(result, WHAT, Some(name.into()))));
+        }
+        if symbols::has("cuFuncLoad") {
+            // SAFETY: the module is loaded, and the function one of its.
+            let result = unsafe { sys::cuFuncLoad(raw) };
+            context.check(result, "cannot load a function")?;
         }
         Ok(Function { module: self.clone(), raw })
     }

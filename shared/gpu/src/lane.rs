@@ -16,6 +16,7 @@ use splitrpc_torch::Package;
 use crate::arena::{GpuArena, Rows};
 use crate::carry::{Carry, Entries, FEW, MANY, Piece, SOME};
 use crate::error::GpuError;
+use crate::gate::Gate;
 use crate::kernel::{Kernel, MAX_ARGUMENTS, Operand};
 use crate::signal::Signal;
 
@@ -53,6 +54,7 @@ struct Held {
     kernels: Vec<Kernel>,
     packages: Vec<Package>,
     buffers: Vec<Buffer>,
+    gate: Option<Gate>,
     signal: Signal,
     arena: GpuArena,
 }
@@ -73,8 +75,8 @@ impl Lane {
         }
         let stream = Stream::with_priority(arena.context(), priority)?;
         let signal = Signal::new(arena.context())?;
-        let packages = Vec::new();
-        let held = Held { recordings: Vec::new(), kernels, packages, buffers, signal, arena: arena.clone() };
+        let (recordings, packages) = (Vec::new(), Vec::new());
+        let held = Held { recordings, kernels, packages, buffers, gate: None, signal, arena: arena.clone() };
         Ok(Lane { held: ManuallyDrop::new(held), stream })
     }
 
@@ -122,6 +124,13 @@ impl Lane {
     #[inline]
     pub fn signalled(&self) -> u32 {
         self.held.signal.value()
+    }
+
+    /// Lets the lane wait at a gate.
+    #[must_use]
+    pub fn with_gate(mut self, gate: &Gate) -> Lane {
+        self.held.gate = Some(gate.clone());
+        self
     }
 
     /// Where work is submitted to.
@@ -366,6 +375,33 @@ impl Work<'_> {
         self.carry(pieces, |frame, slot| (slot, frame))
     }
 
+    /// Has what comes later wait until the lane's gate is opened, or for as long as `limit`: [`Gate::was_opened`] tells which it was.
+    ///
+    /// # Errors
+    /// [`GpuError::NoBuffer`] where the lane has no gate; the driver's.
+    pub fn hold(&self, limit: Duration) -> Result<(), GpuError> {
+        let gate = self.held.gate.as_ref().ok_or(GpuError::NoBuffer)?;
+        // SAFETY: the lane holds the gate until its work is done, recorded work included.
+        unsafe { gate.hold(self.stream, limit) }
+    }
+
+    /// Has a kernel read tensors on the host, from the beginning of each run's on, into a buffer on the device: it can wait for its turn before the
+    /// bytes are there, and writes no slots.
+    ///
+    /// # Errors
+    /// As [`Work::gather`]; [`GpuError::NoBuffer`].
+    pub fn fetch(
+        &self,
+        inputs: impl Iterator<Item = (Run, u16, u32)>,
+        buffer: usize,
+        at: &[u64],
+    ) -> Result<(), GpuError> {
+        self.carry_each(inputs.zip(at).map(|((run, tensor, len), at)| {
+            let host = self.held.arena.host_rows(run.pool, tensor).and_then(|rows| rows.address(run, 0, len));
+            Ok((host.ok_or(GpuError::NoSlots)?, self.buffer(buffer, *at, len.into())?.address(), len))
+        }))
+    }
+
     /// As [`Work::copy_out`], from the beginning of each run's tensor, by a kernel: where it waits for another one, it begins sooner than a copy
     /// engine would.
     ///
@@ -373,13 +409,20 @@ impl Work<'_> {
     /// As [`Work::gather`].
     pub fn deliver(&self, outputs: impl Iterator<Item = (Run, u16, u32)>) -> Result<(), GpuError> {
         let arena = &self.held.arena;
-        let kernel = &arena.carry().few;
-        let mut entries = Entries::<FEW>::new();
-        for (run, tensor, len) in outputs.filter(|(.., len)| *len > 0) {
+        self.carry_each(outputs.map(|(run, tensor, len)| {
             let (device, host) = (arena.device_rows(run.pool, tensor), arena.host_rows(run.pool, tensor));
             let address = |rows: Option<Rows>| rows.and_then(|rows| rows.address(run, 0, len)).ok_or(GpuError::NoSlots);
-            let (from, to) = (address(device)?, address(host)?);
-            if !entries.push(from, to, len) {
+            Ok((address(device)?, address(host)?, len))
+        }))
+    }
+
+    /// Carries bytes from one address to another, so many each.
+    fn carry_each(&self, each: impl Iterator<Item = Result<(u64, u64, u32), GpuError>>) -> Result<(), GpuError> {
+        let kernel = &self.held.arena.carry().few;
+        let mut entries = Entries::<FEW>::new();
+        for entry in each {
+            let (from, to, len) = entry?;
+            if len > 0 && !entries.push(from, to, len) {
                 self.launch_carry(kernel, &entries)?;
                 entries = Entries::new();
                 entries.push(from, to, len);
@@ -436,7 +479,7 @@ impl Work<'_> {
     fn launch_carry<const N: usize>(&self, kernel: &Function, entries: &Entries<N>) -> Result<(), GpuError> {
         let parameter = [Arg::new(entries)];
         // SAFETY: that begins with the one parameter of the kernel for so many entries, which accesses what they name and no more:
-        // bytes that were checked to be inside frames and slots, which the lane holds until the work is done, with the kernel. The
+        // bytes that were checked to be inside frames, slots and buffers, which the lane holds until the work is done, with the kernel. The
         // host's are only ever accessed as memory that others may write.
         Ok(unsafe { self.stream.launch(kernel, entries.launch(), &parameter) }?)
     }

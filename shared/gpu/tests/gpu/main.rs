@@ -3,6 +3,7 @@
 
 mod common;
 mod copies;
+mod gate;
 mod gather;
 mod lanes;
 mod porter;

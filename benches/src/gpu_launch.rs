@@ -1,0 +1,316 @@
+//! What a launch costs on a GPU's side of a request, once its inputs are there: launched then, or launched before and waiting at a gate.
+
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, ensure};
+use clap::Args;
+use serde::Serialize;
+use splitrpc_arena::{Arena, PoolLayout, Run};
+use splitrpc_cuda::{Context, Driver, Event, Launch, MemoryOptions};
+use splitrpc_gpu::{Gate, GpuArena, Kernel, Lane, Operand, Recording, Work, filled, load_code};
+
+use crate::gpu_copies::{Samples, Times};
+use crate::machine::{self, Machine};
+
+/// Kernels of a graph.
+const KERNELS: [u32; 3] = [1, 8, 32];
+/// Words of input and output.
+const WORDS: u32 = 1_000;
+const BYTES: u32 = 4 * WORDS;
+const SLOT: Run = Run { pool: 0, rows: 1, first: 0, generation: 0 };
+const TENSOR: [(Run, u16, u32); 1] = [(SLOT, 0, BYTES)];
+/// Rounds before any counts.
+const WARM_UP: usize = 50;
+/// How long a launch waits, at most.
+const LIMIT: Duration = Duration::from_secs(1);
+/// How long a launch has waited when its request comes: that long, to twice as long.
+const IDLE: Duration = Duration::from_micros(50);
+
+#[derive(Debug, Args)]
+pub(crate) struct Options {
+    /// How often each way is measured.
+    #[arg(long, default_value_t = 2_000)]
+    rounds: usize,
+    /// Bytes of other memory that the CPU reads before each round, as a request that goes through its caches would have it do.
+    #[arg(long, default_value_t = 0)]
+    touch: usize,
+    /// Which of the machine's GPUs.
+    #[arg(long, default_value_t = 0)]
+    device: usize,
+    /// Where to write the figures.
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+}
+
+/// How work comes to be done.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+enum Way {
+    /// On inputs that are there: a graph of the kernels, a kernel that brings the outputs back, a signal.
+    Launched,
+    /// On inputs that are there: a graph of a gate, the kernels, and the kernel that brings the outputs back, and a signal, all launched before.
+    Waiting,
+    /// The inputs are copied in front of the launch.
+    CopiedLaunched,
+    /// A graph of a gate, a kernel that fetches the inputs, and the others, launched before.
+    FetchedWaiting,
+}
+
+impl Way {
+    const ALL: [Way; 4] = [Way::Launched, Way::Waiting, Way::CopiedLaunched, Way::FetchedWaiting];
+
+    fn name(self) -> &'static str {
+        match self {
+            Way::Launched => "launched",
+            Way::Waiting => "waiting",
+            Way::CopiedLaunched => "copied, launched",
+            Way::FetchedWaiting => "waiting, fetches",
+        }
+    }
+}
+
+/// A graph of so many kernels. Microseconds: of the ways from the inputs' being there, on the device or on the host, until the end is seen.
+#[derive(Debug, Serialize)]
+struct Row {
+    kernels: u32,
+    /// What the device takes for kernels and outputs, by its own clock.
+    work_us: f64,
+    ways: Vec<(Way, Times)>,
+    /// Of the medians: what the launched way takes beyond the work, and the share of that which the waiting one saves.
+    launch_cost_us: f64,
+    saved: f64,
+    /// The same of the ways that bring the inputs to the device.
+    saved_with_inputs: f64,
+}
+
+#[derive(Debug, Serialize)]
+struct Report {
+    machine: Machine,
+    driver: String,
+    bytes: u32,
+    touch: usize,
+    rounds: usize,
+    rows: Vec<Row>,
+}
+
+pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
+    ensure!(options.rounds > 0, "--rounds is at least 1");
+    let driver = Driver::load()?;
+    let device = driver.devices().get(options.device);
+    let device = device.with_context(|| format!("there are {} GPUs, from 0 on", driver.devices().len()))?;
+    let context = driver.context(device)?;
+    if let Some((core, _)) = machine::core_pair() {
+        splitrpc_socket::pin_current_thread(core)?;
+    }
+    let mut report = Report {
+        machine: Machine { gpu: Some(device.name.clone()), ..Machine::this() },
+        driver: format!("CUDA {}", driver.version()),
+        bytes: BYTES,
+        touch: options.touch,
+        rounds: options.rounds,
+        rows: Vec::new(),
+    };
+    println!("{}, {}; {} rounds, {} bytes touched, us", device.name, report.driver, options.rounds, options.touch);
+    println!("{:>7} {:>6}  {:<16} {:>6} {:>6} {:>6} {:>8}", "kernels", "work", "way", "p10", "p50", "p90", "in calls");
+    for kernels in KERNELS {
+        let row = measure(&context, options, kernels)?;
+        print(&row);
+        report.rows.push(row);
+    }
+    if let Some(file) = &options.json {
+        let text = serde_json::to_string_pretty(&report)?;
+        std::fs::write(file, text).with_context(|| format!("writing {}", file.display()))?;
+    }
+    Ok(())
+}
+
+/// A lane with its graphs.
+struct Bench {
+    host: Arena,
+    lane: Lane,
+    gate: Gate,
+    kernels: Recording,
+    waiting: Recording,
+    fetching: Recording,
+    /// Of the last launch.
+    number: u32,
+    rng: fastrand::Rng,
+}
+
+impl Bench {
+    fn new(context: &Context, kernels: u32) -> anyhow::Result<Bench> {
+        let host = Arena::new("gpu-launch", &[(0, PoolLayout::new(&[BYTES], 1, 1)?)], 0)?;
+        let arena = GpuArena::new(context, &host, &[0], &[], MemoryOptions::default())?;
+        let kernel = Kernel::new(&load_code(context, PTX.as_bytes())?, "step")?;
+        let gate = Gate::new(context)?;
+        let room = filled(context, &[0; BYTES as usize])?;
+        let mut lane = Lane::new(&arena, 0, vec![room], vec![kernel])?.with_gate(&gate);
+        let slot = Operand::Slots { run: SLOT, tensor: 0, bytes: BYTES };
+        let fetched = Operand::Buffer { buffer: 0, at: 0, bytes: BYTES.into() };
+        // The first kernel reads the inputs, and the others what it has written.
+        let steps = |work: &Work<'_>, inputs: Operand| {
+            (0..kernels).try_for_each(|step| {
+                let from = if step == 0 { inputs } else { slot };
+                work.run(0, Launch::linear(WORDS, 256), &[from, slot, Operand::Word(WORDS)])
+            })
+        };
+        let all = |work: &Work<'_>, fetches: bool| {
+            work.hold(LIMIT)?;
+            if fetches {
+                work.fetch(TENSOR.into_iter(), 0, &[0])?;
+            }
+            steps(work, if fetches { fetched } else { slot })?;
+            work.deliver(TENSOR.into_iter())
+        };
+        let kernels = lane.record(|work| steps(work, slot))?.context("a graph")?;
+        let waiting = lane.record(|work| all(work, false))?.context("a graph")?;
+        let fetching = lane.record(|work| all(work, true))?.context("a graph")?;
+        Ok(Bench { host, lane, gate, kernels, waiting, fetching, number: 0, rng: fastrand::Rng::with_seed(2) })
+    }
+
+    fn launch(&self) -> anyhow::Result<()> {
+        self.lane.replay(self.kernels)?;
+        self.lane.work().deliver(TENSOR.into_iter())?;
+        Ok(self.lane.signal(self.number)?)
+    }
+
+    fn launch_ahead(&self, graph: Recording) -> anyhow::Result<()> {
+        self.gate.shut(self.number);
+        self.lane.replay(graph)?;
+        Ok(self.lane.signal(self.number)?)
+    }
+
+    /// Nanoseconds that the CPU spent in calls, and until the end was seen.
+    fn once(&mut self, way: Way, other: &[u64]) -> anyhow::Result<(u64, u64)> {
+        self.number = self.number.wrapping_add(1);
+        match way {
+            Way::Waiting => self.launch_ahead(self.waiting)?,
+            Way::FetchedWaiting => self.launch_ahead(self.fetching)?,
+            Way::Launched | Way::CopiedLaunched => {}
+        }
+        let (idle, time) = (Instant::now(), IDLE.mul_f64(1.0 + self.rng.f64()));
+        while idle.elapsed() < time {
+            std::hint::spin_loop();
+        }
+        std::hint::black_box(other.iter().fold(0, |sum: u64, word| sum.wrapping_add(*word)));
+        let start = Instant::now();
+        match way {
+            Way::Launched => self.launch()?,
+            Way::CopiedLaunched => {
+                self.lane.work().copy_in(SLOT, 0, 0, BYTES)?;
+                self.launch()?;
+            }
+            Way::Waiting | Way::FetchedWaiting => self.gate.open(self.number),
+        }
+        let submitted = start.elapsed();
+        while self.lane.signalled() != self.number {
+            std::hint::spin_loop();
+        }
+        Ok((submitted.as_nanos() as u64, start.elapsed().as_nanos() as u64))
+    }
+
+    /// Nanoseconds of the device for what is launched in one way. All of it is there before the device begins, so that it waits for no call.
+    fn work(&mut self, marks: &[Event; 2]) -> anyhow::Result<u64> {
+        self.number = self.number.wrapping_add(1);
+        self.gate.shut(self.number);
+        self.lane.work().hold(LIMIT)?;
+        self.lane.mark(&marks[0])?;
+        self.lane.replay(self.kernels)?;
+        self.lane.work().deliver(TENSOR.into_iter())?;
+        self.lane.mark(&marks[1])?;
+        self.gate.open(self.number);
+        self.lane.finish()?;
+        let took = marks[1].elapsed_since(&marks[0])?.context("the time of work that is done")?;
+        Ok(took.as_nanos() as u64)
+    }
+
+    /// The first word on the host, which every copy takes in and every launch adds to.
+    fn first_word(&self) -> anyhow::Result<u32> {
+        let mut bytes = [0; 4];
+        self.host.span(SLOT, 0, 0, 4).context("the slot")?.copy_to(&mut bytes);
+        Ok(u32::from_le_bytes(bytes))
+    }
+}
+
+fn measure(context: &Context, options: &Options, kernels: u32) -> anyhow::Result<Row> {
+    let mut bench = Bench::new(context, kernels)?;
+    let other = vec![1_u64; options.touch / 8];
+    let mut rng = fastrand::Rng::with_seed(1);
+    let mut found = Way::ALL.map(|_| Samples::default());
+    let (mut work, marks) = (Samples::default(), [Event::timed(context)?, Event::timed(context)?]);
+    let mut order = Way::ALL;
+    for round in 0..WARM_UP + options.rounds {
+        rng.shuffle(&mut order);
+        for way in order {
+            let before = bench.first_word()?;
+            let (submitted, there) = bench.once(way, &other)?;
+            let added = bench.first_word()?.wrapping_sub(before);
+            ensure!(added == kernels, "{} has added {added} where {kernels} kernels add one each", way.name());
+            if round >= WARM_UP {
+                found[way as usize].add(submitted, there);
+            }
+        }
+        let took = bench.work(&marks)?;
+        if round >= WARM_UP {
+            work.add(0, took);
+        }
+    }
+    let work_us = work.times().p50;
+    let ways: Vec<_> = Way::ALL.into_iter().zip(found.map(Samples::times)).collect();
+    let p50 = |way: Way| ways[way as usize].1.p50;
+    let saved = |launched, waiting| (p50(launched) - p50(waiting)) / (p50(launched) - work_us);
+    let launch_cost_us = p50(Way::Launched) - work_us;
+    let with_inputs = saved(Way::CopiedLaunched, Way::FetchedWaiting);
+    let saved = saved(Way::Launched, Way::Waiting);
+    Ok(Row { kernels, work_us, ways, launch_cost_us, saved, saved_with_inputs: with_inputs })
+}
+
+fn print(row: &Row) {
+    let Row { kernels, work_us, launch_cost_us, saved, saved_with_inputs, .. } = row;
+    for (way, Times { p10, p50, p90, submitted_p50 }) in &row.ways {
+        let name = way.name();
+        println!("{kernels:>7} {work_us:>6.1}  {name:<16} {p10:>6.1} {p50:>6.1} {p90:>6.1} {submitted_p50:>8.2}");
+    }
+    let (share, with) = (100.0 * saved, 100.0 * saved_with_inputs);
+    println!(
+        "{:>16}a launch costs {launch_cost_us:.1}, and {share:.0} % less where it waits; {with:.0} % with inputs",
+        ""
+    );
+}
+
+/// `step(from, to, count)`: `to[i] = from[i] + 1`.
+const PTX: &str = r"
+.version 7.0
+.target sm_70
+.address_size 64
+
+.visible .entry step(
+    .param .u64 step_from,
+    .param .u64 step_to,
+    .param .u32 step_count
+)
+{
+    .reg .pred %past;
+    .reg .b32 %count, %block, %threads, %index, %word;
+    .reg .b64 %from, %to, %offset;
+
+    ld.param.u64 %from, [step_from];
+    ld.param.u64 %to, [step_to];
+    ld.param.u32 %count, [step_count];
+    mov.u32 %block, %ctaid.x;
+    mov.u32 %threads, %ntid.x;
+    mov.u32 %index, %tid.x;
+    mad.lo.u32 %index, %block, %threads, %index;
+    setp.ge.u32 %past, %index, %count;
+    @%past bra done;
+    mul.wide.u32 %offset, %index, 4;
+    add.s64 %from, %from, %offset;
+    add.s64 %to, %to, %offset;
+    ld.global.u32 %word, [%from];
+    add.u32 %word, %word, 1;
+    st.global.u32 [%to], %word;
+done:
+    ret;
+}
+";
