@@ -130,6 +130,12 @@ pub fn build(config: Config) -> Result<Built, BuildError> {
     let telemetry: Vec<_> = (0..config.data.threads).map(|_| Arc::new(Telemetry::new(models.len()))).collect();
     reports.append(&mut failed);
     let status = Arc::new(Status::new(reports, telemetry.clone()));
+    let on_device = |name: &String| {
+        models.iter().any(|m| m.factory.spec().name == *name && matches!(m.computing, Computing::Device))
+    };
+    for model in config.gpu.pre_launched.iter().filter(|name| !on_device(name)) {
+        tracing::warn!(model, "gpu.pre_launched names a model that is not served from a GPU");
+    }
     let on_gpu = models.iter().any(|m| matches!(m.computing, Computing::Device));
     let gpu = if on_gpu { gpu.get().ok().cloned() } else { None };
     Ok(Built { config, machine, models, gpu, plan, catalog, telemetry, status })

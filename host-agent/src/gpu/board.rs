@@ -39,6 +39,8 @@ pub struct Board {
     copies: Transfers,
     /// Lanes with a batch.
     under_way: usize,
+    /// Lanes on which something that was launched ahead, for nothing, is not known to be done.
+    withdrawn: usize,
 }
 
 struct Model {
@@ -71,9 +73,15 @@ impl Board {
         let slots: Vec<u16> = models.iter().flatten().flat_map(pools).collect();
         let options = MemoryOptions { exportable: gpu.settings.shared, ..MemoryOptions::default() };
         let arena = GpuArena::new(&gpu.context, arena, &slots, &[], options)?;
+        let range = gpu.context.stream_priorities()?;
+        let all: usize = models.iter().flatten().map(|tenant| count(tenant.spec, range)).sum();
+        // Those of copies in and out, and a porter's.
+        let streams = (all + 3) * shards;
         let mut lanes = 0;
         let mut place = |tenant: &Option<Tenant<'_>>| {
-            let model = tenant.as_ref().map(|tenant| Model::new(gpu, &arena, tenant, lanes)).transpose()?;
+            let place =
+                |tenant: &Tenant<'_>| Model::new(gpu, &arena, tenant, lanes, launches_ahead(gpu, tenant, streams));
+            let model = tenant.as_ref().map(place).transpose()?;
             lanes += model.as_ref().map_or(0, |model| model.lanes.len() as u32);
             Ok(model)
         };
@@ -86,9 +94,9 @@ impl Board {
         let lane = || Lane::new(&arena, gpu.context.stream_priorities()?.greatest, Vec::new(), Vec::new());
         let incoming = Copies::new(lane()?, Direction::In, chunking, requests, 2 * tensors)?;
         let outgoing = Copies::new(lane()?, Direction::Out, chunking, lanes as usize, outputs)?;
-        let porter = porter(gpu, &arena, &slots, (lanes as usize + 3) * shards);
+        let porter = porter(gpu, &arena, &slots, streams);
         let copies = Transfers::new(incoming, outgoing, porter, &arena, requests, &gpu.settings);
-        Ok(Board { arena, models, copies, under_way: 0 })
+        Ok(Board { arena, models, copies, under_way: 0, withdrawn: 0 })
     }
 
     /// Bytes of the GPU's memory that its slots take.
@@ -112,20 +120,26 @@ impl Board {
 
 impl Model {
     /// `first` is the number of its first lane among all of the board's.
-    fn new(gpu: &Gpu, arena: &GpuArena, tenant: &Tenant<'_>, first: u32) -> Result<Model, GpuError> {
+    fn new(
+        gpu: &Gpu,
+        arena: &GpuArena,
+        tenant: &Tenant<'_>,
+        first: u32,
+        launches_ahead: bool,
+    ) -> Result<Model, GpuError> {
         let spec = tenant.spec;
         let range = gpu.context.stream_priorities()?;
         // Lower numbers are more urgent.
         let steps = (range.least - range.greatest).unsigned_abs().min(254) as u8;
         let groups = groups(spec, range);
         let each = usize::from(spec.instances.max(1));
-        let tensors = Tensors::new(spec, &*tenant.program);
+        let tensors = Tensors::new(spec, &*tenant.program, launches_ahead);
         let lane = |index: usize| {
             let urgency = urgency(groups, (index / each) as u8 + 1);
             let priority = range.greatest + i32::from(steps) * i32::from(urgency) / i32::from(u8::MAX);
-            Flight::new(gpu, arena, &tensors, &*tenant.program, priority, first + index as u32)
+            Flight::new(gpu, arena, &tensors, &*tenant.program, priority, first + index as u32, launches_ahead)
         };
-        let lanes = (0..usize::from(groups) * each).map(lane).collect::<Result<Vec<_>, _>>()?;
+        let lanes = (0..count(spec, range)).map(lane).collect::<Result<Vec<_>, _>>()?;
         if let (Some(pool), Some(flight)) = (tenant.pools.output, lanes.first())
             && let Some(layout) = arena.host_arena().layout(pool)
         {
@@ -147,8 +161,36 @@ impl Model {
     }
 }
 
+/// Lanes of a model.
+fn count(spec: &ModelSpec, range: StreamPriorities) -> usize {
+    usize::from(groups(spec, range)) * usize::from(spec.instances.max(1))
+}
+
 /// Streams that have a queue of the device each, unless the environment says otherwise.
 const QUEUES: usize = 8;
+
+fn queues() -> usize {
+    std::env::var("CUDA_DEVICE_MAX_CONNECTIONS").ok().and_then(|n| n.parse().ok()).unwrap_or(QUEUES)
+}
+
+/// Whether a model's lanes launch ahead. What waits on the device holds up all that is in its queue, so no stream may share one.
+fn launches_ahead(gpu: &Gpu, tenant: &Tenant<'_>, streams: usize) -> bool {
+    let model = &tenant.spec.name;
+    if !gpu.settings.pre_launched.contains(model) {
+        return false;
+    }
+    let why = if streams > queues() {
+        "there are more streams than queues: set CUDA_DEVICE_MAX_CONNECTIONS (at most 32)"
+    } else if tenant.program.rehearses() {
+        "it may have to wait for the device while it is submitted"
+    } else if !tenant.spec.fixed_inputs() && tenant.program.launches() {
+        "the sizes of its inputs vary"
+    } else {
+        return true;
+    };
+    tracing::warn!(model, streams, why, "the model is not pre-launched");
+    false
+}
 
 /// A porter, if there is to be one. It stays on the device, so no stream may have to wait for its queue: there are as many streams as are
 /// counted here.
@@ -156,7 +198,7 @@ fn porter(gpu: &Gpu, arena: &GpuArena, slots: &[u16], streams: usize) -> Option<
     if !gpu.settings.porter {
         return None;
     }
-    let queues = std::env::var("CUDA_DEVICE_MAX_CONNECTIONS").ok().and_then(|n| n.parse().ok()).unwrap_or(QUEUES);
+    let queues = queues();
     if streams > queues {
         tracing::info!(
             streams,
@@ -190,7 +232,10 @@ impl Device for Board {
 
     fn idle_lane(&self, model: u16, priority: u8) -> Option<u16> {
         let model = self.model(model)?;
-        model.group(priority).find(|lane| model.lanes[*lane].is_idle()).map(|lane| lane as u16)
+        let mut idle = model.group(priority).filter(|lane| model.lanes[*lane].is_idle());
+        let first = idle.next()?;
+        let has_nothing = |lane: &usize| !model.lanes[*lane].has_waiting();
+        Some(std::iter::once(first).chain(idle).find(has_nothing).unwrap_or(first) as u16)
     }
 
     fn fetch(&mut self, model: u16, request: u32, turn: Turn, input: Run, tensors: &[TensorDesc]) {
@@ -230,8 +275,41 @@ impl Device for Board {
         let Some(Some(model)) = self.models.get_mut(usize::from(model)) else { return };
         let rank = (urgency(model.levels, turn.0), turn.1);
         let Model { tensors, program, lanes, .. } = model;
-        lanes[usize::from(lane)].begin(tensors, &**program, &mut self.copies, rank, requests, batch);
+        let flight = &mut lanes[usize::from(lane)];
+        let foreseen = matches!(batch.items(), [item] if flight.was_launched_for(item.input, item.output));
+        self.withdrawn += usize::from(!foreseen && flight.withdraw());
+        flight.begin(tensors, &**program, &mut self.copies, rank, requests, batch);
         self.under_way += 1;
+    }
+
+    fn launch_ahead(&mut self, model: u16, lane: u16, input: Run, output: Run) -> bool {
+        let Some(Some(Model { tensors, program, lanes, .. })) = self.models.get_mut(usize::from(model)) else {
+            return false;
+        };
+        let flight = &mut lanes[usize::from(lane)];
+        let any = flight.launch_ahead(tensors, &**program, &self.copies, [input, output]);
+        // It has failed half way.
+        self.withdrawn += usize::from(any && flight.is_withdrawn());
+        any
+    }
+
+    fn waiting_lane(&self, model: u16, priority: u8, input: Run) -> Option<u16> {
+        let model = self.model(model)?;
+        model.group(priority).find(|lane| model.lanes[*lane].waits_for(input)).map(|lane| lane as u16)
+    }
+
+    fn withdraw(&mut self, model: u16, lane: u16) {
+        let Some(Some(model)) = self.models.get_mut(usize::from(model)) else { return };
+        self.withdrawn += usize::from(model.lanes[usize::from(lane)].withdraw());
+    }
+
+    fn is_over(&mut self, model: u16, lane: u16) -> bool {
+        let Some(Some(model)) = self.models.get_mut(usize::from(model)) else { return true };
+        let flight = &mut model.lanes[usize::from(lane)];
+        let was = flight.is_withdrawn();
+        let over = flight.is_over();
+        self.withdrawn -= usize::from(was && over);
+        over
     }
 
     fn give_up(&mut self, model: u16, lane: u16) {
@@ -242,7 +320,7 @@ impl Device for Board {
 
     fn has_news(&self) -> bool {
         let flights = || self.models.iter().flatten().flat_map(|model| &model.lanes);
-        self.copies.are_awaited() || self.under_way > 0 && flights().any(Flight::has_signalled)
+        self.copies.are_awaited() || self.withdrawn > 0 || self.under_way > 0 && flights().any(Flight::has_signalled)
     }
 
     fn pump(&mut self) -> bool {
@@ -258,6 +336,15 @@ impl Device for Board {
             self.copies.open(inputs);
         }
         Some(ended.map_err(|error| RuntimeError(error.to_string())))
+    }
+}
+
+impl Drop for Board {
+    /// To give one lane's memory back is to wait for all of the device's streams.
+    fn drop(&mut self) {
+        for flight in self.models.iter_mut().flatten().flat_map(|model| &mut model.lanes) {
+            flight.withdraw();
+        }
     }
 }
 

@@ -1,5 +1,6 @@
 //! One lane of a model, and the batch that is under way on it.
 
+mod ahead;
 mod launch;
 mod timing;
 
@@ -10,6 +11,7 @@ use splitrpc_cuda::{DeviceMemory, Event, MemoryOptions};
 use splitrpc_gpu::{Direction, GpuArena, GpuError, Lane, Operand, Recording, filled};
 use splitrpc_ring::Run;
 
+use self::ahead::Ahead;
 use self::launch::{ELSEWHERE, Key};
 use self::timing::{Marks, Split};
 use super::batch::{Stretch, stretches};
@@ -69,6 +71,8 @@ pub(super) struct Flight {
     present: bool,
     /// The last order to the porter about its outputs.
     ordered: u64,
+    /// What it launches ahead, where the model's lanes do that.
+    ahead: Option<Ahead>,
 }
 
 impl Flight {
@@ -79,6 +83,7 @@ impl Flight {
         program: &dyn Program,
         priority: i32,
         ticket: u32,
+        launches_ahead: bool,
     ) -> Result<Flight, GpuError> {
         let context = &gpu.context;
         let resources = program.resources()?;
@@ -92,7 +97,11 @@ impl Flight {
                 DeviceMemory::new(context, bytes, MemoryOptions::default())?.into()
             });
         }
-        let lane = Lane::new(arena, priority, buffers, resources.kernels)?.with_packages(resources.packages);
+        let mut lane = Lane::new(arena, priority, buffers, resources.kernels)?.with_packages(resources.packages);
+        let ahead = if launches_ahead { Some(Ahead::new(context)?) } else { None };
+        if let Some(ahead) = &ahead {
+            lane = lane.with_gate(ahead.gate());
+        }
         let mut flight = Flight {
             lane,
             phase: Phase::Idle,
@@ -115,6 +124,7 @@ impl Flight {
             given_up: false,
             present: false,
             ordered: 0,
+            ahead,
         };
         if program.rehearses() {
             flight.rehearse(tensors, program)?;
@@ -137,7 +147,7 @@ impl Flight {
     }
 
     /// Takes a batch up. Inputs that are not on their way already are copied in front of the launch where they are small, else with
-    /// the other copies, so that urgent ones can pass.
+    /// the other copies, so that urgent ones can pass. What was launched ahead, if it waits, waits for this batch.
     pub(super) fn begin(
         &mut self,
         tensors: &Tensors,
@@ -158,18 +168,28 @@ impl Flight {
         // Of batches whose rows vary in size there is only one row.
         self.size = if tensors.is_fixed() { batch.rows() as usize } else { (64 - bytes.leading_zeros()) as usize };
         self.size = self.size.min(self.splits.len() - 1);
-        self.timed = self.splits[self.size].count();
+        let ahead = self.take_up();
+        self.timed = self.splits[self.size].count() && !ahead;
         let since = Instant::now();
         if let Some(error) = copies.failure() {
-            self.forget(copies);
-            self.phase = Phase::Failing(error);
-            return;
+            return self.fail(copies, error);
         }
         let mut begun = requests.iter().zip(batch.items());
-        let ahead = begun.any(|(request, item)| copies.has_begun(*request, item.input));
+        let early = begun.any(|(request, item)| copies.has_begun(*request, item.input));
         let each = || requests.iter().zip(batch.items());
         each().for_each(|(request, item)| copies.begin(*request, item.input));
         self.present = requests.iter().all(|request| copies.is_present(*request));
+        if self.fetches_itself() && !early && copies.failed.is_none() {
+            self.forget(copies);
+            // It reads what is on the host, which is not what somebody else has put on the device.
+            if self.present {
+                self.miss();
+            }
+            self.open();
+            copies.launched(program.launches());
+            self.phase = Phase::Computing { copy_in: None, since, asked: since };
+            return;
+        }
         let left: u64 = each().map(|(request, item)| copies.left(*request, batch.tensors(item))).sum();
         let small = left <= copies.direct && copies.incoming.all_given();
         // A launch can stand behind a copy engine's copy on its stream at once, where it would have to wait for the porter's to be seen.
@@ -177,27 +197,33 @@ impl Flight {
             small && !program.launches() && copies.can_port() && each().all(|(request, _)| copies.is_alone(*request));
         let ported = ports && each().all(|(r, item)| copies.port(*r, item.input, batch.tensors(item)));
         // What the porter has yet to do the launch waits for, as it does for copies that others may pass.
-        if ported || !small || !each().all(|(request, _)| copies.is_ported(*request)) {
+        if ahead || ported || !small || !each().all(|(request, _)| copies.is_ported(*request)) {
             if !ported {
                 each().for_each(|(request, item)| copies.fetch(*request, rank, item.input, batch.tensors(item)));
             }
-            let outputs = if ported && !program.launches() { self.port_outputs(tensors, copies) } else { None };
+            let alone = ported && !ahead && !program.launches();
+            let outputs = if alone { self.port_outputs(tensors, copies) } else { None };
             copies.waited_for += 1;
             copies.launched(program.launches());
             self.phase = Phase::Filling { since, asked: since, filled: None, outputs };
             return;
         }
         // Others may be on their way to the same slots of requests that came to nothing. A stream keeps the order.
-        let alone = !ahead && copies.are_settled();
+        let alone = !early && copies.are_settled();
         if let Some(error) = copies.failure() {
-            self.forget(copies);
-            self.phase = Phase::Failing(error);
-            return;
+            return self.fail(copies, error);
         }
         let copied = if alone { self.copy_in(tensors, batch) } else { self.copy_rest(copies, batch) };
         let begun = copied.and_then(|()| self.launch(tensors, program, copies, !alone, batch));
         self.phase = begun.map_or_else(Phase::Failing, |()| Phase::Computing { copy_in: None, since, asked: since });
         copies.launched(program.launches());
+    }
+
+    /// Nothing is submitted of the batch, but for what was so ahead of it.
+    fn fail(&mut self, copies: &mut Transfers, error: GpuError) {
+        self.forget(copies);
+        self.let_go();
+        self.phase = Phase::Failing(error);
     }
 
     /// Has the porter bring outputs that lie in their slots already. Returns its last order, or `None` where that is not how it is done.
@@ -233,10 +259,12 @@ impl Flight {
                 Some(Ok(()))
             }
             Err(error) if error.is_sticky() || matches!(self.phase, Phase::Idle) => {
+                self.let_go();
                 self.phase = Phase::Idle;
                 Some(Err(error))
             }
             Err(error) => {
+                self.let_go();
                 self.phase = Phase::Failing(error);
                 None
             }
@@ -285,8 +313,12 @@ impl Flight {
                     return Ok(true);
                 }
                 let since = Instant::now();
-                self.mark(&self.marks.filled)?;
-                self.launch(tensors, program, copies, true, batch)?;
+                if self.serves() {
+                    self.open();
+                } else {
+                    self.mark(&self.marks.filled)?;
+                    self.launch(tensors, program, copies, true, batch)?;
+                }
                 self.phase = Phase::Computing { copy_in, since, asked: since };
                 Ok(false)
             }
@@ -303,6 +335,13 @@ impl Flight {
                 }
                 // Where the porter had no room for all outputs, it still brings some of them.
                 if !copies.is_carried(self.ordered) {
+                    return Ok(false);
+                }
+                if self.was_in_vain() && !self.given_up {
+                    if !self.present {
+                        self.copy_in(tensors, batch)?;
+                    }
+                    self.launch(tensors, program, copies, true, batch)?;
                     return Ok(false);
                 }
                 let took = since.elapsed();
@@ -354,9 +393,8 @@ impl Flight {
     /// The batch's requests have been answered, and their numbers are given to others. What was submitted goes on.
     pub(super) fn give_up(&mut self, copies: &mut Transfers) {
         if matches!(self.phase, Phase::Filling { .. }) {
-            self.forget(copies);
             copies.waited_for -= 1;
-            self.phase = Phase::Failing(GpuError::NoSlots);
+            self.fail(copies, GpuError::NoSlots);
         }
         self.requests.clear();
         self.given_up = true;

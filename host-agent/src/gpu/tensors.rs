@@ -20,8 +20,10 @@ pub(super) struct Tensors {
     pub(super) max_batch: u16,
     has_rows: bool,
     pub(super) alignment: u64,
-    /// Bytes of memory for compactions.
+    /// Bytes of memory for compactions, and behind it for inputs that a launch fetches which was submitted ahead.
     staging: u64,
+    /// Where in it those are; nothing where there are none.
+    fetched: Vec<u64>,
 }
 
 pub(super) struct Tensor {
@@ -35,7 +37,8 @@ pub(super) struct Tensor {
 }
 
 impl Tensors {
-    pub(super) fn new(spec: &ModelSpec, program: &dyn Program) -> Tensors {
+    /// Of a model whose lanes launch ahead, or not.
+    pub(super) fn new(spec: &ModelSpec, program: &dyn Program, launches_ahead: bool) -> Tensors {
         let max_batch = spec.max_batch.max(1);
         let alignment = u64::from(program.alignment().max(1));
         let mut staging = 0;
@@ -52,7 +55,18 @@ impl Tensors {
         };
         let inputs = spec.inputs.iter().map(&mut tensor).collect();
         let outputs = spec.outputs.iter().map(&mut tensor).collect();
-        Tensors { inputs, outputs, max_batch, has_rows: spec.max_batch > 0, alignment, staging }
+        let fixed = spec.fixed_inputs();
+        let mut fetched = Vec::new();
+        for tensor in spec.inputs.iter().filter(|_| launches_ahead && fixed) {
+            fetched.push(staging);
+            staging += u64::from(spec.row_bytes(tensor).unwrap_or(0)).next_multiple_of(ALIGNMENT.max(alignment));
+        }
+        Tensors { inputs, outputs, max_batch, has_rows: spec.max_batch > 0, alignment, staging, fetched }
+    }
+
+    /// Where in the memory for compactions inputs are fetched to.
+    pub(super) fn fetched(&self) -> &[u64] {
+        &self.fetched
     }
 
     /// Bytes of each lane's memory for compactions.

@@ -62,7 +62,9 @@ impl Gpu {
         let (free, total) = self.context.memory_bytes().map_err(failed)?;
         let range = self.context.stream_priorities().map_err(failed)?;
         let lanes = u64::from(spec.instances.max(1)) * u64::from(groups(spec, range));
-        let lane = program.lane_bytes().saturating_add(granules(Tensors::new(spec, program).staging()));
+        let ahead = self.settings.pre_launched.contains(&spec.name);
+        let tensors = Tensors::new(spec, program, ahead);
+        let lane = program.lane_bytes().saturating_add(granules(tensors.staging()));
         let (host, device) = plan.all().iter().fold((0_u64, 0_u64), |(host, device), (_, layout)| {
             (host.saturating_add(layout.bytes()), device.saturating_add(granules(layout.bytes())))
         });

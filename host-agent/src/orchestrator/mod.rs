@@ -160,6 +160,12 @@ impl<'a, L: HostLink> Orchestrator<'a, L> {
             model.fetch(&mut self.desk);
         }
         worked |= self.desk.flush(&mut self.link);
+        // Answers are on their way when nothing else was to be done.
+        if !worked && !self.draining {
+            for model in &mut self.models {
+                worked |= model.launch_ahead(&mut self.desk);
+            }
+        }
         worked
     }
 
@@ -216,7 +222,10 @@ impl<'a, L: HostLink> Orchestrator<'a, L> {
     /// From now on waits for no batch mates. The engine admits no more requests; those that come are still answered.
     pub fn drain(&mut self) {
         self.draining = true;
-        self.models.iter_mut().for_each(ModelState::look_now);
+        for model in &mut self.models {
+            model.look_now();
+            model.withdraw(&mut self.desk);
+        }
     }
 
     /// Whether every request taken from the link has been answered, and the answers have been taken.

@@ -1,5 +1,7 @@
 //! One model's queue and launches on one shard.
 
+mod ahead;
+
 use std::sync::Arc;
 
 use splitrpc_arena::Run;
@@ -7,6 +9,7 @@ use splitrpc_engine::{MS, Time, US};
 use splitrpc_telemetry::Event;
 use splitrpc_wire::Status;
 
+use self::ahead::Ahead;
 use super::admit::same_rows;
 use super::desk::{Computed, Desk, State};
 use super::queue::{Policy, Queue, Rank, Waiting};
@@ -29,6 +32,7 @@ enum Exec {
 /// What is under way on a device's lanes.
 struct Lanes {
     jobs: Vec<Option<Box<Job>>>,
+    ahead: Vec<Ahead>,
     under_way: usize,
     /// How many of those have taken so long that their requests were answered. What they read and write is theirs until they end.
     given_up: usize,
@@ -97,7 +101,8 @@ impl ModelState {
                     return Err(RuntimeError("there is no device to compute it".into()));
                 }
                 let jobs = (0..lanes).map(|_| None).collect();
-                (Exec::Device(Lanes { jobs, under_way: 0, given_up: 0 }), lanes)
+                let ahead = vec![Ahead::default(); lanes];
+                (Exec::Device(Lanes { jobs, ahead, under_way: 0, given_up: 0 }), lanes)
             }
         };
         let job = || Box::new(Job::new(parts.arena.clone(), parts.shard, policy.max_requests()));
@@ -201,7 +206,8 @@ impl ModelState {
     /// Takes results from the workers or the device.
     pub(super) fn collect(&mut self, now: Time, desk: &mut Desk<'_>) -> bool {
         if let Exec::Device(Lanes { under_way, .. }) = &self.exec {
-            return *under_way > 0 && self.collect_lanes(now, desk);
+            let ended = *under_way > 0 && self.collect_lanes(now, desk);
+            return self.collect_ahead(desk) | ended;
         }
         let mut any = false;
         loop {
@@ -339,7 +345,7 @@ impl ModelState {
         }
         let job = self.gather(now, flush, desk);
         match (&mut self.exec, claim, job) {
-            (Exec::Inline(instance), Claimed::Inline, Some(mut job)) => {
+            (Exec::Inline(instance), Claimed::Inline, Some((mut job, _))) => {
                 job.run(instance);
                 self.look_at = Time::default();
                 // The clock is the caller's: the call itself counts as computing, not as waiting.
@@ -347,7 +353,7 @@ impl ModelState {
                 self.jobs.push(job);
                 true
             }
-            (Exec::Workers { workers, under_way }, Claimed::Worker(claim), Some(job)) => {
+            (Exec::Workers { workers, under_way }, Claimed::Worker(claim), Some((job, _))) => {
                 *under_way += 1;
                 workers.hand_over(claim, job);
                 self.look_at = Time::default();
@@ -357,13 +363,19 @@ impl ModelState {
                 workers.release(claim);
                 false
             }
-            (Exec::Device(lanes), Claimed::Lane(lane), Some(job)) => {
+            (Exec::Device(lanes), Claimed::Lane(lane), Some((job, waiting))) => {
+                let lane = waiting.unwrap_or(lane);
                 if let Some(device) = &mut desk.device {
                     let ranks = job.requests.iter().map(|request| desk.records[*request as usize].rank);
                     let turn = ranks.min().map_or((0, 0), |first| (first.priority, first.sequence));
                     device.begin(self.handle, lane, turn, &job.requests, &job.batch);
                 }
                 lanes.under_way += 1;
+                let last = match job.batch.items() {
+                    [item] if item.rows == 1 => Some(item.input),
+                    _ => None,
+                };
+                lanes.ahead[usize::from(lane)].last = last;
                 lanes.jobs[usize::from(lane)] = Some(job);
                 self.look_at = Time::default();
                 true
@@ -372,8 +384,9 @@ impl ModelState {
         }
     }
 
-    /// Puts the next batch together, with output slots for each request.
-    fn gather(&mut self, now: Time, flush: bool, desk: &mut Desk<'_>) -> Option<Box<Job>> {
+    /// Puts the next batch together, with output slots for each request. Returns it with the lane that is to have it because its launch waits
+    /// there, if there is one.
+    fn gather(&mut self, now: Time, flush: bool, desk: &mut Desk<'_>) -> Option<(Box<Job>, Option<u16>)> {
         let spec = self.served.factory.spec();
         let same = |a, b| same_rows(spec, &desk.record(a).tensors, &desk.record(b).tensors);
         self.batch.clear();
@@ -389,11 +402,12 @@ impl ModelState {
         job.launched = now;
         job.taken_up = self.unblocked.min(now);
         let together = self.put_together(desk);
+        let (lane, mut kept) = self.take_waiting(desk).unzip();
         for (index, waiting) in self.batch.drain(..).enumerate() {
             // Once one has no slots, those behind it wait as well: order is kept.
             let output = match self.pools.output {
                 Some(_) if together => self.together.get(index).copied(),
-                Some(pool) if !self.wants_outputs => desk.alloc(pool, waiting.rows),
+                Some(pool) if !self.wants_outputs => kept.take().or_else(|| desk.alloc(pool, waiting.rows)),
                 _ => None,
             };
             if self.pools.output.is_some() && output.is_none() {
@@ -406,6 +420,9 @@ impl ModelState {
             job.batch.push(record.input, waiting.rows, output, &record.tensors);
             job.requests.push(waiting.request);
         }
+        if self.wants_outputs {
+            self.withdraw(desk);
+        }
         if job.requests.is_empty() {
             self.blocked = true;
             self.look_at = Time::NEVER;
@@ -417,7 +434,7 @@ impl ModelState {
             model.batch_rows.record(u64::from(job.batch.rows()));
             model.batch_requests.record(job.requests.len() as u64);
         }
-        Some(job)
+        Some((job, lane))
     }
 
     /// Puts a device's batch into the order in which its inputs lie, and takes output slots for it that lie together too, if there

@@ -41,7 +41,28 @@ pub trait Device: Send {
     /// A request whose copies may have begun will be in no batch.
     fn forget(&mut self, request: u32);
 
-    /// Begins a batch on an idle lane. `requests` are those of its items, in the same order, and `turn` is that of the first to have
+    /// Has an idle lane launch, before it has come, a request of one row that will lie in `input` and be answered in `output`: the launch waits
+    /// for it on the device. Returns whether it does. The output's slots are the device's then until a batch of just that request has
+    /// taken them, or [`Device::is_over`].
+    fn launch_ahead(&mut self, _model: u16, _lane: u16, _input: Run, _output: Run) -> bool {
+        false
+    }
+
+    /// The idle lane, of those for a request of this priority, whose launch waits for it in these slots.
+    fn waiting_lane(&self, _model: u16, _priority: u8, _input: Run) -> Option<u16> {
+        None
+    }
+
+    /// The request that a lane's launch waits for will not come.
+    fn withdraw(&mut self, _model: u16, _lane: u16) {}
+
+    /// Whether what was launched ahead on a lane is done, and was for nothing: it was withdrawn, another batch began there, or it has
+    /// waited for too long. To be asked as long as it is so.
+    fn is_over(&mut self, _model: u16, _lane: u16) -> bool {
+        true
+    }
+
+    /// Begins a batch on an idle lane; what waits there is for this batch or for nothing. `requests` are those of its items, in the same order, and `turn` is that of the first to have
     /// been served.
     fn begin(&mut self, model: u16, lane: u16, turn: Turn, requests: &[u32], batch: &Batch);
 

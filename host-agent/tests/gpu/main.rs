@@ -1,5 +1,6 @@
 //! Models served from a GPU, asked over TCP. Without a GPU each test says so and does nothing.
 
+mod ahead;
 mod batches;
 mod common;
 mod faults;

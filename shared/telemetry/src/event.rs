@@ -68,6 +68,8 @@ declared! {
         DatagramsUnsent = "Datagrams that the kernel did not take: no room, too large, or refused.",
         PathsShrunk = "Datagram sessions that went down to small datagrams because large ones did not arrive.",
         Launches = "Batches launched.",
+        PreLaunchesUsed = "Of those, batches whose launch had been waiting on the device.",
+        PreLaunchesWasted = "Launches that waited on a device for a request that did not come as foreseen.",
         Submissions = "Submissions taken from the link.",
         Completions = "Completions sent over the link.",
         LinkErrors = "Descriptors that the host took from the link and that named something that does not exist.",

@@ -112,7 +112,7 @@ impl Flight {
         self.output_bytes(tensors) <= copies.direct
     }
 
-    fn output_bytes(&self, tensors: &Tensors) -> u64 {
+    pub(super) fn output_bytes(&self, tensors: &Tensors) -> u64 {
         let rows: u64 = self.outputs.iter().map(|stretch| u64::from(stretch.run.rows)).sum();
         rows * Tensors::row_bytes(&tensors.outputs)
     }

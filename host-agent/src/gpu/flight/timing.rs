@@ -49,6 +49,11 @@ impl Split {
         // Not the first, which may be recorded, and compiled.
         self.launches > 1 && (self.launches % TIMED_EVERY == 2 || !self.is_known)
     }
+
+    /// Whether the next launch may be submitted before its request has come: it is not to be timed.
+    pub(super) fn may_wait(&self) -> bool {
+        self.is_known && (self.launches + 1) % TIMED_EVERY != 2
+    }
 }
 
 impl Flight {

@@ -9,7 +9,7 @@ use splitrpc_wire::{Status, TensorDesc};
 
 use super::rig::{FAIL, LAUNCH_LIMIT, ROW, Rig, TestModel};
 use crate::runtime::device::{Device, Turn};
-use crate::runtime::{Batch, Launch, RuntimeError};
+use crate::runtime::{Batch, BatchItem, Launch, RuntimeError};
 
 /// What a test sees of a device, and tells it.
 #[derive(Debug, Default)]
@@ -23,6 +23,33 @@ pub(super) struct Control {
     /// First input bytes of each batch's requests, in the order of its rows, and whether inputs and outputs lay together.
     pub(super) batches: Vec<(Vec<u8>, bool, bool)>,
     begun: HashSet<(u16, u16)>,
+    /// It launches ahead.
+    pub(super) foresees: bool,
+    /// What was launched ahead for nothing does not end.
+    pub(super) lingers: bool,
+    /// Launches that wait, by model and lane, with input and output.
+    pub(super) waits: HashMap<(u16, u16), (Run, Run)>,
+    /// Those that are done, or will be, for nothing, with their output.
+    pub(super) wasted: HashMap<(u16, u16), Run>,
+}
+
+impl Control {
+    /// Slots that what was launched ahead may write.
+    fn is_kept(&self, output: Run) -> bool {
+        let kept = self.waits.values().map(|(_, output)| output).chain(self.wasted.values());
+        kept.into_iter().any(|kept| (kept.pool, kept.first) == (output.pool, output.first))
+    }
+
+    /// What waits on a lane goes on for nothing.
+    fn waste(&mut self, lane: (u16, u16)) {
+        if let Some((_, output)) = self.waits.remove(&lane) {
+            assert_eq!(self.wasted.insert(lane, output), None, "lane {lane:?} has two");
+        }
+    }
+}
+
+fn same_place(a: Run, b: Run) -> bool {
+    (a.pool, a.first, a.rows) == (b.pool, b.first, b.rows)
 }
 
 pub(super) struct TestDevice {
@@ -54,7 +81,44 @@ impl Device for TestDevice {
 
     fn idle_lane(&self, model: u16, _: u8) -> Option<u16> {
         let control = self.control.lock().unwrap();
-        (0..self.lanes).find(|lane| !control.begun.contains(&(model, *lane)))
+        let mut idle = (0..self.lanes).filter(|lane| !control.begun.contains(&(model, *lane)));
+        let first = idle.next()?;
+        let has_nothing = |lane: &u16| !control.waits.contains_key(&(model, *lane));
+        Some(std::iter::once(first).chain(idle).find(has_nothing).unwrap_or(first))
+    }
+
+    fn launch_ahead(&mut self, model: u16, lane: u16, input: Run, output: Run) -> bool {
+        let mut control = self.control.lock().unwrap();
+        if !control.foresees {
+            return false;
+        }
+        assert!(!control.begun.contains(&(model, lane)), "lane {lane} has a batch");
+        assert!(!control.is_kept(output), "{output:?} are another launch's");
+        assert_eq!((input.rows, output.rows), (1, 1));
+        assert_eq!(control.wasted.get(&(model, lane)), None);
+        assert_eq!(control.waits.insert((model, lane), (input, output)), None);
+        true
+    }
+
+    fn waiting_lane(&self, model: u16, _: u8, input: Run) -> Option<u16> {
+        let control = self.control.lock().unwrap();
+        let waits = |lane: &u16| control.waits.get(&(model, *lane)).is_some_and(|(known, _)| same_place(*known, input));
+        (0..self.lanes).filter(|lane| !control.begun.contains(&(model, *lane))).find(waits)
+    }
+
+    fn withdraw(&mut self, model: u16, lane: u16) {
+        self.control.lock().unwrap().waste((model, lane));
+    }
+
+    fn is_over(&mut self, model: u16, lane: u16) -> bool {
+        let mut control = self.control.lock().unwrap();
+        if control.waits.contains_key(&(model, lane)) || control.lingers {
+            return false;
+        }
+        let output = control.wasted.remove(&(model, lane)).expect("something that was launched ahead");
+        // It has computed something, if not what anybody asked for.
+        self.arena.span(output, 0, 0, ROW).unwrap().fill(0xee);
+        true
     }
 
     fn fetch(&mut self, _: u16, request: u32, _: Turn, input: Run, tensors: &[TensorDesc]) {
@@ -71,6 +135,15 @@ impl Device for TestDevice {
         assert_eq!(requests.len(), batch.items().len());
         let mut control = self.control.lock().unwrap();
         assert!(control.begun.insert((model, lane)), "lane {lane} has two batches");
+        match (control.waits.get(&(model, lane)).copied(), batch.items()) {
+            (Some((input, output)), [item]) if same_place(input, item.input) => {
+                assert_eq!(item.output, Some(output));
+                control.waits.remove(&(model, lane));
+            }
+            _ => control.waste((model, lane)),
+        }
+        let kept = |item: &BatchItem| item.output.is_some_and(|output| control.is_kept(output));
+        assert!(!batch.items().iter().any(kept), "what was launched ahead may still write there");
         let mut firsts = Vec::new();
         for (request, item) in requests.iter().zip(batch.items()) {
             let first = self.read(item.input, batch.tensors(item)[0].bytes)[0];
@@ -87,7 +160,8 @@ impl Device for TestDevice {
     }
 
     fn has_news(&self) -> bool {
-        !self.control.lock().unwrap().begun.is_empty()
+        let control = self.control.lock().unwrap();
+        !control.begun.is_empty() || !control.wasted.is_empty()
     }
 
     fn pump(&mut self) -> bool {
@@ -118,7 +192,7 @@ impl Device for TestDevice {
     }
 }
 
-fn rig(max_batch: u16, delay_us: Option<u64>, lanes: u16) -> (Rig, Arc<Mutex<Control>>) {
+pub(super) fn rig(max_batch: u16, delay_us: Option<u64>, lanes: u16) -> (Rig, Arc<Mutex<Control>>) {
     let control = Arc::new(Mutex::new(Control::default()));
     (Rig::on_device(TestModel::fixed(max_batch, delay_us), lanes, 64, Arc::clone(&control)), control)
 }

@@ -112,6 +112,8 @@ enum By {
     Workers(usize),
     /// So many lanes of a device.
     Lanes(u16),
+    /// The same, of one that launches ahead.
+    Ahead(u16),
 }
 
 fn run(seed: u64, by: By) {
@@ -120,7 +122,7 @@ fn run(seed: u64, by: By) {
     let max_batch = [0, 1, 4, 8][random.below(4) as usize];
     let control = Arc::new(Mutex::new(Control::default()));
     // A device knows its outputs' sizes.
-    let fixed = fixed || matches!(by, By::Lanes(_));
+    let fixed = fixed || !matches!(by, By::Workers(_));
     let (model, adds) = match (fixed, random.below(2)) {
         (true, 0) => (TestModel::fixed(max_batch, None), 1),
         (true, _) => (TestModel::fixed(max_batch, Some(random.below(3) * 50)), 1),
@@ -130,11 +132,13 @@ fn run(seed: u64, by: By) {
     let ring = 16 << random.below(3);
     let rig = match by {
         By::Workers(workers) => Rig::with(vec![model], workers, ring),
-        By::Lanes(lanes) => Rig::on_device(model, lanes, ring, Arc::clone(&control)),
+        By::Lanes(lanes) | By::Ahead(lanes) => Rig::on_device(model, lanes, ring, Arc::clone(&control)),
     };
+    control.lock().unwrap().foresees = matches!(by, By::Ahead(_));
     let mut all = Course { rig, sent: HashMap::new(), held: Vec::new(), answers: BTreeMap::new() };
     for _ in 0..300 {
         control.lock().unwrap().holds = random.below(3) > 0;
+        control.lock().unwrap().lingers = random.below(3) > 0;
         all.step(&mut random, max_batch.max(1), fixed);
         if random.below(4) == 0 {
             all.settle(adds);
@@ -143,7 +147,7 @@ fn run(seed: u64, by: By) {
         all.rig.host.poll(all.rig.now);
     }
     all.rig.host.drain();
-    control.lock().unwrap().holds = false;
+    (control.lock().unwrap().holds, control.lock().unwrap().lingers) = (false, false);
     while !all.sent.is_empty() {
         all.rig.poll();
         all.settle(adds);
@@ -185,6 +189,12 @@ fn everything_is_answered_once_with_workers_too() {
 fn everything_is_answered_once_with_a_device_too() {
     seeds(200, By::Lanes(1));
     seeds(200, By::Lanes(3));
+}
+
+#[test]
+fn everything_is_answered_once_with_a_device_that_launches_ahead() {
+    seeds(300, By::Ahead(1));
+    seeds(300, By::Ahead(3));
 }
 
 #[test]
