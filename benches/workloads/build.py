@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
-"""Makes each .ptx of this folder from the .cu of the same name, with NVRTC; no GPU and no toolkit is needed:
+"""Makes each .ptx of this folder, or of the folders named, from the .cu of the same name, with NVRTC; no GPU and no toolkit is needed:
 
     pip install nvidia-cuda-nvrtc-cu12==12.4.127
-    benches/workloads/build.py
+    benches/workloads/build.py [FOLDER...]        (host-agent/src/runtime/image has one, too)
 
 NVRTC 12.4 writes PTX 8.4, which drivers of CUDA 12.4 and later load, those that models of kernels need anyway. A later one
 writes a later version, and drivers older than that refuse it. A test compares the hash of the source in each .ptx.
@@ -11,6 +11,7 @@ writes a later version, and drivers older than that refuse it. A test compares t
 import ctypes
 import importlib.util
 import pathlib
+import sys
 
 ARCHITECTURE = "compute_70"
 
@@ -46,6 +47,7 @@ def compiled(nvrtc, file):
 
 
 nvrtc = library()
-for source in sorted(pathlib.Path(__file__).parent.glob("*.cu")):
+folders = [pathlib.Path(folder) for folder in sys.argv[1:]] or [pathlib.Path(__file__).parent]
+for source in sorted(file for folder in folders for file in folder.glob("*.cu")):
     source.with_suffix(".ptx").write_text(compiled(nvrtc, source))
     print(source.with_suffix(".ptx"))

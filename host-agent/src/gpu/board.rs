@@ -323,6 +323,10 @@ impl Device for Board {
         self.copies.are_awaited() || self.withdrawn > 0 || self.under_way > 0 && flights().any(Flight::has_signalled)
     }
 
+    fn holds_on(&self) -> bool {
+        self.copies.can_port()
+    }
+
     fn pump(&mut self) -> bool {
         self.copies.pump()
     }

@@ -12,7 +12,7 @@ use std::sync::Arc;
 
 use nic_app::Arrival;
 use splitrpc_arena::{AllocatorError, Arena, PoolLayout, SlotAllocator, SlotEntry};
-use splitrpc_engine::{Time, US};
+use splitrpc_engine::{MS, Time, US};
 use splitrpc_ring::{HostLink, RequestKey, Submission};
 use splitrpc_telemetry::{Event, Level, Shard};
 use splitrpc_wire::Status;
@@ -34,6 +34,8 @@ const NOT_THERE: &str = "the request lies in a device's memory, and its model do
 
 /// How soon a device is looked after that has something to go on with, in nanoseconds.
 const LOOK: u64 = 20 * US;
+/// How soon a device is looked after that is to let go of something.
+const LET_GO: u64 = 2 * MS;
 
 /// A model that is served, shared by all shards.
 #[derive(Clone)]
@@ -216,6 +218,8 @@ impl<'a, L: HostLink> Orchestrator<'a, L> {
         let next = self.models.iter().map(|m| m.next_look().min(m.next_glance(now))).min().unwrap_or(Time::NEVER);
         // Copies of those that wait go on although nobody computes.
         let next = if self.has_news() { next.min(now + LOOK) } else { next };
+        let holds_on = self.desk.device.as_ref().is_some_and(|device| device.holds_on());
+        let next = if holds_on { next.min(now + LET_GO) } else { next };
         (next < Time::NEVER).then_some(next)
     }
 

@@ -73,6 +73,11 @@ pub trait Device: Send {
     /// Whether it is worth while to look what has come further. Costs next to nothing.
     fn has_news(&self) -> bool;
 
+    /// Whether it keeps hold of something that it lets go of in [`Device::pump`], once there has been nothing to do for a millisecond.
+    fn holds_on(&self) -> bool {
+        false
+    }
+
     /// Goes on with copies. Returns whether any have come further.
     fn pump(&mut self) -> bool;
 

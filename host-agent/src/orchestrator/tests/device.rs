@@ -4,6 +4,7 @@ use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex};
 
 use splitrpc_arena::{Arena, Run};
+use splitrpc_engine::MS;
 use splitrpc_wire::path::{Memory, Mover};
 use splitrpc_wire::{Status, TensorDesc};
 
@@ -16,6 +17,8 @@ use crate::runtime::{Batch, BatchItem, Launch, RuntimeError};
 pub(super) struct Control {
     /// Batches do not end.
     pub(super) holds: bool,
+    /// It is to be looked after until it has let go of something.
+    pub(super) holds_on: bool,
     /// Every call fails from now on.
     pub(super) lost: bool,
     /// Requests whose inputs are on their way, with the first byte.
@@ -159,6 +162,10 @@ impl Device for TestDevice {
         assert!(self.control.lock().unwrap().begun.contains(&(model, lane)));
     }
 
+    fn holds_on(&self) -> bool {
+        self.control.lock().unwrap().holds_on
+    }
+
     fn has_news(&self) -> bool {
         let control = self.control.lock().unwrap();
         !control.begun.is_empty() || !control.wasted.is_empty()
@@ -208,6 +215,9 @@ fn a_request_is_answered_from_the_device_and_says_so() {
     // It was launched at once, so nothing was copied ahead.
     assert_eq!(control.lock().unwrap().fetched.len(), 0);
     assert_eq!(rig.host.next_deadline(rig.now), None);
+    // What it keeps it does not keep for as long as nobody comes.
+    control.lock().unwrap().holds_on = true;
+    assert_eq!(rig.host.next_deadline(rig.now), Some(rig.now + 2 * MS));
 }
 
 #[test]

@@ -19,7 +19,7 @@ mod plan;
 /// What says that there are images, beside the model's file.
 const FILE: &str = "images.toml";
 const MAX_BYTES: u64 = 1 << 20;
-/// Made from `image.cu`.
+/// Made from `image.cu` by `benches/workloads/build.py`.
 const CODE: &str = include_str!("image.ptx");
 /// Pixels of a block, along either side.
 const SIDE: u32 = 16;
@@ -137,5 +137,18 @@ impl Program for Images {
             inputs[image.input] = to;
         }
         self.inner.submit(work, &Rows { inputs, ..*rows })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::CODE;
+
+    #[test]
+    fn the_code_is_made_from_the_source_beside_it() {
+        let source = include_bytes!("image.cu");
+        let step = |hash: u64, byte: &u8| (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3);
+        let hash = source.iter().fold(0xcbf2_9ce4_8422_2325, step);
+        assert!(CODE.starts_with(&format!("// Made from image.cu ({hash:016x}) by build.py.\n")), "run build.py again");
     }
 }
