@@ -70,6 +70,7 @@ fn all_set() -> Config {
     config.listen.udp = None;
     config.data.cores = vec![1];
     config.limits.sessions = 7;
+    config.gpu.torch = Some("/opt/torch/lib".into());
     config.models.repository = Some("/srv/models".into());
     config.require = Require {
         mover: Some("kernel-to-slot".into()),

@@ -77,10 +77,11 @@ impl Board {
         let all: usize = models.iter().flatten().map(|tenant| count(tenant.spec, range)).sum();
         // Those of copies in and out, and a porter's.
         let streams = (all + 3) * shards;
+        let takes = models.iter().flatten().any(|tenant| tenant.program.rehearses());
         let mut lanes = 0;
         let mut place = |tenant: &Option<Tenant<'_>>| {
             let place =
-                |tenant: &Tenant<'_>| Model::new(gpu, &arena, tenant, lanes, launches_ahead(gpu, tenant, streams));
+                |tenant: &Tenant<'_>| Model::new(gpu, &arena, tenant, lanes, launches_ahead(gpu, tenant, streams, takes));
             let model = tenant.as_ref().map(place).transpose()?;
             lanes += model.as_ref().map_or(0, |model| model.lanes.len() as u32);
             Ok(model)
@@ -170,19 +171,20 @@ fn count(spec: &ModelSpec, range: StreamPriorities) -> usize {
 const QUEUES: usize = 8;
 
 fn queues() -> usize {
-    std::env::var("CUDA_DEVICE_MAX_CONNECTIONS").ok().and_then(|n| n.parse().ok()).unwrap_or(QUEUES)
+    std::env::var("CUDA_DEVICE_MAX_CONNECTIONS").ok().and_then(|n| n.parse().ok()).unwrap_or(QUEUES).min(32)
 }
 
 /// Whether a model's lanes launch ahead. What waits on the device holds up all that is in its queue, so no stream may share one.
-fn launches_ahead(gpu: &Gpu, tenant: &Tenant<'_>, streams: usize) -> bool {
+/// `takes` is whether some model takes memory of the device while it is submitted, which waits for all that waits.
+fn launches_ahead(gpu: &Gpu, tenant: &Tenant<'_>, streams: usize, takes: bool) -> bool {
     let model = &tenant.spec.name;
     if !gpu.settings.pre_launched.contains(model) {
         return false;
     }
     let why = if streams > queues() {
         "there are more streams than queues: set CUDA_DEVICE_MAX_CONNECTIONS (at most 32)"
-    } else if tenant.program.rehearses() {
-        "it may have to wait for the device while it is submitted"
+    } else if takes {
+        "it, or a model beside it, may have to wait for the device while it is submitted"
     } else if !tenant.spec.fixed_inputs() && tenant.program.launches() {
         "the sizes of its inputs vary"
     } else {
@@ -234,7 +236,7 @@ impl Device for Board {
         let model = self.model(model)?;
         let mut idle = model.group(priority).filter(|lane| model.lanes[*lane].is_idle());
         let first = idle.next()?;
-        let has_nothing = |lane: &usize| !model.lanes[*lane].has_waiting();
+        let has_nothing = |lane: &usize| !model.lanes[*lane].has_waiting() && !model.lanes[*lane].is_withdrawn();
         Some(std::iter::once(first).chain(idle).find(has_nothing).unwrap_or(first) as u16)
     }
 

@@ -177,9 +177,9 @@ impl Flight {
         let mut begun = requests.iter().zip(batch.items());
         let early = begun.any(|(request, item)| copies.has_begun(*request, item.input));
         let each = || requests.iter().zip(batch.items());
-        each().for_each(|(request, item)| copies.begin(*request, item.input));
+        each().for_each(|(request, item)| copies.take(*request, item.input));
         self.present = requests.iter().all(|request| copies.is_present(*request));
-        if self.fetches_itself() && !early && copies.failed.is_none() {
+        if self.fetches_itself() && (self.present || !early) && copies.failed.is_none() {
             self.forget(copies);
             // It reads what is on the host, which is not what somebody else has put on the device.
             if self.present {
@@ -323,18 +323,16 @@ impl Flight {
                 Ok(false)
             }
             Phase::Computing { copy_in, since, asked } => {
-                let (copy_in, since) = (*copy_in, *since);
-                if self.lane.signalled() != self.number {
-                    // What has failed never signals.
+                let (copy_in, since, asked) = (*copy_in, *since, *asked);
+                // Where the porter had no room for all outputs, it still brings some of them.
+                if self.lane.signalled() != self.number || !copies.is_carried(self.ordered) {
                     let now = Instant::now();
-                    if now.saturating_duration_since(*asked) > PATIENCE {
+                    if now.saturating_duration_since(asked) > PATIENCE {
+                        // What has failed never signals, nor does a porter that has say so.
                         self.lane.is_done()?;
+                        copies.check();
                         self.phase = Phase::Computing { copy_in, since, asked: now };
                     }
-                    return Ok(false);
-                }
-                // Where the porter had no room for all outputs, it still brings some of them.
-                if !copies.is_carried(self.ordered) {
                     return Ok(false);
                 }
                 if self.was_in_vain() && !self.given_up {
@@ -379,7 +377,11 @@ impl Flight {
                 // What comes of that is in what is under way.
                 let _ = (copies.incoming.pump(), copies.outgoing.pump());
                 let engines = copies.incoming.are_settled() && copies.outgoing.are_settled();
-                let settled = engines && copies.is_carried(self.ordered);
+                let carried = copies.is_carried(self.ordered);
+                if !carried {
+                    copies.check();
+                }
+                let settled = engines && carried;
                 // Copies in front of a launch are on either stream.
                 if settled && copies.incoming.lane().is_done()? && self.lane.is_done()? {
                     self.phase = Phase::Idle;

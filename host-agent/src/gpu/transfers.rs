@@ -53,6 +53,8 @@ struct Begun {
     whole: bool,
     /// Somebody else put all of it there.
     present: bool,
+    /// It is in a batch that is under way.
+    taken: bool,
     /// Some of it by a copy engine, which had been given so many chunks after the first of this request; 0 is none.
     by_engine: u64,
     /// The porter's last order about it, or 0.
@@ -61,7 +63,15 @@ struct Begun {
 
 impl Begun {
     const NOTHING: Begun =
-        Begun { run: Run::NONE, covered: [0; EARLY_TENSORS], whole: false, present: false, by_engine: 0, order: 0 };
+        Begun {
+            run: Run::NONE,
+            covered: [0; EARLY_TENSORS],
+            whole: false,
+            present: false,
+            taken: false,
+            by_engine: 0,
+            order: 0,
+        };
 
     /// Bytes of a tensor of so many from its beginning on that are copied or on their way.
     fn covered(&self, tensor: usize, bytes: u32) -> u32 {
@@ -149,6 +159,12 @@ impl Transfers {
             self.settle(input);
             self.begun[request as usize].run = input;
         }
+    }
+
+    /// The request is in a batch from now on, until it is forgotten.
+    pub(super) fn take(&mut self, request: u32, input: Run) {
+        self.begin(request, input);
+        self.begun[request as usize].taken = true;
     }
 
     /// All of a request is there, by somebody else's doing.
@@ -328,7 +344,8 @@ impl Transfers {
         // What comes of that is in what has failed already.
         let _ = (self.incoming.pump(), self.outgoing.pump());
         if self.waited_for == 0 && self.incoming.is_idle() && self.outgoing.is_idle() {
-            self.begun.fill(Begun::NOTHING);
+            // What somebody else put there is there still.
+            self.begun.iter_mut().filter(|begun| !begun.present).for_each(|begun| *begun = Begun::NOTHING);
             self.failed = None;
         }
         Some(error)
@@ -339,7 +356,7 @@ impl Transfers {
         self.closed.extend(pools);
     }
 
-    /// Undoes one [`Transfers::close`]. What was begun there is begun anew.
+    /// Undoes one [`Transfers::close`]. What was begun there is begun anew, but for batches that are under way on other lanes.
     pub(super) fn open(&mut self, pools: &[u16]) {
         for pool in pools {
             if let Some(place) = self.closed.iter().position(|closed| closed == pool) {
@@ -347,7 +364,8 @@ impl Transfers {
             }
         }
         for request in 0..self.begun.len() {
-            if pools.contains(&self.begun[request].run.pool) {
+            let begun = &self.begun[request];
+            if pools.contains(&begun.run.pool) && !begun.taken && !begun.present {
                 self.forget(request as u32);
             }
         }

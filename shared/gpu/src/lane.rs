@@ -80,10 +80,10 @@ impl Lane {
         Ok(Lane { held: ManuallyDrop::new(held), stream })
     }
 
-    /// The same lane, with models that PyTorch compiled.
+    /// The same lane, with models that PyTorch compiled behind those that it has.
     #[must_use]
     pub fn with_packages(mut self, packages: Vec<Package>) -> Lane {
-        self.held.packages = packages;
+        self.held.packages.extend(packages);
         self
     }
 
@@ -126,10 +126,11 @@ impl Lane {
         self.held.signal.value()
     }
 
-    /// Lets the lane wait at a gate.
+    /// Lets the lane wait at a gate, unless it has one.
     #[must_use]
     pub fn with_gate(mut self, gate: &Gate) -> Lane {
-        self.held.gate = Some(gate.clone());
+        // Work may wait at the one that it had.
+        self.held.gate.get_or_insert_with(|| gate.clone());
         self
     }
 

@@ -21,6 +21,9 @@ use crate::gpu::{Program, Rows};
 /// How long a launch waits for its request. Whoever waits for all streams waits no longer for it either.
 const WAITS: Duration = Duration::from_secs(1);
 
+/// Recordings that are left to what is launched as it comes.
+const LEFT: usize = 128;
+
 /// What a lane launches ahead.
 pub(super) struct Ahead {
     gate: Gate,
@@ -167,7 +170,7 @@ impl Flight {
         let key = (first(&self.inputs), first(&self.outputs));
         let recording = match ahead.recordings.get(&key) {
             Some(known) => Some(*known),
-            None if program.is_recorded() => lane.record(submit)?,
+            None if program.is_recorded() && lane.recordings_left() > LEFT => lane.record(submit)?,
             None => None,
         };
         match recording {

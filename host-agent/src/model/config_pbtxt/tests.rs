@@ -115,8 +115,14 @@ fn unsupported_fields_are_refused_by_name() {
         ),
         ("instance_group { gpus: [0] }", "1: instance_group.gpus is not supported"),
         ("instance_group { rate_limiter {} }", "1: instance_group.rate_limiter is not supported"),
-        ("backend: 'pytorch'", "1: backend \"pytorch\" is not supported, only onnxruntime and tract and cuda"),
-        ("platform: 'tensorrt_plan'", "1: platform \"tensorrt_plan\" is not supported, only onnxruntime_onnx"),
+        (
+            "backend: 'tensorflow'",
+            "1: backend \"tensorflow\" is not supported, only onnxruntime and tract and cuda and pytorch",
+        ),
+        (
+            "platform: 'tensorrt_plan'",
+            "1: platform \"tensorrt_plan\" is not supported, only onnxruntime_onnx and torch_aoti",
+        ),
         (
             "parameters { key: 'intra_op_thread_count' value { string_value: '2' } }",
             "1: parameters[\"intra_op_thread_count\"] is not supported",
