@@ -108,12 +108,14 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
     let device = driver.devices().get(options.device);
     let device = device.with_context(|| format!("there are {} GPUs, from 0 on", driver.devices().len()))?;
     let context = driver.context(device)?;
+    // Before this thread has one core alone.
+    let machine = Machine { gpu: Some(device.name.clone()), ..Machine::this() };
     if let Some((core, _)) = machine::core_pair() {
         splitrpc_socket::pin_current_thread(core)?;
     }
     let mut rng = fastrand::Rng::with_seed(1);
     let mut report = Report {
-        machine: Machine { gpu: Some(device.name.clone()), ..Machine::this() },
+        machine,
         driver: format!("CUDA {}", driver.version()),
         bytes: options.bytes,
         rounds: options.rounds,

@@ -107,6 +107,8 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
         options.urgent_bytes.is_multiple_of(16) && options.stream_bytes.is_multiple_of(16),
         "multiples of 16 bytes"
     );
+    // Before this thread has one core alone.
+    let machine = Machine { gpu: gpu_name(), ..Machine::this() };
     let folder = tempfile::tempdir()?;
     let fold = |name, bytes, blocks| Fold { name, bytes, blocks, max_batch: 1, more: LEVELS };
     let urgent = fold("urgent", options.urgent_bytes, 4);
@@ -142,7 +144,7 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
         gb_per_s: requests as f64 * f64::from(options.stream_bytes) / time.as_secs_f64() / 1e9,
     };
     let report = Report {
-        machine: Machine { gpu: gpu_name(), ..Machine::this() },
+        machine,
         urgent_bytes: options.urgent_bytes,
         stream_bytes: options.stream_bytes,
         rounds,
@@ -201,7 +203,6 @@ impl Switch {
     /// Starts the stream, and waits until it flows.
     fn start(&self) -> anyhow::Result<()> {
         let before = self.answered.load(Ordering::SeqCst);
-        self.quiet.store(false, Ordering::SeqCst);
         self.runs.store(true, Ordering::SeqCst);
         self.wait(|| self.answered.load(Ordering::SeqCst) > before)
     }
@@ -226,6 +227,10 @@ fn stream(address: SocketAddr, model: &Fold, switch: &Switch, core: Option<usize
     let mut client = Asker::connect(address, model, ORDINARY, core)?;
     while !switch.over.load(Ordering::SeqCst) {
         let runs = switch.runs.load(Ordering::SeqCst);
+        if runs {
+            // Whoever started it goes on once something has been answered, which is later.
+            switch.quiet.store(false, Ordering::SeqCst);
+        }
         while runs && client.connection.in_flight() < AHEAD {
             client.ask()?;
         }

@@ -128,6 +128,7 @@ fn start_logs(format: LogFormat) {
 }
 
 fn serve(config: Config) -> anyhow::Result<bool> {
+    crate::gpu::prepare(&config.gpu);
     // Before anything slow: a signal during start-up ends the program as well.
     let (told, signalled) = mpsc::channel();
     let mut signals = Signals::new(TERM_SIGNALS)?;

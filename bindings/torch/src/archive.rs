@@ -53,6 +53,11 @@ struct Metadata {
 /// Unpacks the one model of a package, if it was compiled for this machine.
 pub(crate) fn unpack(file: &Path, target: Target) -> Result<Unpacked, Error> {
     let refuse = |why: &dyn std::fmt::Display| Error::Package(why.to_string());
+    // Opening a pipe would wait for whoever writes there.
+    let about = std::fs::metadata(file).map_err(|error| refuse(&format!("cannot be read: {error}")))?;
+    if !about.is_file() {
+        return Err(refuse(&"cannot be read: it is no plain file"));
+    }
     let opened = File::open(file).map_err(|error| refuse(&format!("cannot be read: {error}")))?;
     let mut archive =
         zip::ZipArchive::new(opened).map_err(|error| refuse(&format!("is no package of PyTorch's: {error}")))?;
@@ -73,13 +78,15 @@ pub(crate) fn unpack(file: &Path, target: Target) -> Result<Unpacked, Error> {
     };
     let folder = TempDir::new().map_err(|error| refuse(&format!("cannot be unpacked: {error}")))?;
     let mut objects = Vec::new();
+    // Several entries may claim the same bytes, but a package does not unpack to more than it is.
+    let mut room = about.len();
     for (entry, name) in files {
         let mut from = archive.by_name(&entry).map_err(|error| refuse(&format!("{name}: {error}")))?;
         let (len, stored) = (from.size(), from.compressed_size());
-        // So a package unpacks to no more than it is.
         if len != stored || from.compression() != zip::CompressionMethod::Stored {
             return Err(refuse(&format!("{name} is compressed, which PyTorch's packages are not")));
         }
+        room = room.checked_sub(len).ok_or_else(|| refuse(&"has files that overlap"))?;
         if name.ends_with("metadata.json") {
             let mut text = Vec::new();
             from.by_ref()
@@ -93,7 +100,7 @@ pub(crate) fn unpack(file: &Path, target: Target) -> Result<Unpacked, Error> {
         }
         let path = folder.path().join(&name);
         let unpacked = File::create_new(&path).and_then(|mut to| copy(&mut from.by_ref().take(len), &mut to));
-        unpacked.map_err(|error| refuse(&format!("{name} cannot be unpacked: {error}")))?;
+        unpacked.map_err(|error| refuse(&format!("{name} cannot be unpacked: {error}; TMPDIR says where to")))?;
         if name.ends_with(".so") {
             objects.push(path);
         }

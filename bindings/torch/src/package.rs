@@ -83,8 +83,13 @@ impl Package {
         drop(names);
         // SAFETY: what runs when it is loaded is the package's own; whoever names it trusts it as the program itself.
         let object = unsafe { Object::open(Some(&files.object), RTLD_NOW | RTLD_LOCAL) };
-        let object = object.map_err(|error| refuse(format!("cannot be loaded: {error}")))?;
-        let opened = Opened::new(library, &object, files, target);
+        let object = object.map_err(|error| {
+            refuse(format!("cannot be loaded from where it was unpacked, which TMPDIR says: {error}"))
+        })?;
+        let opened = Opened::new(library, &object, files, target).map_err(|error| match error {
+            Error::Library(_) => refuse("lacks functions that packages of AOTInductor have".into()),
+            other => other,
+        });
         // As PyTorch's own libraries it stays: what it has registered with them may outlive its handle.
         std::mem::forget(object);
         opened.map(|opened| Package(Arc::new(opened)))
@@ -175,6 +180,8 @@ impl Opened {
             if status == 0 { Ok(of) } else { Err(Error::Failed { what: "cannot count the package's tensors" }) }
         };
         let (inputs, outputs) = (count(inputs)?, count(outputs)?);
+        // It is loaded, weights and all. Should this process be killed, no more than small files stay behind.
+        let _ = std::fs::remove_file(&files.object);
         Ok(Opened {
             library: library.clone(),
             device: target.device.into(),

@@ -153,6 +153,8 @@ fn what_is_no_package_is_refused_with_the_reason() {
     }
     let error = Package::open(&fake().library, &folder.path().join("none"), TARGET).unwrap_err().to_string();
     assert!(error.contains("cannot be read"), "{error}");
+    let error = Package::open(&fake().library, folder.path(), TARGET).unwrap_err().to_string();
+    assert!(error.contains("no plain file"), "{error}");
     // Whatever is cut off, or changed, is refused or opened, and nothing worse.
     let whole = std::fs::read(package(folder.path(), &[(so, &good), ("m/byteorder", b"little")])).unwrap();
     for cut in (0..whole.len()).step_by(whole.len() / 40) {

@@ -80,8 +80,9 @@ impl Board {
         let takes = models.iter().flatten().any(|tenant| tenant.program.rehearses());
         let mut lanes = 0;
         let mut place = |tenant: &Option<Tenant<'_>>| {
-            let place =
-                |tenant: &Tenant<'_>| Model::new(gpu, &arena, tenant, lanes, launches_ahead(gpu, tenant, streams, takes));
+            let place = |tenant: &Tenant<'_>| {
+                Model::new(gpu, &arena, tenant, lanes, launches_ahead(gpu, tenant, streams, takes))
+            };
             let model = tenant.as_ref().map(place).transpose()?;
             lanes += model.as_ref().map_or(0, |model| model.lanes.len() as u32);
             Ok(model)

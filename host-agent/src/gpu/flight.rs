@@ -55,6 +55,11 @@ pub(super) struct Flight {
     operands: (Vec<Operand>, Vec<Operand>),
     /// What was recorded, by rows and first slots.
     recordings: HashMap<Key, Recording>,
+    /// Numbers of rows that this thread has submitted unrecorded, where a program rehearses: what it makes for a thread and a stream, and
+    /// keeps, may be part of no recording.
+    rehearsed: Vec<u32>,
+    /// Something could not be recorded, so nothing is tried any more.
+    unrecordable: bool,
     /// Which of them the batch's is.
     key: Key,
     rank: (u8, u64),
@@ -115,6 +120,8 @@ impl Flight {
             compactions: 0,
             operands: (Vec::with_capacity(tensors.inputs.len()), Vec::with_capacity(tensors.outputs.len())),
             recordings: HashMap::new(),
+            rehearsed: Vec::new(),
+            unrecordable: false,
             key: (0, ELSEWHERE, ELSEWHERE),
             rank: (0, 0),
             number: 0,

@@ -52,7 +52,7 @@ impl LazyGpu {
 
 /// Sets what PyTorch is to find in the environment, as long as there is one thread: the driver has threads of its own. What cannot be
 /// set now is told when PyTorch is asked for.
-fn prepare(settings: &config::Gpu) {
+pub(crate) fn prepare(settings: &config::Gpu) {
     if settings.torch.is_some() {
         let _ = splitrpc_torch::prepare();
     }

@@ -62,16 +62,15 @@ struct Begun {
 }
 
 impl Begun {
-    const NOTHING: Begun =
-        Begun {
-            run: Run::NONE,
-            covered: [0; EARLY_TENSORS],
-            whole: false,
-            present: false,
-            taken: false,
-            by_engine: 0,
-            order: 0,
-        };
+    const NOTHING: Begun = Begun {
+        run: Run::NONE,
+        covered: [0; EARLY_TENSORS],
+        whole: false,
+        present: false,
+        taken: false,
+        by_engine: 0,
+        order: 0,
+    };
 
     /// Bytes of a tensor of so many from its beginning on that are copied or on their way.
     fn covered(&self, tensor: usize, bytes: u32) -> u32 {

@@ -18,6 +18,9 @@ use crate::runtime::{Factory, cuda, image, torch};
 /// Largest `config.pbtxt` that is read, in bytes.
 const MAX_CONFIG_BYTES: u64 = 1 << 20;
 
+/// The parameter of models that take their outputs as further inputs, and write them.
+const OUTPUTS_AS_INPUTS: &str = "outputs_as_inputs";
+
 /// Why a model, or a whole repository, is not served: which file, where in it, and what is wrong.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ModelError {
@@ -107,11 +110,18 @@ pub fn load_model(folder: &Path, gpu: &LazyGpu) -> Loaded {
         };
         let spec = of_config(name, served, &config).map_err(|error| ModelError::config(config_path, error))?;
         let program = match kind {
-            Kind::Package => torch::load(&path, &spec, gpu).map_err(|reason| (path.clone(), reason)),
+            Kind::Package => {
+                let as_inputs = config.parameters.get(OUTPUTS_AS_INPUTS).is_some_and(|value| value == "true");
+                torch::load(&path, &spec, as_inputs, gpu).map_err(|reason| (path.clone(), reason))
+            }
             Kind::Kernels | Kind::Onnx => cuda::load(&path, &spec, gpu),
         };
         let model = program.and_then(|program| image::before(GpuModel { spec, file: Some(path), program }, gpu));
         return Ok(Arc::new(model.map_err(|(path, reason)| ModelError::new(path, reason))?));
+    }
+    let images = path.with_file_name(image::FILE);
+    if images.exists() {
+        return Err(ModelError::new(images, "is there for models on a GPU, and ONNX is computed on the CPU"));
     }
     let file = onnx::read(&path).map_err(|reason| ModelError::new(&path, reason))?;
     let model = resolve(name, served, path.clone(), &file, config.as_ref()).map_err(|fault| match fault {
@@ -143,8 +153,10 @@ impl Kind {
         match (config.backend.as_deref(), config.platform.as_deref()) {
             (Some("cuda"), _) => Some(("backend \"cuda\"", Kind::Kernels)),
             (Some("pytorch"), _) => Some(("backend \"pytorch\"", Kind::Package)),
+            (Some(_), _) => Some(("the backend", Kind::Onnx)),
             (None, Some("torch_aoti")) => Some(("platform \"torch_aoti\"", Kind::Package)),
-            _ => None,
+            (None, Some(_)) => Some(("the platform", Kind::Onnx)),
+            (None, None) => None,
         }
     }
 
@@ -175,9 +187,11 @@ fn model_file(version: &Path, config: Option<&ModelConfig>) -> PathBuf {
     if let Some((_, kind)) = config.and_then(Kind::asked) {
         return usual(kind);
     }
-    let asks_for_onnx = config.is_some_and(|c| c.backend.is_some() || c.platform.is_some());
-    let kinds = if asks_for_onnx { &[Kind::Onnx][..] } else { &[Kind::Onnx, Kind::Kernels, Kind::Package] };
-    kinds.iter().map(|kind| usual(*kind)).find(|path| path.exists()).unwrap_or_else(|| usual(Kind::Onnx))
+    [Kind::Onnx, Kind::Kernels, Kind::Package]
+        .into_iter()
+        .map(usual)
+        .find(|path| path.exists())
+        .unwrap_or_else(|| usual(Kind::Onnx))
 }
 
 fn read_config(path: &Path) -> Result<Option<ModelConfig>, ModelError> {

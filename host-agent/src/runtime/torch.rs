@@ -14,16 +14,22 @@ use crate::model::spec::{ModelSpec, TensorSpec};
 /// A package's usual name.
 pub const PACKAGE: &str = "model.pt2";
 
-/// Opens a package, and holds it against the tensors that `spec` gives.
+/// Opens a package, and holds it against the tensors that `spec` gives, the outputs of which it takes as further inputs where they are
+/// `outputs_as_inputs`.
 ///
 /// # Errors
 /// What is wrong with it.
-pub(crate) fn load(file: &Path, spec: &ModelSpec, gpu: &LazyGpu) -> Result<Arc<dyn Program>, String> {
+pub(crate) fn load(
+    file: &Path,
+    spec: &ModelSpec,
+    outputs_as_inputs: bool,
+    gpu: &LazyGpu,
+) -> Result<Arc<dyn Program>, String> {
     let gpu = gpu.get()?;
     let library = gpu.torch()?;
     let target = Target { device: gpu.settings.device, capability: gpu.context.device().compute_capability };
     let package = Package::open(&library, file, target).map_err(|error| error.to_string())?;
-    Ok(Arc::new(Compiled::new(package, spec)?))
+    Ok(Arc::new(Compiled::new(package, spec, outputs_as_inputs)?))
 }
 
 #[derive(Debug)]
@@ -31,6 +37,8 @@ struct Compiled {
     package: Package,
     inputs: Vec<Described>,
     outputs: Vec<Described>,
+    /// The package takes them, and writes them.
+    outputs_as_inputs: bool,
 }
 
 /// A tensor, for any number of rows.
@@ -43,19 +51,22 @@ struct Described {
 }
 
 impl Compiled {
-    fn new(package: Package, spec: &ModelSpec) -> Result<Compiled, String> {
+    fn new(package: Package, spec: &ModelSpec, outputs_as_inputs: bool) -> Result<Compiled, String> {
         let (inputs, outputs) = (spec.inputs.len(), spec.outputs.len());
         let (takes, gives) = (package.inputs(), package.outputs());
-        // What takes its outputs too writes them, and what it gives is those once more, if anything.
-        if (takes, gives) != (inputs, outputs) && takes != inputs + outputs {
+        // What takes its outputs too may give them once more.
+        let fits = if outputs_as_inputs { takes == inputs + outputs } else { (takes, gives) == (inputs, outputs) };
+        if !fits {
+            let how = if outputs_as_inputs { ", of which the package is to take both" } else { "" };
             return Err(format!(
-                "takes {takes} tensors and gives {gives}, where config.pbtxt has {inputs} inputs and {outputs} outputs"
+                "takes {takes} tensors and gives {gives}, where config.pbtxt has {inputs} inputs and {outputs} outputs{how}"
             ));
         }
         let describe = |tensors: &[TensorSpec]| {
             tensors.iter().map(|tensor| Described::new(spec, tensor)).collect::<Result<Vec<_>, String>>()
         };
-        Ok(Compiled { package, inputs: describe(&spec.inputs)?, outputs: describe(&spec.outputs)? })
+        let (inputs, outputs) = (describe(&spec.inputs)?, describe(&spec.outputs)?);
+        Ok(Compiled { package, inputs, outputs, outputs_as_inputs })
     }
 }
 
@@ -121,7 +132,8 @@ impl Program for Compiled {
         let shaped = tensors().zip(operands).zip(&sizes);
         let shaped: Vec<Shaped<'_>> =
             shaped.map(|((tensor, at), sizes)| Shaped { operand: *at, element: tensor.element, sizes }).collect();
-        let (inputs, outputs) = shaped.split_at(self.inputs.len());
+        let takes = if self.outputs_as_inputs { shaped.len() } else { self.inputs.len() };
+        let (inputs, outputs) = shaped.split_at(takes);
         work.infer(0, inputs, outputs)
     }
 }

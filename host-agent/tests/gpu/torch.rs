@@ -92,7 +92,8 @@ fn packages_of_pytorch_are_served_alone_and_in_batches() {
     compile(folder.path());
     let package = |name: &str| folder.path().join(format!("{name}.pt2"));
     let in_place = "backend: \"pytorch\"\ninput { name: \"a\" data_type: TYPE_FP32 dims: [ 64 ] }\n\
-                    output { name: \"out\" data_type: TYPE_FP32 dims: [ 64 ] } max_batch_size: 4\n";
+                    output { name: \"out\" data_type: TYPE_FP32 dims: [ 64 ] } max_batch_size: 4\n\
+                    parameters { key: \"outputs_as_inputs\" value { string_value: \"true\" } }\n";
     let repository = with_package(Repository::new(), "in_place", in_place, &package("in_place"));
     let repository = with_package(repository, "lies", &mixed_config(4, 9), &package("mixed"));
     let repository = with_package(repository, "mixed", &mixed_config(8, 8), &package("mixed"));

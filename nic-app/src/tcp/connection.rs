@@ -3,7 +3,7 @@
 use std::net::Shutdown;
 
 use splitrpc_arena::{Arena, IoVec};
-use splitrpc_engine::{Piece, Placement, Time};
+use splitrpc_engine::{LEVELS, Piece, Placement, Time};
 use splitrpc_socket::TcpStream;
 use splitrpc_wire::{Flags, HEADER_LEN, Header, Kind, Manifest};
 
@@ -47,7 +47,7 @@ impl Connection {
             reading: Reading::Head(None),
             unread: Vec::new(),
             shape: Shape::default(),
-            urgency: 0,
+            urgency: LEVELS as u8 - 1,
             out: OutQueue::default(),
             out_since: Time::default(),
             watches_write: false,

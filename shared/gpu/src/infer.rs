@@ -25,27 +25,25 @@ impl Shaped<'_> {
 }
 
 impl Work<'_> {
-    /// Runs one of the lane's packages. It reads its inputs where they are. One that takes its outputs as further inputs
-    /// writes them where they belong, whatever it gives beside that; what others give is copied there.
+    /// Runs one of the lane's packages. It reads its inputs where they are. What it gives is copied to the outputs, unless there are none of
+    /// these: then it writes some of its inputs, and what it gives is not looked at.
     ///
     /// # Errors
     /// [`GpuError::NoBuffer`], also for a package that the lane does not hold; [`GpuError::NoSlots`], also where an operand has
     /// another number of bytes than its shape; [`GpuError::Torch`]; the driver's. Part of the work may have been submitted.
     pub fn infer(&self, package: usize, inputs: &[Shaped<'_>], outputs: &[Shaped<'_>]) -> Result<(), GpuError> {
         let package = self.package(package)?;
-        let in_place = package.inputs() == inputs.len() + outputs.len();
-        if !in_place && package.outputs() != outputs.len() {
+        if !outputs.is_empty() && package.outputs() != outputs.len() {
             let (wants, given) = (package.outputs(), outputs.len());
             return Err(splitrpc_torch::Error::Count { wants, given }.into());
         }
-        let passed = inputs.iter().chain(outputs.iter().filter(|_| in_place));
-        let passed = passed.map(|shaped| self.view(shaped)).collect::<Result<Vec<_>, _>>()?;
+        let passed = inputs.iter().map(|shaped| self.view(shaped)).collect::<Result<Vec<_>, _>>()?;
         let stream = self.stream();
         stream.context().make_current()?;
         // SAFETY: the stream is of the device whose context is current; the tensors are slots and buffers with as many bytes as their
         // shapes say, which the lane holds until its work is done, as it does the package.
         let given = unsafe { package.submit(stream.as_raw(), &passed) }?;
-        for (index, (from, to)) in given.iter().zip(outputs).enumerate().filter(|_| !in_place) {
+        for (index, (from, to)) in given.iter().zip(outputs).enumerate() {
             let from = from.address(index, &self.view(to)?)?;
             self.copy_from(from, &to.operand)?;
         }

@@ -26,15 +26,15 @@ impl Flight {
             self.place_elsewhere(tensors, count);
             let (inputs, outputs) = &self.operands;
             program.submit(&self.lane.work(), &Rows { count, inputs, outputs })?;
+            self.rehearsed.push(count);
             self.lane.finish()?;
             if program.is_recorded() {
                 self.compute(program, count)?;
                 self.lane.finish()?;
-                if !self.recordings.contains_key(&self.key) {
-                    tracing::warn!(rows = count, "a batch cannot be recorded, so it is submitted piece by piece");
-                }
             }
         }
+        // Another thread is to come.
+        self.rehearsed = Vec::with_capacity(self.rehearsed.len());
         Ok(())
     }
 
@@ -205,18 +205,26 @@ impl Flight {
     }
 
     fn compute(&mut self, program: &dyn Program, count: u32) -> Result<(), GpuError> {
-        let Flight { lane, operands: (inputs, outputs), recordings, key, .. } = self;
+        let Flight { lane, operands: (inputs, outputs), recordings, key, rehearsed, unrecordable, .. } = self;
         let rows = Rows { count, inputs, outputs };
-        if !program.is_recorded() {
+        let known = recordings.get(key).copied();
+        let is_new = known.is_none() && program.rehearses() && !rehearsed.contains(&count);
+        if is_new {
+            rehearsed.push(count);
+        }
+        if !program.is_recorded() || known.is_none() && (*unrecordable || is_new) {
             return program.submit(&lane.work(), &rows);
         }
-        let known = match recordings.get(key) {
-            Some(known) => Some(*known),
+        let known = match known {
+            Some(known) => Some(known),
             None => match lane.record(|work: &Work<'_>| program.submit(work, &rows)) {
                 Ok(recorded) => recorded,
                 Err(error) if error.is_sticky() => return Err(error),
-                // It goes without.
-                Err(_) => None,
+                Err(error) => {
+                    tracing::warn!(%error, "batches cannot be recorded on a lane, and are submitted piece by piece from now on");
+                    *unrecordable = true;
+                    None
+                }
             },
         };
         match known {

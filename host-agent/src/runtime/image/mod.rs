@@ -17,7 +17,7 @@ use plan::ImagePlan;
 mod plan;
 
 /// What says that there are images, beside the model's file.
-const FILE: &str = "images.toml";
+pub(crate) const FILE: &str = "images.toml";
 const MAX_BYTES: u64 = 1 << 20;
 /// Made from `image.cu` by `benches/workloads/build.py`.
 const CODE: &str = include_str!("image.ptx");
