@@ -63,8 +63,6 @@ impl Agent {
         command.arg("serve-agent").arg("--config").arg(&file).args(["--parent", &std::process::id().to_string()]);
         // Every stream has a queue of the device of its own then.
         command.env("CUDA_DEVICE_MAX_CONNECTIONS", "32");
-        // Of tests, and no key of the configuration.
-        command.env_remove("SPLITRPC_REQUIRE_GPU");
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
         let (child, addresses) = spawn(&mut command, "the host agent")?;
         let mut addresses = addresses.split(' ').map(|address| address.parse().ok());

@@ -4,6 +4,7 @@ use std::io::{BufRead, BufReader, Read};
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
+use std::thread;
 use std::time::Duration;
 
 use anyhow::Context;
@@ -13,6 +14,9 @@ use crate::arms::{Arm, ServerOptions};
 
 /// What a server prints before its address once it listens, and before the bytes that it has taken of a GPU's memory, if any.
 pub(crate) const READY: &str = "ready ";
+
+/// Bytes of what a process says that are kept for when it fails.
+const LAST_WORDS: usize = 16 << 10;
 
 /// Whose CPU time is read.
 #[derive(Clone, Copy, Debug)]
@@ -61,20 +65,27 @@ pub(crate) fn resident_bytes(pid: u32) -> anyhow::Result<u64> {
 /// Starts a program that prints a line beginning with [`READY`] once it is. Returns what follows in that line.
 pub(crate) fn spawn(command: &mut Command, what: &str) -> anyhow::Result<(Child, String)> {
     let mut child = command.spawn().with_context(|| format!("starting {what}"))?;
+    // Read all the time: who is not listened to stops once the pipe is full.
+    let words = child.stderr.take().map(|stderr| thread::spawn(move || last_words(stderr)));
     let mut line = String::new();
-    if let Some(stdout) = child.stdout.take() {
-        BufReader::new(stdout).read_line(&mut line)?;
-    }
-    if let Some(rest) = line.strip_prefix(READY) {
+    let read = child.stdout.take().map_or(Ok(0), |stdout| BufReader::new(stdout).read_line(&mut line));
+    if let (Ok(_), Some(rest)) = (&read, line.strip_prefix(READY)) {
         return Ok((child, rest.trim().to_owned()));
     }
     let _ = child.kill();
-    let mut why = String::new();
-    if let Some(mut stderr) = child.stderr.take() {
-        let _ = stderr.read_to_string(&mut why);
-    }
     let _ = child.wait();
+    let why = words.and_then(|words| words.join().ok()).unwrap_or_default();
     anyhow::bail!("{what} did not start: {}", why.trim());
+}
+
+/// The end of what somebody says.
+fn last_words(mut from: impl Read) -> String {
+    let (mut words, mut more) = (Vec::new(), [0; 4096]);
+    while let Ok(read @ 1..) = from.read(&mut more) {
+        words.extend_from_slice(&more[..read]);
+        words.drain(..words.len().saturating_sub(LAST_WORDS));
+    }
+    String::from_utf8_lossy(&words).into_owned()
 }
 
 /// A server process. Stopped, not ended, while others are measured; ended when dropped.

@@ -307,7 +307,7 @@ pub(super) mod tests {
     /// Whether there is a GPU; else a line says why not.
     pub(crate) fn has_gpu() -> bool {
         let Err(why) = LazyGpu::default().get().map(drop) else { return true };
-        assert!(std::env::var_os("SPLITRPC_REQUIRE_GPU").is_none(), "{why}");
+        assert!(std::env::var_os("SPLITRPC_TESTS_REQUIRE_GPU").is_none(), "{why}");
         // Not kept by the test harness.
         let _ = writeln!(io::stderr(), "skipped: {why}");
         false

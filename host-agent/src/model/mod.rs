@@ -2,6 +2,7 @@
 
 pub mod config_pbtxt;
 pub mod embedded;
+mod kind;
 mod of_config;
 pub mod onnx;
 pub mod pbtxt;

@@ -19,7 +19,7 @@ pub(crate) fn has_gpu() -> bool {
     match LazyGpu::default().get() {
         Ok(_) => true,
         Err(why) => {
-            assert!(std::env::var_os("SPLITRPC_REQUIRE_GPU").is_none(), "{why}");
+            assert!(std::env::var_os("SPLITRPC_TESTS_REQUIRE_GPU").is_none(), "{why}");
             // Not kept by the test harness.
             let _ = writeln!(std::io::stderr(), "skipped: {why}");
             false

@@ -44,7 +44,7 @@ pub(crate) fn gpu() -> Option<Gpu> {
             Some(Gpu { driver, context, _turn: turn })
         }
         Err(why) => {
-            assert!(std::env::var_os("SPLITRPC_REQUIRE_GPU").is_none(), "no GPU: {why}");
+            assert!(std::env::var_os("SPLITRPC_TESTS_REQUIRE_GPU").is_none(), "no GPU: {why}");
             SAID.call_once(|| say(&format!("skipped: no GPU: {why}")));
             None
         }

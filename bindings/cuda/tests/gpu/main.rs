@@ -1,4 +1,4 @@
-//! What only a GPU can show. Where there is none, each test says so and passes; with `SPLITRPC_REQUIRE_GPU=1` it fails.
+//! What only a GPU can show. Where there is none, each test says so and passes; with `SPLITRPC_TESTS_REQUIRE_GPU=1` it fails.
 //!
 //! The program needs nothing beside it, so it can be carried to the machine with the GPU and run there.
 

@@ -62,7 +62,7 @@ pub(crate) fn gpu() -> Option<Gpu> {
     let driver = match Driver::load() {
         Ok(driver) => driver,
         Err(why) => {
-            assert!(std::env::var_os("SPLITRPC_REQUIRE_GPU").is_none(), "no GPU: {why}");
+            assert!(std::env::var_os("SPLITRPC_TESTS_REQUIRE_GPU").is_none(), "no GPU: {why}");
             // Not kept by the test harness.
             SAID.call_once(|| drop(writeln!(std::io::stderr(), "skipped: no GPU: {why}")));
             return None;

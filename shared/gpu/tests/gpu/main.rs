@@ -1,4 +1,4 @@
-//! Slots, movers and lanes on a real device. Without one each test says why it is left out; `SPLITRPC_REQUIRE_GPU` makes that
+//! Slots, movers and lanes on a real device. Without one each test says why it is left out; `SPLITRPC_TESTS_REQUIRE_GPU` makes that
 //! a failure.
 
 mod common;
