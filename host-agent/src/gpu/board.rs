@@ -285,6 +285,10 @@ impl Device for Board {
         self.under_way += 1;
     }
 
+    fn foresees(&self, model: u16) -> bool {
+        self.model(model).is_some_and(|model| model.lanes.iter().any(Flight::foresees))
+    }
+
     fn launch_ahead(&mut self, model: u16, lane: u16, input: Run, output: Run) -> bool {
         let Some(Some(Model { tensors, program, lanes, .. })) = self.models.get_mut(usize::from(model)) else {
             return false;

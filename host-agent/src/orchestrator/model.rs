@@ -371,8 +371,9 @@ impl ModelState {
                     device.begin(self.handle, lane, turn, &job.requests, &job.batch);
                 }
                 lanes.under_way += 1;
+                let foresees = desk.device.as_ref().is_some_and(|device| device.foresees(self.handle));
                 let last = match job.batch.items() {
-                    [item] if item.rows == 1 => Some(item.input),
+                    [item] if item.rows == 1 && foresees => Some(item.input),
                     _ => None,
                 };
                 lanes.ahead[usize::from(lane)].last = last;

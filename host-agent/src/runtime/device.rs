@@ -41,6 +41,11 @@ pub trait Device: Send {
     /// A request whose copies may have begun will be in no batch.
     fn forget(&mut self, request: u32);
 
+    /// Whether it launches anything ahead for a model: see [`Device::launch_ahead`].
+    fn foresees(&self, _model: u16) -> bool {
+        false
+    }
+
     /// Has an idle lane launch, before it has come, a request of one row that will lie in `input` and be answered in `output`: the launch waits
     /// for it on the device. Returns whether it does. The output's slots are the device's then until a batch of just that request has
     /// taken them, or [`Device::is_over`].

@@ -184,6 +184,11 @@ impl Flight {
         lane.signal(*number)
     }
 
+    /// Whether anything is launched ahead on this lane.
+    pub(in crate::gpu) fn foresees(&self) -> bool {
+        self.ahead.is_some()
+    }
+
     /// Whether a launch waits for a request in these slots.
     pub(in crate::gpu) fn waits_for(&self, input: Run) -> bool {
         let place = |run: Run| (run.pool, run.first, run.rows);

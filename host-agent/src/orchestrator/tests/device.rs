@@ -90,6 +90,10 @@ impl Device for TestDevice {
         Some(std::iter::once(first).chain(idle).find(has_nothing).unwrap_or(first))
     }
 
+    fn foresees(&self, _: u16) -> bool {
+        self.control.lock().unwrap().foresees
+    }
+
     fn launch_ahead(&mut self, model: u16, lane: u16, input: Run, output: Run) -> bool {
         let mut control = self.control.lock().unwrap();
         if !control.foresees {
