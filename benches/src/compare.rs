@@ -12,7 +12,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 
 use crate::arms::{self, Arm, DATAGRAM};
 use crate::crowd::{self, Crowd};
-use crate::machine::{self, Crossed, Machine};
+use crate::machine::{self, Crossed, Machine, gpu_name};
 use crate::plan::{self, Point};
 use crate::record::{Idle, Report, Run};
 use crate::runner::{Runner, Servers, Session};
@@ -153,12 +153,6 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
     report::table::print(&report, &mut out)?;
     writeln!(out, "\nReport: {}\nJSON:   {}", options.html.display(), options.json.display())?;
     Ok(())
-}
-
-/// What the GPU is called that models are to compute on.
-fn gpu_name() -> anyhow::Result<String> {
-    let driver = splitrpc_cuda::Driver::load()?;
-    Ok(driver.devices().first().context("there is no GPU")?.name.clone())
 }
 
 /// A floor without its second run says nothing.

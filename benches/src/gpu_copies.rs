@@ -13,6 +13,7 @@ use splitrpc_gpu::{GpuArena, Lane, Piece, Work};
 
 use crate::machine::{self, Machine};
 use crate::plan::IMAGE;
+use crate::report::write_json;
 
 /// Into how many frames a tensor is cut. 74 are those of the paper's 8,192 bytes, 428 those of an ordinary network.
 const FRAMES: [u16; 9] = [1, 2, 4, 8, 16, 37, 74, 147, 428];
@@ -131,11 +132,7 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
         print(&row);
         report.rows.push(row);
     }
-    if let Some(file) = &options.json {
-        let text = serde_json::to_string_pretty(&report)?;
-        std::fs::write(file, text).with_context(|| format!("writing {}", file.display()))?;
-    }
-    Ok(())
+    write_json(options.json.as_deref(), &report)
 }
 
 fn measure(

@@ -12,6 +12,7 @@ use splitrpc_gpu::{Gate, GpuArena, Kernel, Lane, Operand, Recording, Work, fille
 
 use crate::gpu_copies::{Samples, Times};
 use crate::machine::{self, Machine};
+use crate::report::write_json;
 
 /// Kernels of a graph.
 const KERNELS: [u32; 3] = [1, 8, 32];
@@ -120,11 +121,7 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
         print(&row);
         report.rows.push(row);
     }
-    if let Some(file) = &options.json {
-        let text = serde_json::to_string_pretty(&report)?;
-        std::fs::write(file, text).with_context(|| format!("writing {}", file.display()))?;
-    }
-    Ok(())
+    write_json(options.json.as_deref(), &report)
 }
 
 /// A lane with its graphs.

@@ -17,7 +17,8 @@ use splitrpc_client::{ConnectOptions, Connection, Event, Request, Tensor, Transp
 use splitrpc_wire::{DType, Path, Stage};
 
 use crate::agent::{Agent, Fold};
-use crate::machine::{self, Machine};
+use crate::machine::{self, Machine, gpu_name};
+use crate::report::write_json;
 
 /// What is promised: the urgent requests' 99th percentile beside the stream, as a multiple of that alone.
 const TARGET: f64 = 3.0;
@@ -108,7 +109,7 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
         "multiples of 16 bytes"
     );
     // Before this thread has one core alone.
-    let machine = Machine { gpu: gpu_name(), ..Machine::this() };
+    let machine = Machine { gpu: gpu_name().ok(), ..Machine::this() };
     let folder = tempfile::tempdir()?;
     let fold = |name, bytes, blocks| Fold { name, bytes, blocks, max_batch: 1, more: LEVELS };
     let urgent = fold("urgent", options.urgent_bytes, 4);
@@ -158,11 +159,7 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
         stream_beside: streamed(stream_beside),
     };
     print(&report);
-    if let Some(file) = &options.json {
-        let text = serde_json::to_string_pretty(&report)?;
-        std::fs::write(file, text).with_context(|| format!("writing {}", file.display()))?;
-    }
-    Ok(())
+    write_json(options.json.as_deref(), &report)
 }
 
 /// The agent's settings: room for a few large requests, and one data thread on a core of its own.
@@ -180,11 +177,6 @@ fn config(options: &Options, repository: PathBuf, core: Option<usize>) -> anyhow
     config.limits.class_bytes = config.limits.class_bytes.max(8 * u64::from(options.stream_bytes));
     (config.models.builtins, config.models.repository) = (Vec::new(), Some(repository));
     Ok(config)
-}
-
-fn gpu_name() -> Option<String> {
-    let driver = splitrpc_cuda::Driver::load().ok()?;
-    Some(driver.devices().first()?.name.clone())
 }
 
 /// What the stream is told, and tells.

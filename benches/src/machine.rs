@@ -4,6 +4,7 @@ use std::fs;
 use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::time::Duration;
 
+use anyhow::Context as _;
 use rustix::thread::CpuSet;
 use serde::Serialize;
 
@@ -23,6 +24,12 @@ pub(crate) struct Machine {
     /// The GPU, where one took part.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) gpu: Option<String>,
+}
+
+/// What the GPU is called that models are to compute on.
+pub(crate) fn gpu_name() -> anyhow::Result<String> {
+    let driver = splitrpc_cuda::Driver::load()?;
+    Ok(driver.devices().first().context("there is no GPU")?.name.clone())
 }
 
 impl Machine {

@@ -18,7 +18,7 @@ use crate::orchestrator::{Computing, Served};
 use crate::plan::{self, Plan, PlanError};
 use crate::runtime::echo::Echo;
 use crate::runtime::null::Null;
-use crate::runtime::null_gpu::NullGpu;
+use crate::runtime::null_gpu::null_gpu;
 use crate::runtime::{Execution, Factory, RuntimeError};
 use crate::shard::{self, Addresses, Common, Running, StartError};
 use crate::warmup::warm_up;
@@ -159,7 +159,7 @@ fn candidates(config: &Config, gpu: &LazyGpu) -> Result<Vec<Candidate>, ModelErr
             Builtin::Null => Arc::new(Null::new(config.models.response_bytes)),
             Builtin::NullGpu => {
                 let gpu = gpu.get().map_err(|why| ModelReport::failed("null-gpu", why))?;
-                Arc::new(NullGpu::new(&gpu.context, config.models.response_bytes))
+                Arc::new(null_gpu(&gpu.context, config.models.response_bytes))
             }
             Builtin::Echo => Arc::new(Echo::new()),
             Builtin::Digits => Arc::new(embedded::digits().map_err(|e| report(&e))?),

@@ -13,7 +13,7 @@ use host_agent::config;
 use host_agent::gpu::{LazyGpu, Program, Rows};
 use host_agent::model::load_model;
 use host_agent::model::spec::{ModelSpec, TensorSpec};
-use host_agent::runtime::null_gpu::NullGpu;
+use host_agent::runtime::null_gpu::null_gpu;
 use host_agent::runtime::{Execution, Factory};
 use splitrpc_arena::{Arena, PoolLayout, Run};
 use splitrpc_cuda::{Context, Driver, Event, MemoryOptions, PinnedBuffer};
@@ -72,7 +72,7 @@ pub(super) fn load(workload: Workload, gpu: &LazyGpu, response_bytes: u32) -> an
         Some(repository) => Ok(load_model(&repository.path().join(workload.name()), gpu)?),
         None => {
             let gpu = gpu.get().map_err(anyhow::Error::msg)?;
-            Ok(Arc::new(NullGpu::new(&gpu.context, response_bytes)))
+            Ok(Arc::new(null_gpu(&gpu.context, response_bytes)))
         }
     }
 }

@@ -5,8 +5,19 @@ pub(crate) mod plots;
 pub(crate) mod table;
 pub(crate) mod workloads;
 
+use std::path::Path;
+
+use anyhow::Context as _;
+use serde::Serialize;
+
 use crate::arms::Arm;
 use crate::record::Run;
+
+/// Writes figures to a file, if one was asked for.
+pub(crate) fn write_json(file: Option<&Path>, figures: &impl Serialize) -> anyhow::Result<()> {
+    let Some(file) = file else { return Ok(()) };
+    std::fs::write(file, serde_json::to_string_pretty(figures)?).with_context(|| format!("writing {}", file.display()))
+}
 
 /// How many times its floor's latency and throughput a run's are.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]

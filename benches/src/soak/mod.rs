@@ -18,6 +18,7 @@ use splitrpc_cuda::Driver;
 use crate::agent::{Agent, Fold};
 use crate::machine::Machine;
 use crate::process::resident_bytes;
+use crate::report::write_json;
 use load::{Counts, Load};
 
 /// How long the agent may take to be as large as it gets.
@@ -135,10 +136,7 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
         growth,
         samples,
     };
-    if let Some(file) = &options.json {
-        let text = serde_json::to_string_pretty(&report)?;
-        std::fs::write(file, text).with_context(|| format!("writing {}", file.display()))?;
-    }
+    write_json(options.json.as_deref(), &report)?;
     let Report { counts, faults, first_faults, after_first_minute, at_the_end, growth, passed, .. } = &report;
     println!("{counts:#?}\nafter the first minute: {after_first_minute:?}\nat the end: {at_the_end:?}\n{growth:?}");
     first_faults.iter().for_each(|fault| println!("fault: {fault}"));

@@ -7,39 +7,17 @@ use splitrpc_arena::Run;
 use splitrpc_cuda::Context;
 use splitrpc_gpu::{GpuError, Work, filled};
 
+use super::Factory;
 use super::null::{Null, pattern};
-use super::{Execution, Factory, Runtime, RuntimeError};
-use crate::gpu::{Program, Resources, Rows, granules};
+use crate::gpu::{GpuModel, Program, Resources, Rows, granules};
 use crate::model::spec::ModelSpec;
 
-/// The null model of a GPU.
-#[derive(Debug)]
-pub struct NullGpu {
-    spec: ModelSpec,
-    program: Arc<Answer>,
-}
-
-impl NullGpu {
-    /// A null model whose output has this many bytes.
-    #[must_use]
-    pub fn new(context: &Context, response_bytes: u32) -> NullGpu {
-        let spec = ModelSpec { name: "null-gpu".into(), ..Null::new(response_bytes).spec().clone() };
-        NullGpu { spec, program: Arc::new(Answer { context: context.clone(), bytes: response_bytes }) }
-    }
-}
-
-impl Factory for NullGpu {
-    fn spec(&self) -> &ModelSpec {
-        &self.spec
-    }
-
-    fn execution(&self) -> Execution {
-        Execution::Gpu(Arc::clone(&self.program) as Arc<dyn Program>)
-    }
-
-    fn instance(&self) -> Result<Box<dyn Runtime>, RuntimeError> {
-        Err(RuntimeError("computes on a GPU alone".into()))
-    }
+/// A null model on a GPU, whose output has this many bytes.
+#[must_use]
+pub fn null_gpu(context: &Context, response_bytes: u32) -> GpuModel {
+    let spec = ModelSpec { name: "null-gpu".into(), ..Null::new(response_bytes).spec().clone() };
+    let program = Arc::new(Answer { context: context.clone(), bytes: response_bytes });
+    GpuModel { spec, file: None, program }
 }
 
 #[derive(Debug)]
