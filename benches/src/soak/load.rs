@@ -14,7 +14,7 @@ use bytes::Bytes;
 use fastrand::Rng;
 use rustix::event::{PollFd, PollFlags, poll};
 use serde::Serialize;
-use splitrpc_client::{ConnectOptions, Connection, Event, Request, RequestId, Tensor, Transport};
+use splitrpc_client::{ConnectOptions, Connection, Error, Event, Request, RequestId, Tensor, Transport};
 use splitrpc_wire::{DType, Status};
 
 use crate::agent::{Agent, Fold};
@@ -231,7 +231,12 @@ impl Load {
                 let tensors = [Tensor::new(0, example.dtype, &example.dims, &example.input)?];
                 let priority = rng.u8(..3);
                 let request = Request { priority, ..Request::new(handle, &tensors) };
-                let id = connection.submit(&request)?;
+                let id = match connection.submit(&request) {
+                    Ok(id) => id,
+                    // The bytes of those that were cancelled have yet to leave.
+                    Err(Error::Backpressure { .. }) => break,
+                    Err(error) => return Err(error.into()),
+                };
                 asked += 1;
                 counts.urgent += u64::from(priority == 1);
                 // One that has been answered already is not cancelled any more; of one that is nothing more is heard.

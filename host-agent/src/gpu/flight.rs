@@ -2,17 +2,17 @@
 
 mod ahead;
 mod launch;
+mod recordings;
 mod timing;
 
-use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
 use splitrpc_cuda::{DeviceMemory, Event, MemoryOptions};
-use splitrpc_gpu::{Direction, GpuArena, GpuError, Lane, Operand, Recording, filled};
+use splitrpc_gpu::{Direction, GpuArena, GpuError, Lane, Operand, filled};
 use splitrpc_ring::Run;
 
 use self::ahead::Ahead;
-use self::launch::{ELSEWHERE, Key};
+use self::recordings::{ELSEWHERE, Key, Recordings};
 use self::timing::{Marks, Split};
 use super::batch::{Stretch, stretches};
 use super::tensors::Tensors;
@@ -53,15 +53,11 @@ pub(super) struct Flight {
     requests: Vec<u32>,
     compactions: u8,
     operands: (Vec<Operand>, Vec<Operand>),
-    /// What was recorded, by rows and first slots.
-    recordings: HashMap<Key, Recording>,
-    /// Numbers of rows that this thread has submitted unrecorded, where a program rehearses: what it makes for a thread and a stream, and
-    /// keeps, may be part of no recording.
-    rehearsed: Vec<u32>,
-    /// Something could not be recorded, so nothing is tried any more.
-    unrecordable: bool,
+    recordings: Recordings,
     /// Which of them the batch's is.
     key: Key,
+    /// Rows that are computed, those of the batch and maybe others.
+    computed: u32,
     rank: (u8, u64),
     /// The number of its last signal.
     number: u32,
@@ -119,10 +115,9 @@ impl Flight {
             requests: Vec::with_capacity(tensors.max_batch.into()),
             compactions: 0,
             operands: (Vec::with_capacity(tensors.inputs.len()), Vec::with_capacity(tensors.outputs.len())),
-            recordings: HashMap::new(),
-            rehearsed: Vec::new(),
-            unrecordable: false,
+            recordings: Recordings::default(),
             key: (0, ELSEWHERE, ELSEWHERE),
+            computed: 0,
             rank: (0, 0),
             number: 0,
             splits: vec![Split::default(); usize::from(tensors.max_batch).max(64) + 1],

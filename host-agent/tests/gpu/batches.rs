@@ -1,7 +1,12 @@
-use splitrpc_client::Event;
-use splitrpc_wire::Status;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
 
-use crate::common::{Repository, answers, config, connection, has_gpu, next, start, submit_sum, sum};
+use host_agent::config::Builtin;
+use splitrpc_client::{Event, Input};
+use splitrpc_wire::{DType, Status};
+
+use crate::common::{Repository, answers, client, config, connection, has_gpu, next, start, submit_sum, sum};
 
 const PATIENT: &str = "dynamic_batching { max_queue_delay_microseconds: 200000 }";
 
@@ -96,14 +101,15 @@ fn what_is_copied_while_it_arrives_is_whole_whoever_had_the_slots_before() {
     }
     let n = 500_000;
     let repository = Repository::new().with_add("add", n, 1, "kernel", "");
-    let mut config = config(Some(&repository), &[]);
+    let mut config = config(Some(&repository), &[Builtin::NullGpu]);
     // As few as there can be, so that they are used again at once.
     (config.limits.slots_per_model, config.limits.class_bytes) = (2, 1 << 20);
     let server = start(config);
     let mut lasting = connection(&server);
     let model = lasting.catalogue().model("add").unwrap().handle;
     let sums: Vec<_> = (0..5).map(|seed| sum(seed, n)).collect();
-    for round in 0..60 {
+    let ends = AtomicBool::new(false);
+    let mut whole = |round: usize| {
         // Its first bytes leave at once, and the others never do.
         let mut broken = connection(&server);
         submit_sum(&mut broken, model, &sums[round % 5]);
@@ -124,6 +130,21 @@ fn what_is_copied_while_it_arrives_is_whole_whoever_had_the_slots_before() {
                 event => panic!("{event:?}"),
             }
         }
-    }
+    };
+    (0..60).for_each(&mut whole);
+    // While requests to this model follow each other closely it is the porter that carries what arrives.
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            let mut client = client(&server);
+            while !ends.load(Ordering::Relaxed) {
+                let input = [Input::new("INPUT", DType::Uint8, &[64], &[1_u8; 64][..])];
+                let response = client.infer("null-gpu", &input).unwrap();
+                client.recycle(response);
+            }
+        });
+        let outcome = catch_unwind(AssertUnwindSafe(|| (60..160).for_each(&mut whole)));
+        ends.store(true, Ordering::Relaxed);
+        outcome.unwrap();
+    });
     assert!(server.stop());
 }

@@ -33,16 +33,16 @@ impl Work<'_> {
     /// another number of bytes than its shape; [`GpuError::Torch`]; the driver's. Part of the work may have been submitted.
     pub fn infer(&self, package: usize, inputs: &[Shaped<'_>], outputs: &[Shaped<'_>]) -> Result<(), GpuError> {
         let package = self.package(package)?;
-        if !outputs.is_empty() && package.outputs() != outputs.len() {
-            let (wants, given) = (package.outputs(), outputs.len());
-            return Err(splitrpc_torch::Error::Count { wants, given }.into());
-        }
         let passed = inputs.iter().map(|shaped| self.view(shaped)).collect::<Result<Vec<_>, _>>()?;
         let stream = self.stream();
         stream.context().make_current()?;
         // SAFETY: the stream is of the device whose context is current; the tensors are slots and buffers with as many bytes as their
         // shapes say, which the lane holds until its work is done, as it does the package.
         let given = unsafe { package.submit(stream.as_raw(), &passed) }?;
+        if !outputs.is_empty() && given.len() != outputs.len() {
+            let (wants, given) = (given.len(), outputs.len());
+            return Err(splitrpc_torch::Error::Count { wants, given }.into());
+        }
         for (index, (from, to)) in given.iter().zip(outputs).enumerate() {
             let from = from.address(index, &self.view(to)?)?;
             self.copy_from(from, &to.operand)?;

@@ -1,9 +1,10 @@
 //! What a launch is made of: copies in front of it, rows put together, the model's own part, and what brings its outputs back.
 
-use splitrpc_gpu::{GpuError, Operand, Work};
+use splitrpc_gpu::{GpuError, Operand};
 use splitrpc_ring::Run;
 
 use super::Flight;
+use super::recordings::ELSEWHERE;
 use crate::gpu::batch::Stretch;
 use crate::gpu::tensors::{Tensor, Tensors};
 use crate::gpu::transfers::Transfers;
@@ -12,11 +13,8 @@ use crate::runtime::Batch;
 
 /// Up to so many rows, each number of them has a recording of its own before the first batch; beyond that, only some have.
 const EACH_RECORDED: u32 = 32;
-/// No first slot: the tensor's rows were put together elsewhere.
-pub(super) const ELSEWHERE: u32 = u32::MAX;
-
-/// What a recording is of: so many rows, with inputs and outputs from these slots on.
-pub(super) type Key = (u32, u32, u32);
+/// Programs that take no single row take so many: exporters count 0 and 1 among the sizes that are fixed.
+const SEVERAL: u32 = 2;
 
 impl Flight {
     /// Computes batches of nothing in the memory for compactions, and records that, so that whatever comes has been recorded. For start-up.
@@ -25,16 +23,23 @@ impl Flight {
         for count in (1..=most).filter(|count| *count <= EACH_RECORDED || count.is_power_of_two() || *count == most) {
             self.place_elsewhere(tensors, count);
             let (inputs, outputs) = &self.operands;
-            program.submit(&self.lane.work(), &Rows { count, inputs, outputs })?;
-            self.rehearsed.push(count);
+            match program.submit(&self.lane.work(), &Rows { count, inputs, outputs }) {
+                Err(GpuError::Torch(error)) if count == 1 && most >= SEVERAL => {
+                    tracing::info!(%error, "the model computes no single row: such a batch is computed as one of two rows");
+                    self.recordings.fewest = SEVERAL;
+                    continue;
+                }
+                submitted => submitted?,
+            }
+            self.recordings.was_rehearsed(count);
             self.lane.finish()?;
             if program.is_recorded() {
-                self.compute(program, count)?;
+                self.compute(program)?;
                 self.lane.finish()?;
             }
         }
         // Another thread is to come.
-        self.rehearsed = Vec::with_capacity(self.rehearsed.len());
+        self.recordings.move_on();
         Ok(())
     }
 
@@ -82,14 +87,14 @@ impl Flight {
         self.compactions = 0;
         self.place(tensors, batch);
         // No time for that here, if there is another way.
-        if program.rehearses() && !self.recordings.contains_key(&self.key) && self.lane.recordings_left() == 0 {
+        if program.rehearses() && !self.recordings.has(self.key) && self.lane.recordings_left() == 0 {
             let elsewhere = (batch.rows(), ELSEWHERE, ELSEWHERE);
-            if self.recordings.contains_key(&elsewhere) {
+            if self.recordings.has(elsewhere) {
                 self.place_elsewhere(tensors, batch.rows());
             }
         }
         self.gather(tensors, batch)?;
-        self.compute(program, batch.rows())?;
+        self.compute(program)?;
         self.mark(&self.marks.computed)?;
         self.spread(tensors)?;
         if self.empties_directly(tensors, copies) {
@@ -129,11 +134,15 @@ impl Flight {
 
     /// Where each tensor is for the program: in its slots where the batch's rows lie together there, as they should.
     fn place(&mut self, tensors: &Tensors, batch: &Batch) {
+        if batch.rows() < self.recordings.fewest {
+            return self.place_elsewhere(tensors, batch.rows());
+        }
         let (inputs, outputs) = &mut self.operands;
         inputs.clear();
         outputs.clear();
         let first = |stretches: &[Stretch]| if let [one] = stretches { one.run.first } else { ELSEWHERE };
-        self.key = (batch.rows(), first(&self.inputs), first(&self.outputs));
+        self.computed = batch.rows();
+        self.key = (self.computed, first(&self.inputs), first(&self.outputs));
         let arena = self.lane.arena();
         let rows = u64::from(batch.rows());
         let place = |known: &Tensor, tensor: usize, stretches: &[Stretch], bytes: u64| {
@@ -156,8 +165,10 @@ impl Flight {
         }
     }
 
-    /// Has all of a batch of so many rows put together in the memory for compactions.
+    /// Has all of a batch of so many rows put together in the memory for compactions, where rows may follow that are nobody's.
     fn place_elsewhere(&mut self, tensors: &Tensors, count: u32) {
+        let count = count.max(self.recordings.fewest);
+        self.computed = count;
         self.key = (count, ELSEWHERE, ELSEWHERE);
         let staging = self.staging;
         let place = |known: &Tensor| {
@@ -204,35 +215,8 @@ impl Flight {
         Ok(())
     }
 
-    fn compute(&mut self, program: &dyn Program, count: u32) -> Result<(), GpuError> {
-        let Flight { lane, operands: (inputs, outputs), recordings, key, rehearsed, unrecordable, .. } = self;
-        let rows = Rows { count, inputs, outputs };
-        let known = recordings.get(key).copied();
-        let is_new = known.is_none() && program.rehearses() && !rehearsed.contains(&count);
-        if is_new {
-            rehearsed.push(count);
-        }
-        if !program.is_recorded() || known.is_none() && (*unrecordable || is_new) {
-            return program.submit(&lane.work(), &rows);
-        }
-        let known = match known {
-            Some(known) => Some(known),
-            None => match lane.record(|work: &Work<'_>| program.submit(work, &rows)) {
-                Ok(recorded) => recorded,
-                Err(error) if error.is_sticky() => return Err(error),
-                Err(error) => {
-                    tracing::warn!(%error, "batches cannot be recorded on a lane, and are submitted piece by piece from now on");
-                    *unrecordable = true;
-                    None
-                }
-            },
-        };
-        match known {
-            Some(recording) => {
-                recordings.insert(*key, recording);
-                lane.replay(recording)
-            }
-            None => program.submit(&lane.work(), &rows),
-        }
+    fn compute(&mut self, program: &dyn Program) -> Result<(), GpuError> {
+        let Flight { lane, operands: (inputs, outputs), recordings, key, computed, .. } = self;
+        recordings.submit(lane, program, &Rows { count: *computed, inputs, outputs }, *key)
     }
 }

@@ -1,0 +1,78 @@
+//! What a lane has recorded of its model's computing, and what it knows of how many rows that takes.
+
+use std::collections::HashMap;
+
+use splitrpc_gpu::{GpuError, Lane, Recording, Work};
+
+use crate::gpu::{Program, Rows};
+
+/// What a recording is of: so many rows, with inputs and outputs from these slots on.
+pub(super) type Key = (u32, u32, u32);
+/// No first slot: the tensor's rows were put together elsewhere.
+pub(super) const ELSEWHERE: u32 = u32::MAX;
+
+#[derive(Debug)]
+pub(super) struct Recordings {
+    known: HashMap<Key, Recording>,
+    /// Numbers of rows that this thread has submitted unrecorded, where a program rehearses: what it makes for a thread and a stream, and
+    /// keeps, may be part of no recording.
+    rehearsed: Vec<u32>,
+    /// Something could not be recorded, so nothing is tried any more.
+    impossible: bool,
+    /// The fewest rows that the program computes. A smaller batch is computed with others beside it, whose outputs are nobody's.
+    pub(super) fewest: u32,
+}
+
+impl Default for Recordings {
+    fn default() -> Recordings {
+        Recordings { known: HashMap::new(), rehearsed: Vec::new(), impossible: false, fewest: 1 }
+    }
+}
+
+impl Recordings {
+    pub(super) fn has(&self, key: Key) -> bool {
+        self.known.contains_key(&key)
+    }
+
+    /// So many rows were submitted unrecorded.
+    pub(super) fn was_rehearsed(&mut self, count: u32) {
+        self.rehearsed.push(count);
+    }
+
+    /// The lane goes to another thread.
+    pub(super) fn move_on(&mut self) {
+        self.rehearsed = Vec::with_capacity(self.rehearsed.len());
+    }
+
+    /// Submits a batch: as it was recorded, and recorded first if that is yet to be, or piece by piece where it cannot be.
+    pub(super) fn submit(
+        &mut self,
+        lane: &mut Lane,
+        program: &dyn Program,
+        rows: &Rows<'_>,
+        key: Key,
+    ) -> Result<(), GpuError> {
+        if let Some(known) = self.known.get(&key) {
+            return lane.replay(*known);
+        }
+        let is_new = program.rehearses() && !self.rehearsed.contains(&rows.count);
+        if is_new {
+            self.rehearsed.push(rows.count);
+        }
+        if program.is_recorded() && !self.impossible && !is_new {
+            match lane.record(|work: &Work<'_>| program.submit(work, rows)) {
+                Ok(Some(recording)) => {
+                    self.known.insert(key, recording);
+                    return lane.replay(recording);
+                }
+                Ok(None) => {}
+                Err(error) if error.is_sticky() => return Err(error),
+                Err(error) => {
+                    tracing::warn!(%error, "batches cannot be recorded on a lane, and are submitted piece by piece from now on");
+                    self.impossible = true;
+                }
+            }
+        }
+        program.submit(&lane.work(), rows)
+    }
+}
