@@ -15,6 +15,7 @@ import sys
 os.environ.setdefault("CXX", "g++")
 
 import torch
+import torch.fx.experimental._config
 import torchvision
 from torch.export import Dim, export
 
@@ -34,8 +35,10 @@ def main(folder: pathlib.Path, most: int) -> None:
     (folder / "1").mkdir(parents=True, exist_ok=True)
     with torch.no_grad():
         answer = model(request.cuda()).cpu()
-        program = export(model, (example,), dynamic_shapes=shapes)
-        torch._inductor.aoti_compile_and_package(program, package_path=str(folder / "1" / "model.pt2"))
+        # Without this an exporter takes a batch of one for a size of its own, and what it compiles takes none of one.
+        with torch.fx.experimental._config.patch(backed_size_oblivious=True):
+            program = export(model, (example,), dynamic_shapes=shapes)
+            torch._inductor.aoti_compile_and_package(program, package_path=str(folder / "1" / "model.pt2"))
     # A package for one image takes the whole tensor, batch dimension and all.
     config = CONFIG.format(most=most)
     if not shapes:

@@ -214,8 +214,8 @@ impl Config {
         if gpu.early_bytes > 0 && gpu.early_bytes < 4096 {
             wrong("gpu.early_bytes", format!("is {}, and must be 0 or at least 4,096", gpu.early_bytes));
         }
-        if gpu.kernel_out_bytes > 1 << 20 {
-            wrong("gpu.kernel_out_bytes", format!("is {}, and must be at most 1,048,576", gpu.kernel_out_bytes));
+        if gpu.kernel_bytes > 1 << 20 {
+            wrong("gpu.kernel_bytes", format!("is {}, and must be at most 1,048,576", gpu.kernel_bytes));
         }
         if gpu.launch_limit_ms == 0 {
             wrong("gpu.launch_limit_ms", "is 0, so no launch would be in time".into());

@@ -235,9 +235,9 @@ pub struct Gpu {
     pub porter: bool,
     /// Larger requests are copied while they arrive over TCP, in pieces of at least so many bytes; 0 is none.
     pub early_bytes: u32,
-    /// Outputs of at most so many bytes are written to the host by a kernel, and not by a copy engine, where a kernel is what they wait for,
-    /// and inputs of as many are read by one where a launch waits for them; 0 is none.
-    pub kernel_out_bytes: u32,
+    /// Where a model launches kernels, inputs and outputs of at most so many bytes in all are carried from and to the host by a kernel in front of
+    /// these and behind them, and not by a copy engine; 0 is none.
+    pub kernel_bytes: u32,
     /// How long a launch may take before its requests are answered as failed, in milliseconds.
     pub launch_limit_ms: u32,
     /// Models whose next launch waits on the GPU for its request.
@@ -256,7 +256,7 @@ impl Default for Gpu {
             chunks_ahead: 2,
             porter: true,
             early_bytes: 256 << 10,
-            kernel_out_bytes: 64 << 10,
+            kernel_bytes: 64 << 10,
             launch_limit_ms: 10_000,
             pre_launched: Vec::new(),
             torch: None,

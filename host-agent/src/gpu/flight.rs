@@ -12,7 +12,7 @@ use splitrpc_gpu::{Direction, GpuArena, GpuError, Lane, Operand, filled};
 use splitrpc_ring::Run;
 
 use self::ahead::Ahead;
-use self::recordings::{ELSEWHERE, Key, Recordings};
+use self::recordings::{Key, Recordings};
 use self::timing::{Marks, Split};
 use super::batch::{Stretch, stretches};
 use super::tensors::Tensors;
@@ -116,7 +116,7 @@ impl Flight {
             compactions: 0,
             operands: (Vec::with_capacity(tensors.inputs.len()), Vec::with_capacity(tensors.outputs.len())),
             recordings: Recordings::default(),
-            key: (0, ELSEWHERE, ELSEWHERE),
+            key: Key::elsewhere(0),
             computed: 0,
             rank: (0, 0),
             number: 0,
@@ -215,8 +215,11 @@ impl Flight {
         if let Some(error) = copies.failure() {
             return self.fail(copies, error);
         }
-        let copied = if alone { self.copy_in(tensors, batch) } else { self.copy_rest(copies, batch) };
-        let begun = copied.and_then(|()| self.launch(tensors, program, copies, !alone, batch));
+        let begun = if alone {
+            self.launch_whole(tensors, program, copies, batch)
+        } else {
+            self.copy_rest(copies, batch).and_then(|()| self.launch(tensors, program, copies, true, batch))
+        };
         self.phase = begun.map_or_else(Phase::Failing, |()| Phase::Computing { copy_in: None, since, asked: since });
         copies.launched(program.launches());
     }
@@ -338,10 +341,11 @@ impl Flight {
                     return Ok(false);
                 }
                 if self.was_in_vain() && !self.given_up {
-                    if !self.present {
-                        self.copy_in(tensors, batch)?;
+                    if self.present {
+                        self.launch(tensors, program, copies, true, batch)?;
+                    } else {
+                        self.launch_whole(tensors, program, copies, batch)?;
                     }
-                    self.launch(tensors, program, copies, true, batch)?;
                     return Ok(false);
                 }
                 let took = since.elapsed();

@@ -12,6 +12,9 @@ const ALIGNMENT: u64 = 256;
 /// What the address of every slot of a window of one row is a multiple of.
 const SLOT_ALIGNMENT: u64 = 64;
 
+/// Bytes that a thread of a kernel reads at once.
+const VECTOR: u32 = 16;
+
 /// What all lanes of a model know of its tensors.
 pub(super) struct Tensors {
     pub(super) inputs: Vec<Tensor>,
@@ -90,6 +93,11 @@ impl Tensors {
 
     pub(super) fn is_fixed(&self) -> bool {
         self.inputs.iter().all(|tensor| tensor.row.is_some())
+    }
+
+    /// Whether a kernel can read each row of the inputs in whole vectors.
+    pub(super) fn is_even(&self) -> bool {
+        self.max_batch == 1 || self.inputs.iter().all(|tensor| tensor.row.is_some_and(|row| row.is_multiple_of(VECTOR)))
     }
 
     /// Bytes of an input in a stretch of a batch.

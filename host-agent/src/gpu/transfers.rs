@@ -102,7 +102,7 @@ impl Transfers {
             begun: vec![Begun::NOTHING; requests],
             direct: settings.chunk_bytes.into(),
             early: settings.early_bytes,
-            by_kernel: settings.kernel_out_bytes.into(),
+            by_kernel: settings.kernel_bytes.into(),
             waited_for: 0,
             failed: None,
             closed: Vec::new(),

@@ -4,6 +4,7 @@ use std::fmt::Write as _;
 use std::io::Write as _;
 use std::net::SocketAddr;
 use std::path::Path;
+use std::process::Command;
 
 use host_agent::config::{Builtin, Config};
 use host_agent::gpu::LazyGpu;
@@ -25,6 +26,27 @@ pub(crate) fn has_gpu() -> bool {
             false
         }
     }
+}
+
+/// Set in a process that a test has to itself.
+const ALONE: &str = "SPLITRPC_TEST_ALONE";
+
+/// Whether this process is the test's own. Else the test, which loses the GPU for its process or wants an environment, is run in one that is,
+/// and has to pass there; or there is no GPU.
+pub(crate) fn is_alone(test: &str, environment: &[(&str, &str)]) -> bool {
+    if std::env::var(ALONE).is_ok_and(|of| of == test) {
+        return true;
+    }
+    if has_gpu() {
+        let program = std::env::current_exe().unwrap();
+        let mut again = Command::new(program);
+        again.args([test, "--exact", "--nocapture", "--test-threads=1"]).env(ALONE, test);
+        assert!(
+            again.envs(environment.iter().copied()).status().unwrap().success(),
+            "{test} has failed, as is said above"
+        );
+    }
+    false
 }
 
 /// A folder of models.

@@ -6,7 +6,7 @@ use host_agent::serve::build;
 use splitrpc_client::{Client, Error, Input};
 use splitrpc_wire::{DType, Status};
 
-use crate::common::{Repository, client, config, has_gpu, start};
+use crate::common::{Repository, client, config, has_gpu, is_alone, start};
 
 /// Has the model wait for so many microseconds, and says how it was refused.
 fn pause(client: &mut Client, micros: i32) -> Result<i32, (Status, String)> {
@@ -54,7 +54,7 @@ fn a_launch_that_takes_too_long_is_given_up_and_the_others_are_served() {
 
 #[test]
 fn a_kernel_that_faults_loses_the_gpu_and_nothing_else() {
-    if !has_gpu() {
+    if !is_alone("faults::a_kernel_that_faults_loses_the_gpu_and_nothing_else", &[]) {
         return;
     }
     let repository = Repository::new().with_pause();

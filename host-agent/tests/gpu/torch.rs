@@ -8,7 +8,7 @@ use splitrpc_client::{Event, Request, Tensor};
 use splitrpc_wire::DType;
 use splitrpc_wire::path::{Memory, Mover};
 
-use crate::common::{Repository, bytes, config, connection, has_gpu, next, start};
+use crate::common::{Repository, bytes, config, connection, is_alone, next, start};
 
 /// Writes packages of a model that gives what it takes in two ways, and of one that writes where it is told.
 const COMPILE: &str = r#"
@@ -86,7 +86,8 @@ fn mixed(seed: i64) -> [Vec<u8>; 4] {
 
 #[test]
 fn packages_of_pytorch_are_served_alone_and_in_batches() {
-    if !has_gpu() {
+    let prepared = [("PYTORCH_CUDA_ALLOC_CONF", "backend:cudaMallocAsync"), ("AOTI_RUNTIME_CHECK_INPUTS", "1")];
+    if !is_alone("torch::packages_of_pytorch_are_served_alone_and_in_batches", &prepared) {
         return;
     }
     let Some(libraries) = pytorch() else { return };

@@ -403,18 +403,34 @@ impl Work<'_> {
         }))
     }
 
+    /// As [`Work::copy_in`], from the beginning of each run's tensor, by a kernel: another one behind it begins sooner than behind a copy engine.
+    ///
+    /// # Errors
+    /// As [`Work::gather`].
+    pub fn collect(&self, inputs: impl Iterator<Item = (Run, u16, u32)>) -> Result<(), GpuError> {
+        self.carry_each(inputs.map(|(run, tensor, len)| {
+            let [host, device] = self.sides(run, tensor, len)?;
+            Ok((host, device, len))
+        }))
+    }
+
     /// As [`Work::copy_out`], from the beginning of each run's tensor, by a kernel: where it waits for another one, it begins sooner than a copy
     /// engine would.
     ///
     /// # Errors
     /// As [`Work::gather`].
     pub fn deliver(&self, outputs: impl Iterator<Item = (Run, u16, u32)>) -> Result<(), GpuError> {
-        let arena = &self.held.arena;
         self.carry_each(outputs.map(|(run, tensor, len)| {
-            let (device, host) = (arena.device_rows(run.pool, tensor), arena.host_rows(run.pool, tensor));
-            let address = |rows: Option<Rows>| rows.and_then(|rows| rows.address(run, 0, len)).ok_or(GpuError::NoSlots);
-            Ok((address(device)?, address(host)?, len))
+            let [host, device] = self.sides(run, tensor, len)?;
+            Ok((device, host, len))
         }))
+    }
+
+    /// Where the first so many bytes of a run's tensor are on the host and on the device.
+    fn sides(&self, run: Run, tensor: u16, len: u32) -> Result<[u64; 2], GpuError> {
+        let arena = &self.held.arena;
+        let address = |rows: Option<Rows>| rows.and_then(|rows| rows.address(run, 0, len)).ok_or(GpuError::NoSlots);
+        Ok([address(arena.host_rows(run.pool, tensor))?, address(arena.device_rows(run.pool, tensor))?])
     }
 
     /// Carries bytes from one address to another, so many each.

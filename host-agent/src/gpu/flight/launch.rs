@@ -4,7 +4,7 @@ use splitrpc_gpu::{GpuError, Operand};
 use splitrpc_ring::Run;
 
 use super::Flight;
-use super::recordings::ELSEWHERE;
+use super::recordings::{ELSEWHERE, Key};
 use crate::gpu::batch::Stretch;
 use crate::gpu::tensors::{Tensor, Tensors};
 use crate::gpu::transfers::Transfers;
@@ -43,18 +43,50 @@ impl Flight {
         Ok(())
     }
 
-    pub(super) fn copy_in(&self, tensors: &Tensors, batch: &Batch) -> Result<(), GpuError> {
-        self.mark(&self.marks.begun)?;
-        let work = self.lane.work();
-        for stretch in &self.inputs {
-            for tensor in 0..tensors.inputs.len() {
-                let bytes = tensors.input_bytes(tensor, stretch, batch);
-                if bytes > 0 {
-                    work.copy_in(stretch.run, tensor as u16, 0, bytes)?;
-                }
+    /// Submits everything of a batch of which nothing is on its way: with a kernel for the inputs where they are small, as one recording where the
+    /// program's part is one, so that the driver is called once.
+    pub(super) fn launch_whole(
+        &mut self,
+        tensors: &Tensors,
+        program: &dyn Program,
+        copies: &Transfers,
+        batch: &Batch,
+    ) -> Result<(), GpuError> {
+        let bytes: u64 = each_input(&self.inputs, tensors, batch).map(|(.., bytes)| u64::from(bytes)).sum();
+        let by_kernel = program.launches() && tensors.is_even() && bytes <= copies.by_kernel;
+        let one = self.inputs.len() == 1 && self.outputs.len() == 1 && tensors.is_fixed();
+        let recorded = by_kernel && one && !self.timed && program.is_recorded() && !program.rehearses();
+        if recorded && self.output_bytes(tensors) <= copies.by_kernel && self.empties_directly(tensors, copies) {
+            self.place(tensors, batch);
+            let (inputs, outputs) = &self.operands;
+            if inputs.iter().chain(outputs).all(|operand| matches!(operand, Operand::Slots { .. })) {
+                self.compactions = 0;
+                self.replay_whole(tensors, program, batch)?;
+                return self.signal();
             }
         }
-        self.mark(&self.marks.filled)
+        self.mark(&self.marks.begun)?;
+        self.copy_in(tensors, batch, by_kernel)?;
+        self.mark(&self.marks.filled)?;
+        self.launch(tensors, program, copies, false, batch)
+    }
+
+    fn copy_in(&self, tensors: &Tensors, batch: &Batch, by_kernel: bool) -> Result<(), GpuError> {
+        let (work, mut inputs) = (self.lane.work(), each_input(&self.inputs, tensors, batch));
+        match by_kernel {
+            true => work.collect(inputs),
+            false => inputs.try_for_each(|(run, tensor, bytes)| work.copy_in(run, tensor, 0, bytes)),
+        }
+    }
+
+    fn replay_whole(&mut self, tensors: &Tensors, program: &dyn Program, batch: &Batch) -> Result<(), GpuError> {
+        let Flight { lane, recordings, inputs, outputs, operands, key, computed, .. } = self;
+        let rows = Rows { count: *computed, inputs: &operands.0, outputs: &operands.1 };
+        recordings.submit(lane, program, Key { whole: true, ..*key }, true, |work| {
+            work.collect(each_input(inputs, tensors, batch))?;
+            program.submit(work, &rows)?;
+            work.deliver(each_output(outputs, tensors))
+        })
     }
 
     /// Copies what is not on its way yet behind what is, on the stream of the copies, and has the lane wait for it.
@@ -87,11 +119,10 @@ impl Flight {
         self.compactions = 0;
         self.place(tensors, batch);
         // No time for that here, if there is another way.
-        if program.rehearses() && !self.recordings.has(self.key) && self.lane.recordings_left() == 0 {
-            let elsewhere = (batch.rows(), ELSEWHERE, ELSEWHERE);
-            if self.recordings.has(elsewhere) {
-                self.place_elsewhere(tensors, batch.rows());
-            }
+        let elsewhere = || self.recordings.has(Key::elsewhere(self.computed));
+        let is_full = || self.lane.recordings_left() == 0;
+        if program.rehearses() && !self.recordings.has(self.key) && is_full() && elsewhere() {
+            self.place_elsewhere(tensors, batch.rows());
         }
         self.gather(tensors, batch)?;
         self.compute(program)?;
@@ -109,6 +140,10 @@ impl Flight {
             }
         }
         self.mark(&self.marks.emptied)?;
+        self.signal()
+    }
+
+    fn signal(&mut self) -> Result<(), GpuError> {
         self.number = self.number.wrapping_add(1);
         self.lane.signal(self.number)
     }
@@ -124,12 +159,7 @@ impl Flight {
 
     /// Where each output is, and how many bytes it has.
     pub(super) fn each_output<'f>(&'f self, tensors: &'f Tensors) -> impl Iterator<Item = (Run, u16, u32)> + 'f {
-        self.outputs.iter().flat_map(|stretch| {
-            let rows = u32::from(stretch.run.rows);
-            let bytes = move |tensor: &Tensor| tensor.row.unwrap_or(0) * rows;
-            let outputs = tensors.outputs.iter().map(bytes).enumerate();
-            outputs.filter(|(_, bytes)| *bytes > 0).map(|(tensor, bytes)| (stretch.run, tensor as u16, bytes))
-        })
+        each_output(&self.outputs, tensors)
     }
 
     /// Where each tensor is for the program: in its slots where the batch's rows lie together there, as they should.
@@ -142,7 +172,7 @@ impl Flight {
         outputs.clear();
         let first = |stretches: &[Stretch]| if let [one] = stretches { one.run.first } else { ELSEWHERE };
         self.computed = batch.rows();
-        self.key = (self.computed, first(&self.inputs), first(&self.outputs));
+        self.key = Key::new(self.computed, first(&self.inputs), first(&self.outputs));
         let arena = self.lane.arena();
         let rows = u64::from(batch.rows());
         let place = |known: &Tensor, tensor: usize, stretches: &[Stretch], bytes: u64| {
@@ -169,7 +199,7 @@ impl Flight {
     fn place_elsewhere(&mut self, tensors: &Tensors, count: u32) {
         let count = count.max(self.recordings.fewest);
         self.computed = count;
-        self.key = (count, ELSEWHERE, ELSEWHERE);
+        self.key = Key::elsewhere(count);
         let staging = self.staging;
         let place = |known: &Tensor| {
             let bytes = u64::from(known.row.unwrap_or(0)) * u64::from(count);
@@ -216,7 +246,31 @@ impl Flight {
     }
 
     fn compute(&mut self, program: &dyn Program) -> Result<(), GpuError> {
-        let Flight { lane, operands: (inputs, outputs), recordings, key, computed, .. } = self;
-        recordings.submit(lane, program, &Rows { count: *computed, inputs, outputs }, *key)
+        let Flight { lane, operands: (inputs, outputs), recordings, key, computed, timed, .. } = self;
+        let rows = Rows { count: *computed, inputs, outputs };
+        // One that is timed is not to take its time, nor is its part alone to be recorded beside the whole.
+        let records = !*timed || program.rehearses();
+        recordings.submit(lane, program, *key, records, |work| program.submit(work, &rows))
     }
+}
+
+fn each_input<'f>(
+    stretches: &'f [Stretch],
+    tensors: &'f Tensors,
+    batch: &'f Batch,
+) -> impl Iterator<Item = (Run, u16, u32)> + 'f {
+    let all = move |stretch: &'f Stretch| {
+        let bytes = move |tensor: usize| (stretch.run, tensor as u16, tensors.input_bytes(tensor, stretch, batch));
+        (0..tensors.inputs.len()).map(bytes)
+    };
+    stretches.iter().flat_map(all).filter(|(.., bytes)| *bytes > 0)
+}
+
+fn each_output<'f>(stretches: &'f [Stretch], tensors: &'f Tensors) -> impl Iterator<Item = (Run, u16, u32)> + 'f {
+    stretches.iter().flat_map(|stretch| {
+        let rows = u32::from(stretch.run.rows);
+        let bytes = move |tensor: &Tensor| tensor.row.unwrap_or(0) * rows;
+        let outputs = tensors.outputs.iter().map(bytes).enumerate();
+        outputs.filter(|(_, bytes)| *bytes > 0).map(|(tensor, bytes)| (stretch.run, tensor as u16, bytes))
+    })
 }

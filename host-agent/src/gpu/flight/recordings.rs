@@ -4,10 +4,32 @@ use std::collections::HashMap;
 
 use splitrpc_gpu::{GpuError, Lane, Recording, Work};
 
-use crate::gpu::{Program, Rows};
+use crate::gpu::Program;
 
-/// What a recording is of: so many rows, with inputs and outputs from these slots on.
-pub(super) type Key = (u32, u32, u32);
+/// What a recording is of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(super) struct Key {
+    pub(super) rows: u32,
+    /// The first slot of the inputs, or [`ELSEWHERE`].
+    pub(super) input: u32,
+    /// The first slot of the outputs, or [`ELSEWHERE`].
+    pub(super) output: u32,
+    /// The copies from and to the host are part of it.
+    pub(super) whole: bool,
+}
+
+impl Key {
+    /// Of the computing alone.
+    pub(super) fn new(rows: u32, input: u32, output: u32) -> Key {
+        Key { rows, input, output, whole: false }
+    }
+
+    /// With all rows put together elsewhere.
+    pub(super) fn elsewhere(rows: u32) -> Key {
+        Key::new(rows, ELSEWHERE, ELSEWHERE)
+    }
+}
+
 /// No first slot: the tensor's rows were put together elsewhere.
 pub(super) const ELSEWHERE: u32 = u32::MAX;
 
@@ -44,23 +66,25 @@ impl Recordings {
         self.rehearsed = Vec::with_capacity(self.rehearsed.len());
     }
 
-    /// Submits a batch: as it was recorded, and recorded first if that is yet to be, or piece by piece where it cannot be.
+    /// Does what `submit` submits for a batch of a program: as it was recorded, and recorded first if that is yet to be and it `records`, or
+    /// piece by piece.
     pub(super) fn submit(
         &mut self,
         lane: &mut Lane,
         program: &dyn Program,
-        rows: &Rows<'_>,
         key: Key,
+        records: bool,
+        submit: impl Fn(&Work<'_>) -> Result<(), GpuError>,
     ) -> Result<(), GpuError> {
         if let Some(known) = self.known.get(&key) {
             return lane.replay(*known);
         }
-        let is_new = program.rehearses() && !self.rehearsed.contains(&rows.count);
+        let is_new = program.rehearses() && !self.rehearsed.contains(&key.rows);
         if is_new {
-            self.rehearsed.push(rows.count);
+            self.rehearsed.push(key.rows);
         }
-        if program.is_recorded() && !self.impossible && !is_new {
-            match lane.record(|work: &Work<'_>| program.submit(work, rows)) {
+        if records && program.is_recorded() && !self.impossible && !is_new {
+            match lane.record(&submit) {
                 Ok(Some(recording)) => {
                     self.known.insert(key, recording);
                     return lane.replay(recording);
@@ -73,6 +97,6 @@ impl Recordings {
                 }
             }
         }
-        program.submit(&lane.work(), rows)
+        submit(&lane.work())
     }
 }
