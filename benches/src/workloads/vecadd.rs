@@ -31,7 +31,7 @@ impl Model for Vecadd {
     fn write(&self, version: &Path) -> io::Result<()> {
         let n = self.elements;
         let kernels = format!(
-            "[[kernel]]\nfunction = \"vecadd\"\ngrid = [{}]\nblock = [256]\n\
+            "in_place = true\n[[kernel]]\nfunction = \"vecadd\"\ngrid = [{}]\nblock = [256]\n\
              arguments = [{{ input = \"A\" }}, {{ input = \"B\" }}, {{ output = \"C\" }}, {{ u32 = {n} }}]\n",
             n.div_ceil(256)
         );

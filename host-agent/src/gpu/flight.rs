@@ -70,6 +70,8 @@ pub(super) struct Flight {
     given_up: bool,
     /// Somebody else put all inputs where they are.
     present: bool,
+    /// Inputs and outputs stay on the host.
+    in_place: bool,
     /// The last order to the porter about its outputs.
     ordered: u64,
     /// What it launches ahead, where the model's lanes do that.
@@ -125,6 +127,7 @@ impl Flight {
             timed: false,
             given_up: false,
             present: false,
+            in_place: false,
             ordered: 0,
             ahead,
         };
@@ -160,6 +163,7 @@ impl Flight {
         batch: &Batch,
     ) {
         self.rank = rank;
+        self.in_place = false;
         self.requests.clear();
         self.requests.extend_from_slice(requests);
         let arena = self.lane.arena().host_arena();

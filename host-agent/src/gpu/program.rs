@@ -64,6 +64,11 @@ pub trait Program: Send + Sync {
         false
     }
 
+    /// Whether it reads and writes each byte of its tensors once: small ones then stay where the host has them.
+    fn works_in_place(&self) -> bool {
+        false
+    }
+
     /// Writes once, before any batch, what output slots are to hold.
     ///
     /// # Errors

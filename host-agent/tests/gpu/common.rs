@@ -84,12 +84,21 @@ impl Repository {
         alignment: u32,
         more: &str,
     ) -> Repository {
+        self.with_add_and(name, n, max_batch, launch, &format!("alignment = {alignment}\n"), more)
+    }
+
+    /// The same, which is computed where the host has a request if that is small.
+    pub(crate) fn with_in_place_add(self, name: &str, n: u32, max_batch: u16, launch: &str) -> Repository {
+        self.with_add_and(name, n, max_batch, launch, "in_place = true\n", "")
+    }
+
+    fn with_add_and(self, name: &str, n: u32, max_batch: u16, launch: &str, header: &str, more: &str) -> Repository {
         let mut config = format!("backend: \"cuda\" max_batch_size: {max_batch} {more}\n");
         for (kind, tensor) in [("input", "A"), ("input", "B"), ("output", "C")] {
             let _ = writeln!(config, "{kind} {{ name: \"{tensor}\" data_type: TYPE_FP32 dims: [ {n} ] }}");
         }
         let manifest = format!(
-            "module = \"add.ptx\"\nlaunch = \"{launch}\"\nalignment = {alignment}\n[[kernel]]\nfunction = \"add\"\n\
+            "module = \"add.ptx\"\nlaunch = \"{launch}\"\n{header}[[kernel]]\nfunction = \"add\"\n\
              grid = [{{ per_row = {n}, per_block = 256 }}]\nblock = [256]\n\
              arguments = [{{ input = \"A\" }}, {{ input = \"B\" }}, {{ output = \"C\" }}, {{ u32_per_row = {n} }}]\n"
         );

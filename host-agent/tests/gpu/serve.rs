@@ -102,3 +102,35 @@ fn buffers_hold_what_files_say_and_what_kernels_pass_on() {
     }
     assert!(server.stop());
 }
+
+#[test]
+fn small_requests_to_kernels_that_read_each_byte_once_stay_on_the_host() {
+    if !has_gpu() {
+        return;
+    }
+    let mut repository = Repository::new();
+    for (name, launch) in [("graph", "graph"), ("kernel", "kernel")] {
+        repository = repository.with_in_place_add(name, 8_000, 4, launch);
+    }
+    let mut config = config(Some(&repository), &[]);
+    config.limits.slots_per_model = 64;
+    let server = start(config);
+    let mut client = client(&server);
+    for name in ["graph", "kernel"] {
+        for round in 0..300 {
+            // 64,000 bytes for each row: one is small, and two are not.
+            let rows = 1 + round % 2;
+            let sums: Vec<_> = (0..rows).map(|row| sum(round * 2 + row, 8_000)).collect();
+            let [a, b, c] = [0, 1, 2].map(|which| sums.iter().flat_map(|sum| sum[which].clone()).collect::<Vec<u8>>());
+            let dims = [rows, 8_000];
+            let inputs = [Input::new("A", DType::Fp32, &dims, &a[..]), Input::new("B", DType::Fp32, &dims, &b[..])];
+            let response = client.infer(name, &inputs).unwrap();
+            assert!(response.data() == c, "{name}, round {round}");
+            let path = response.path().unwrap();
+            let memory = if rows == 1 { Memory::Pinned } else { Memory::Cuda };
+            assert_eq!((path.memory, path.device_compactions), (memory, 0));
+            client.recycle(response);
+        }
+    }
+    assert!(server.stop());
+}

@@ -32,6 +32,15 @@ pub enum Operand {
         /// How many bytes have to be there.
         bytes: u32,
     },
+    /// The device's address of the same on the host, which it reads and writes over the bus.
+    Pinned {
+        /// The slots.
+        run: Run,
+        /// The tensor.
+        tensor: u16,
+        /// How many bytes have to be there.
+        bytes: u32,
+    },
     /// The device's address of a byte of one of the lane's buffers, from which on the kernel may use `bytes`.
     Buffer {
         /// The buffer's place among the lane's.
@@ -51,7 +60,7 @@ impl Operand {
     /// Bytes that it names.
     pub(crate) fn bytes(&self) -> u64 {
         match *self {
-            Operand::Slots { bytes, .. } => bytes.into(),
+            Operand::Slots { bytes, .. } | Operand::Pinned { bytes, .. } => bytes.into(),
             Operand::Buffer { bytes, .. } => bytes,
             Operand::Word(_) | Operand::Long(_) => 0,
         }

@@ -527,6 +527,10 @@ impl Work<'_> {
             Operand::Slots { run, tensor, bytes } => {
                 Ok(self.held.arena.device(run, tensor, 0, bytes).ok_or(GpuError::NoSlots)?.address())
             }
+            Operand::Pinned { run, tensor, bytes } => {
+                let rows = self.held.arena.host_rows(run.pool, tensor);
+                rows.and_then(|rows| rows.address(run, 0, bytes)).ok_or(GpuError::NoSlots)
+            }
             Operand::Buffer { buffer, at, bytes } => Ok(self.buffer(buffer, at, bytes)?.address()),
             Operand::Word(value) => Ok(value.into()),
             Operand::Long(value) => Ok(value),
@@ -548,7 +552,7 @@ impl Work<'_> {
                 self.held.arena.device(run, tensor, 0, bytes).ok_or(GpuError::NoSlots)?
             }
             Operand::Buffer { buffer, at, bytes } => self.buffer(buffer, at, bytes)?,
-            Operand::Word(_) | Operand::Long(_) => return Err(GpuError::NoSlots),
+            Operand::Pinned { .. } | Operand::Word(_) | Operand::Long(_) => return Err(GpuError::NoSlots),
         };
         // SAFETY: the lane holds the target; the other library keeps the source in the order of the stream.
         Ok(unsafe { self.stream.copy_from_address(to, address) }?)

@@ -43,8 +43,8 @@ impl Flight {
         Ok(())
     }
 
-    /// Submits everything of a batch of which nothing is on its way: with a kernel for the inputs where they are small, as one recording where the
-    /// program's part is one, so that the driver is called once.
+    /// Submits everything of a batch of which nothing is on its way: with a kernel for the inputs where they are small, or none at all
+    /// where they can stay on the host; and as one recording where the program's part is one, so that the driver is called once.
     pub(super) fn launch_whole(
         &mut self,
         tensors: &Tensors,
@@ -54,15 +54,15 @@ impl Flight {
     ) -> Result<(), GpuError> {
         let bytes: u64 = each_input(&self.inputs, tensors, batch).map(|(.., bytes)| u64::from(bytes)).sum();
         let by_kernel = program.launches() && tensors.is_even() && bytes <= copies.by_kernel;
-        let one = self.inputs.len() == 1 && self.outputs.len() == 1 && tensors.is_fixed();
-        let recorded = by_kernel && one && !self.timed && program.is_recorded() && !program.rehearses();
-        if recorded && self.output_bytes(tensors) <= copies.by_kernel && self.empties_directly(tensors, copies) {
+        let small =
+            by_kernel && self.output_bytes(tensors) <= copies.by_kernel && self.empties_directly(tensors, copies);
+        let one = small && self.inputs.len() == 1 && self.outputs.len() == 1 && tensors.is_fixed();
+        let in_place = one && program.works_in_place();
+        if in_place || one && !self.timed && program.is_recorded() && !program.rehearses() {
             self.place(tensors, batch);
             let (inputs, outputs) = &self.operands;
             if inputs.iter().chain(outputs).all(|operand| matches!(operand, Operand::Slots { .. })) {
-                self.compactions = 0;
-                self.replay_whole(tensors, program, batch)?;
-                return self.signal();
+                return self.launch_at_once(tensors, program, in_place, batch);
             }
         }
         self.mark(&self.marks.begun)?;
@@ -79,14 +79,33 @@ impl Flight {
         }
     }
 
-    fn replay_whole(&mut self, tensors: &Tensors, program: &dyn Program, batch: &Batch) -> Result<(), GpuError> {
+    /// Submits everything of a batch whose rows lie together, as one recording where there can be one. Only what is done in place can be timed so.
+    fn launch_at_once(
+        &mut self,
+        tensors: &Tensors,
+        program: &dyn Program,
+        in_place: bool,
+        batch: &Batch,
+    ) -> Result<(), GpuError> {
+        (self.compactions, self.in_place) = (0, in_place);
+        self.mark(&self.marks.begun)?;
+        self.mark(&self.marks.filled)?;
         let Flight { lane, recordings, inputs, outputs, operands, key, computed, .. } = self;
+        if in_place {
+            operands.0.iter_mut().chain(&mut operands.1).for_each(pin);
+        }
         let rows = Rows { count: *computed, inputs: &operands.0, outputs: &operands.1 };
         recordings.submit(lane, program, Key { whole: true, ..*key }, true, |work| {
+            if in_place {
+                return program.submit(work, &rows);
+            }
             work.collect(each_input(inputs, tensors, batch))?;
             program.submit(work, &rows)?;
             work.deliver(each_output(outputs, tensors))
-        })
+        })?;
+        self.mark(&self.marks.computed)?;
+        self.mark(&self.marks.emptied)?;
+        self.signal()
     }
 
     /// Copies what is not on its way yet behind what is, on the stream of the copies, and has the lane wait for it.
@@ -273,4 +292,11 @@ fn each_output<'f>(stretches: &'f [Stretch], tensors: &'f Tensors) -> impl Itera
         let outputs = tensors.outputs.iter().map(bytes).enumerate();
         outputs.filter(|(_, bytes)| *bytes > 0).map(|(tensor, bytes)| (stretch.run, tensor as u16, bytes))
     })
+}
+
+/// The same tensor, where the host has it.
+fn pin(operand: &mut Operand) {
+    if let Operand::Slots { run, tensor, bytes } = *operand {
+        *operand = Operand::Pinned { run, tensor, bytes };
+    }
 }

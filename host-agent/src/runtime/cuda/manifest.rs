@@ -15,6 +15,9 @@ const MAX_BUFFERS: usize = 256;
 /// Blocks along each side of a grid, at most, on every device.
 const MAX_GRID: [u64; 3] = [i32::MAX as u64, 65_535, 65_535];
 
+/// What every slot of the host is aligned to, in bytes.
+const HOST_ALIGNMENT: u32 = 64;
+
 /// The file as it is written.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -24,6 +27,8 @@ struct File {
     launch: LaunchType,
     #[serde(default)]
     alignment: Option<u32>,
+    #[serde(default)]
+    in_place: bool,
     #[serde(default, rename = "buffer")]
     buffers: Vec<BufferEntry>,
     #[serde(default, rename = "kernel")]
@@ -107,6 +112,8 @@ pub(super) struct Manifest {
     pub(super) module: String,
     pub(super) launch: LaunchType,
     pub(super) alignment: Option<u32>,
+    /// Small tensors are read and written where the host has them.
+    pub(super) in_place: bool,
     pub(super) buffers: Vec<BufferPlan>,
     pub(super) kernels: Vec<KernelPlan>,
 }
@@ -184,6 +191,11 @@ pub(super) fn read(text: &str, spec: &ModelSpec) -> Result<Manifest, String> {
     if let Some(alignment) = file.alignment.filter(|a| !(a.is_power_of_two() && *a <= 4096)) {
         return Err(format!("alignment is {alignment}, and must be a power of two up to 4096"));
     }
+    if file.in_place && file.alignment.is_some_and(|alignment| alignment > HOST_ALIGNMENT) {
+        return Err(format!(
+            "in_place goes with an alignment of {HOST_ALIGNMENT} at most: it is the host's memory then"
+        ));
+    }
     if file.kernels.is_empty() || file.kernels.len() > MAX_KERNELS {
         return Err(format!("there are {} [[kernel]] sections, where 1 to {MAX_KERNELS} may be", file.kernels.len()));
     }
@@ -208,7 +220,8 @@ pub(super) fn read(text: &str, spec: &ModelSpec) -> Result<Manifest, String> {
             return Err(format!("no kernel is given output {:?}, so nothing would write it", output.name));
         }
     }
-    Ok(Manifest { module: file.module, launch: file.launch, alignment: file.alignment, buffers, kernels })
+    let File { module, launch, alignment, in_place, .. } = file;
+    Ok(Manifest { module, launch, alignment, in_place, buffers, kernels })
 }
 
 fn plain(name: &str, what: &str) -> Result<(), String> {
@@ -386,6 +399,8 @@ arguments = [{ input = "B" }, { output = "C" }, { buffer = "room" }, "rows", { u
         assert!(said("u64 = 7", "u65 = 7").contains("u65"));
         assert!(said("module = \"add.ptx\"", "modul = \"add.ptx\"").contains("modul"));
         assert!(said("module = \"add.ptx\"", "module = \"add.ptx\"\nalignment = 3").contains("power of two"));
+        let far = "module = \"add.ptx\"\nin_place = true\nalignment = 128";
+        assert!(said("module = \"add.ptx\"", far).contains("64 at most"));
         let kernels = KERNEL.split_once("[[kernel]]").unwrap().0;
         assert!(read(kernels, &spec()).unwrap_err().contains("0 [[kernel]] sections"));
     }

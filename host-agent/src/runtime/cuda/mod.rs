@@ -40,6 +40,7 @@ struct Kernels {
     context: Context,
     launch: LaunchType,
     alignment: Option<u32>,
+    in_place: bool,
     buffers: Vec<Memory>,
     kernels: Vec<Kernel>,
     plans: Vec<KernelPlan>,
@@ -78,6 +79,7 @@ impl Kernels {
             context: context.clone(),
             launch: manifest.launch,
             alignment: manifest.alignment,
+            in_place: manifest.in_place,
             buffers,
             kernels: Vec::new(),
             plans: Vec::new(),
@@ -188,6 +190,10 @@ impl Program for Kernels {
 
     fn is_recorded(&self) -> bool {
         self.launch == LaunchType::Graph
+    }
+
+    fn works_in_place(&self) -> bool {
+        self.in_place
     }
 
     fn submit(&self, work: &Work<'_>, rows: &Rows<'_>) -> Result<(), GpuError> {
