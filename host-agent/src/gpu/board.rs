@@ -241,6 +241,13 @@ impl Device for Board {
         Some(std::iter::once(first).chain(idle).find(has_nothing).unwrap_or(first) as u16)
     }
 
+    fn booked(&self, model: u16, turn: Turn, bytes: u64) -> u64 {
+        let Some(model) = self.model(model).filter(|_| !self.copies.incoming.all_given()) else { return 0 };
+        let rank = (urgency(model.levels, turn.0), turn.1);
+        let time = self.copies.incoming.time_until(rank, bytes).unwrap_or_default();
+        u64::try_from(time.as_nanos()).unwrap_or(u64::MAX)
+    }
+
     fn fetch(&mut self, model: u16, request: u32, turn: Turn, input: Run, tensors: &[TensorDesc]) {
         let Some(Some(model)) = self.models.get(usize::from(model)) else { return };
         let rank = (urgency(model.levels, turn.0), turn.1);

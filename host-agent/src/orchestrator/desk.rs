@@ -214,6 +214,13 @@ impl<'a> Desk<'a> {
         on_device && self.device.as_mut().is_some_and(|device| device.present(request, input))
     }
 
+    /// How many nanoseconds it will be until a request's inputs are on the device, which are yet to be fetched.
+    pub(super) fn booked(&self, request: u32) -> u64 {
+        let Record { model, rank, tensors, .. } = self.record(request);
+        let bytes = tensors.iter().map(|tensor| u64::from(tensor.bytes)).sum();
+        self.device.as_ref().map_or(0, |device| device.booked(*model, (rank.priority, rank.sequence), bytes))
+    }
+
     /// Tells the device that it need not copy the inputs of a request.
     pub(super) fn forget(&mut self, request: u32) {
         if let Some(device) = &mut self.device {

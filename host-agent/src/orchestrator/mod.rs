@@ -30,6 +30,7 @@ use crate::worker::{Waker, Workers};
 const SUBMISSIONS_PER_POLL: usize = 256;
 
 /// What is said of a request whose tensors are not where its model reads them.
+const BOOKED: &str = "copies to the GPU are booked until after the deadline";
 const NOT_THERE: &str = "the request lies in a device's memory, and its model does not read it there";
 
 /// How soon a device is looked after that has something to go on with, in nanoseconds.
@@ -285,6 +286,14 @@ impl<'a, L: HostLink> Orchestrator<'a, L> {
         self.desk.record_mut(request.index).tensors = tensors;
         match admitted {
             Ok(_) if state.is_stuck() => self.desk.fail(request.index, Status::ModelFailed, STUCK),
+            Ok(_)
+                if deadline < Time::NEVER
+                    && state.on_device()
+                    && !on_device
+                    && now + self.desk.booked(request.index) > deadline =>
+            {
+                self.desk.fail(request.index, Status::DeadlineExceeded, BOOKED);
+            }
             Ok(shape) if state.may_wait() => {
                 if on_device && !self.desk.is_present(state.on_device(), request.index, input) {
                     return self.desk.fail(request.index, Status::Internal, NOT_THERE);

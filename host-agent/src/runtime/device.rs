@@ -35,6 +35,12 @@ pub trait Device: Send {
         false
     }
 
+    /// How many nanoseconds it will be until inputs of so many bytes are there that are fetched now: what goes before them is known, and how fast
+    /// copies were of late. 0 where nothing waits, or that is not known.
+    fn booked(&self, _model: u16, _turn: Turn, _bytes: u64) -> u64 {
+        0
+    }
+
     /// Begins to copy a request's inputs, of which a batch is yet to be made.
     fn fetch(&mut self, model: u16, request: u32, turn: Turn, input: Run, tensors: &[TensorDesc]);
 

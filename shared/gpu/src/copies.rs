@@ -1,5 +1,7 @@
 //! Copies of one direction, ahead of launches or behind them.
 
+use std::time::{Duration, Instant};
+
 use splitrpc_arena::Run;
 use splitrpc_cuda::Event;
 
@@ -51,6 +53,36 @@ pub struct Copies {
     last: Box<[u64]>,
     /// The greatest of those of tickets that were forgotten.
     forgotten: u64,
+    /// Bytes of the chunks that the events mark.
+    lens: Box<[u32]>,
+    /// When the first chunk that is not done came to be that.
+    begun: Instant,
+    pace: Pace,
+}
+
+/// How fast bytes were copied of late.
+#[derive(Clone, Copy, Debug, Default)]
+struct Pace {
+    ns: u64,
+    bytes: u64,
+}
+
+impl Pace {
+    /// Bytes after which it is known, and ones that lie back twice as far count half as much.
+    const ENOUGH: u64 = 4 << 20;
+
+    fn add(&mut self, took: Duration, bytes: u32) {
+        self.ns += u64::try_from(took.as_nanos()).unwrap_or(0);
+        self.bytes += u64::from(bytes);
+        if self.bytes >= 2 * Pace::ENOUGH {
+            (self.ns, self.bytes) = (self.ns / 2, self.bytes / 2);
+        }
+    }
+
+    fn time_for(&self, bytes: u64) -> Option<Duration> {
+        let ns = u128::from(bytes) * u128::from(self.ns) / u128::from(self.bytes.max(1));
+        (self.bytes >= Pace::ENOUGH).then(|| Duration::from_nanos(u64::try_from(ns).unwrap_or(u64::MAX)))
+    }
 }
 
 impl Copies {
@@ -68,8 +100,9 @@ impl Copies {
         let mark = |_| Event::new(lane.arena().context());
         let marks = (0..chunking.depth.max(1)).map(mark).collect::<Result<_, _>>()?;
         let schedule = Schedule::new(chunking.bytes, tickets, tickets * copies);
-        let last = vec![0; tickets].into();
-        Ok(Copies { lane, direction, schedule, marks, submitted: 0, done: 0, last, forgotten: 0 })
+        let (last, lens) = (vec![0; tickets].into(), vec![0; chunking.depth.max(1)].into());
+        let (begun, pace) = (Instant::now(), Pace::default());
+        Ok(Copies { lane, direction, schedule, marks, submitted: 0, done: 0, last, forgotten: 0, lens, begun, pace })
     }
 
     /// Adds a copy of `len` bytes at `offset` of a run's tensor, as part of what `ticket` stands for.
@@ -100,7 +133,7 @@ impl Copies {
     pub fn feed(&mut self) -> Result<(), GpuError> {
         let depth = self.marks.len() as u64;
         if self.submitted - self.done == depth && self.marks[(self.done % depth) as usize].has_happened()? {
-            self.done += 1;
+            self.is_done();
         }
         self.submit().map(drop)
     }
@@ -114,10 +147,19 @@ impl Copies {
         let depth = self.marks.len() as u64;
         let mut any = false;
         while self.done < self.submitted && self.marks[(self.done % depth) as usize].has_happened()? {
-            self.done += 1;
+            self.is_done();
             any = true;
         }
         Ok(any | self.submit()?)
+    }
+
+    /// The first chunk under way is done.
+    fn is_done(&mut self) {
+        let now = Instant::now();
+        let took = now.saturating_duration_since(self.begun);
+        self.pace.add(took, self.lens[(self.done % self.marks.len() as u64) as usize]);
+        self.begun = now;
+        self.done += 1;
     }
 
     /// Gives the copy engine chunks as long as it has not got its fill.
@@ -132,6 +174,10 @@ impl Copies {
                 Direction::Out => work.copy_out(run, tensor, offset, len),
             }?;
             self.lane.mark(&self.marks[(self.submitted % depth) as usize])?;
+            self.lens[(self.submitted % depth) as usize] = len;
+            if self.submitted == self.done {
+                self.begun = Instant::now();
+            }
             self.submitted += 1;
             self.last[ticket as usize] = self.submitted;
             any = true;
@@ -186,6 +232,15 @@ impl Copies {
     #[must_use]
     pub fn waiting_bytes(&self) -> u64 {
         self.schedule.bytes()
+    }
+
+    /// How long it will be until so many bytes are copied that are added now with this rank, at the pace of late; `None` where that is not known.
+    #[must_use]
+    pub fn time_until(&self, rank: Rank, bytes: u64) -> Option<Duration> {
+        let under_way =
+            (self.done..self.submitted).map(|number| self.lens[(number % self.marks.len() as u64) as usize]);
+        let before = under_way.map(u64::from).sum::<u64>() + self.schedule.bytes_before(rank);
+        self.pace.time_for(before + bytes)
     }
 
     /// The lane, for others to wait for what was given to the copy engine.

@@ -114,6 +114,11 @@ impl Schedule {
     pub(crate) fn bytes(&self) -> u64 {
         self.waiting.iter().map(|copy| u64::from(copy.rest.len)).sum()
     }
+
+    /// Those of them that go before what has this rank.
+    pub(crate) fn bytes_before(&self, rank: Rank) -> u64 {
+        self.waiting.iter().filter(|copy| copy.rank < rank).map(|copy| u64::from(copy.rest.len)).sum()
+    }
 }
 
 #[cfg(test)]
@@ -136,6 +141,7 @@ mod tests {
         schedule.push(1, (1, 1), copy(1, 10));
         schedule.push(2, (0, 2), copy(2, 150));
         assert_eq!(schedule.bytes(), 150 + 10 + 150);
+        assert_eq!([(0, 2), (0, 3), (1, 1), (9, 0)].map(|rank| schedule.bytes_before(rank)), [0, 150, 300, 310]);
         assert_eq!(taken(&mut schedule), [(2, 0, 100), (2, 100, 50), (0, 100, 100), (0, 200, 50), (1, 0, 10)]);
     }
 

@@ -21,6 +21,8 @@ pub(super) struct Control {
     pub(super) holds_on: bool,
     /// Every call fails from now on.
     pub(super) lost: bool,
+    /// How long its copies are booked, in nanoseconds.
+    pub(super) booked: u64,
     /// Requests whose inputs are on their way, with the first byte.
     pub(super) fetched: HashMap<u32, u8>,
     /// First input bytes of each batch's requests, in the order of its rows, and whether inputs and outputs lay together.
@@ -126,6 +128,11 @@ impl Device for TestDevice {
         // It has computed something, if not what anybody asked for.
         self.arena.span(output, 0, 0, ROW).unwrap().fill(0xee);
         true
+    }
+
+    fn booked(&self, _: u16, _: Turn, bytes: u64) -> u64 {
+        assert!(bytes > 0);
+        self.control.lock().unwrap().booked
     }
 
     fn fetch(&mut self, _: u16, request: u32, _: Turn, input: Run, tensors: &[TensorDesc]) {
@@ -290,6 +297,26 @@ fn who_leaves_the_queue_is_copied_no_more() {
     assert_eq!(control.lock().unwrap().fetched.values().copied().collect::<Vec<_>>(), [4]);
     let statuses = [rig.answer().unwrap().1.status, rig.answer().unwrap().1.status];
     assert_eq!(statuses, [Status::Cancelled, Status::DeadlineExceeded]);
+}
+
+#[test]
+fn who_would_wait_for_copies_until_after_its_deadline_is_refused_at_once() {
+    let (mut rig, control) = rig(0, None, 1);
+    control.lock().unwrap().holds = true;
+    rig.submit(1, 1);
+    rig.poll();
+    control.lock().unwrap().booked = 2_000;
+    // By its deadline they would not be there, but by those of the others.
+    rig.submit_with(1, ROW, 2, 0, 1_999).unwrap();
+    rig.submit_with(1, ROW, 3, 0, 2_001).unwrap();
+    rig.submit(1, 4);
+    rig.poll();
+    let (_, answer) = rig.answer().unwrap();
+    assert_eq!(answer.status, Status::DeadlineExceeded);
+    assert!(rig.answer().is_none());
+    let mut fetched: Vec<u8> = control.lock().unwrap().fetched.values().copied().collect();
+    fetched.sort_unstable();
+    assert_eq!(fetched, [3, 4]);
 }
 
 #[test]

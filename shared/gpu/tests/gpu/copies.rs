@@ -1,3 +1,5 @@
+use std::time::Duration;
+
 use splitrpc_gpu::{Chunking, Copies, Direction, GpuError};
 
 use crate::common::{LARGE, SLOTS, SMALL, gpu, pattern, run};
@@ -22,6 +24,13 @@ fn what_is_copied_in_chunks_arrives_whole() {
         incoming.pump().unwrap();
     }
     assert!(incoming.is_idle());
+    // So much was copied that the pace is known: what is more urgent waits for less.
+    incoming.push(0, (1, 0), slots[0], 0, 0, LARGE).unwrap();
+    let [first, last] = [(0, 1), (2, 1)].map(|rank| incoming.time_until(rank, LARGE.into()).unwrap());
+    assert!(first > Duration::ZERO && last >= first * 2 - Duration::from_nanos(2), "{first:?}, {last:?}");
+    while !incoming.are_done(0) {
+        incoming.pump().unwrap();
+    }
     for (ticket, &slot) in slots.iter().enumerate() {
         gpu.write(slot, 0, 0, &vec![0; LARGE as usize]);
         outgoing.push(ticket as u32, (0, 0), slot, 0, 0, LARGE).unwrap();
