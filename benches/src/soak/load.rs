@@ -251,7 +251,7 @@ impl Load {
                 counts.vanished += 1;
                 break;
             }
-            if open.is_empty() {
+            if open.is_empty() && !more(asked) {
                 break;
             }
             match connection.poll()? {

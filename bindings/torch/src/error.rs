@@ -16,7 +16,15 @@ pub enum Error {
         /// What it failed to do.
         what: &'static str,
     },
-    /// Other tensors than the package takes or gives.
+    /// Not as many tensors as were expected, apart from those that are `None`.
+    #[error("the package gives {gives} tensors, where {expected} were expected")]
+    Gives {
+        /// As it did.
+        gives: usize,
+        /// As many as the caller has room for.
+        expected: usize,
+    },
+    /// Other tensors than the package takes.
     #[error("the package takes {wants} tensors and is given {given}")]
     Count {
         /// As the package has it.

@@ -101,7 +101,7 @@ impl Package {
         self.0.inputs
     }
 
-    /// Tensors that it gives.
+    /// Tensors that it gives, those that are `None` included.
     #[must_use]
     pub fn outputs(&self) -> usize {
         self.0.outputs

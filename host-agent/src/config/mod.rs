@@ -235,8 +235,8 @@ pub struct Gpu {
     pub porter: bool,
     /// Larger requests are copied while they arrive over TCP, in pieces of at least so many bytes; 0 is none.
     pub early_bytes: u32,
-    /// Where a model launches kernels, inputs and outputs of at most so many bytes in all are carried from and to the host by a kernel in front of
-    /// these and behind them, and not by a copy engine; 0 is none.
+    /// Where a model launches kernels, inputs of at most so many bytes, and outputs of as many, are carried from and to the host by a kernel in
+    /// front of these and behind them, and not by a copy engine; 0 is none.
     pub kernel_bytes: u32,
     /// How long a launch may take before its requests are answered as failed, in milliseconds.
     pub launch_limit_ms: u32,

@@ -97,7 +97,9 @@ impl Board {
         let incoming = Copies::new(lane()?, Direction::In, chunking, requests, 2 * tensors)?;
         let outgoing = Copies::new(lane()?, Direction::Out, chunking, lanes as usize, outputs)?;
         let porter = porter(gpu, &arena, &slots, streams);
-        let copies = Transfers::new(incoming, outgoing, porter, &arena, requests, &gpu.settings);
+        let nothing = models.iter().flatten().filter(|model| !model.program.launches());
+        let unlaunched = nothing.flat_map(|model| model.inputs.iter().copied()).collect();
+        let copies = Transfers::new(incoming, outgoing, porter, &arena, requests, unlaunched, &gpu.settings);
         Ok(Board { arena, models, copies, under_way: 0, withdrawn: 0 })
     }
 

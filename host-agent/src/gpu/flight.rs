@@ -54,10 +54,8 @@ pub(super) struct Flight {
     compactions: u8,
     operands: (Vec<Operand>, Vec<Operand>),
     recordings: Recordings,
-    /// Which of them the batch's is.
+    /// Which of them the batch's is, if its computing is recorded apart, and how many rows are computed: those of the batch and maybe one more.
     key: Key,
-    /// Rows that are computed, those of the batch and maybe others.
-    computed: u32,
     rank: (u8, u64),
     /// The number of its last signal.
     number: u32,
@@ -117,9 +115,8 @@ impl Flight {
             requests: Vec::with_capacity(tensors.max_batch.into()),
             compactions: 0,
             operands: (Vec::with_capacity(tensors.inputs.len()), Vec::with_capacity(tensors.outputs.len())),
-            recordings: Recordings::default(),
+            recordings: Recordings::new(),
             key: Key::elsewhere(0),
-            computed: 0,
             rank: (0, 0),
             number: 0,
             splits: vec![Split::default(); usize::from(tensors.max_batch).max(64) + 1],

@@ -13,8 +13,7 @@ use crate::config;
 const EARLY_TENSORS: usize = 4;
 /// What is copied of a request while it arrives ends at a multiple of so many bytes.
 const EARLY_ALIGNMENT: u32 = 64;
-/// The porter is ordered to carry so many bytes at least of a request that arrives. Of 602,112 bytes, 35 us are left to do at the end where engines copy
-/// all when it is there, 19 us where they do so from 256 KiB on, and 11 us with these.
+/// The porter is ordered to carry so many bytes at least of a request that arrives: see "Requests to a model on a GPU" in `docs/results.md`.
 const EARLY_ORDER: u32 = 64 << 10;
 /// Launches that follow each other as closely as this keep a porter on the GPU.
 const CLOSE: Duration = Duration::from_millis(1);
@@ -31,11 +30,15 @@ pub(super) struct Transfers {
     last_launch: Option<Instant>,
     /// What was begun of each request, by its number.
     begun: Vec<Begun>,
+    /// Requests of which a copy engine was given pieces before they were whole.
+    early_by_engine: Vec<u32>,
+    /// Pools of inputs of models that launch nothing.
+    unlaunched: Vec<u16>,
     /// Copies up to so many bytes are part of the launch.
     pub(super) direct: u64,
     /// So many bytes at least are copied at once by a copy engine while a request arrives; 0 is none, by nobody.
     early: u32,
-    /// Outputs up to so many bytes are written by a kernel.
+    /// Inputs and outputs up to so many bytes are carried by a kernel, where one launch begins.
     pub(super) by_kernel: u64,
     /// Lanes that wait for copies.
     pub(super) waited_for: usize,
@@ -88,6 +91,7 @@ impl Transfers {
         porter: Option<Porter>,
         arena: &GpuArena,
         requests: usize,
+        unlaunched: Vec<u16>,
         settings: &config::Gpu,
     ) -> Transfers {
         let pools = porter.as_ref().map_or(&[][..], Porter::pools);
@@ -100,6 +104,8 @@ impl Transfers {
             orders,
             last_launch: None,
             begun: vec![Begun::NOTHING; requests],
+            early_by_engine: Vec::with_capacity(requests),
+            unlaunched,
             direct: settings.chunk_bytes.into(),
             early: settings.early_bytes,
             by_kernel: settings.kernel_bytes.into(),
@@ -138,21 +144,26 @@ impl Transfers {
         if offset > from || end <= from {
             return;
         }
-        let len = end - from;
-        // Small pieces are not worth a call of the driver each, but an order to the porter. It would carry beside an engine, not behind it.
-        let ports = len >= EARLY_ORDER && begun.by_engine == 0 && self.can_port();
-        if let Some(order) = ports.then(|| self.order(Direction::In, input, tensor, from, len)).flatten() {
+        let ports = self.unlaunched.contains(&input.pool) && end - from >= EARLY_ORDER && begun.by_engine == 0;
+        // It would carry beside an engine, not behind it.
+        if ports
+            && self.can_port()
+            && self.is_in_idle()
+            && let Some(order) = self.order(Direction::In, input, tensor, from, end - from)
+        {
             begun.order = order;
-        } else if len >= self.early {
+        } else if end - from >= self.early {
             // Behind those that are whole.
-            self.push(request, (ORDINARY, u64::MAX), input, tensor, from, len);
+            self.push(request, (ORDINARY, u64::MAX), input, tensor, from, end - from);
             if let Err(error) = self.incoming.feed() {
                 self.failed.get_or_insert(error);
             }
             if begun.by_engine == 0 {
                 begun.by_engine = if self.incoming.all_given() { self.incoming.given() } else { u64::MAX };
+                self.early_by_engine.push(request);
             }
         } else {
+            // Small pieces are not worth a call of the driver each.
             return;
         }
         begun.covered[usize::from(tensor)] = end;
@@ -164,6 +175,15 @@ impl Transfers {
         if self.begun[request as usize].run != input {
             self.forget(request);
             self.settle(input);
+            // Nor is it told that who had the slots before will not come.
+            let before = |this: &Transfers| {
+                let mut early = this.early_by_engine.iter();
+                early.position(|other| overlap(this.begun[*other as usize].run, input))
+            };
+            while let Some(place) = before(self) {
+                let other = self.early_by_engine.swap_remove(place);
+                self.forget(other);
+            }
             self.begun[request as usize].run = input;
         }
     }
@@ -320,7 +340,8 @@ impl Transfers {
             }
             Err(error) => {
                 tracing::warn!(%error, "the copy engines carry everything from now on");
-                // What it was told before it does before its end.
+                // What it was told last it may not have seen.
+                self.failed.get_or_insert(error);
                 self.porter = None;
             }
         }
@@ -353,6 +374,7 @@ impl Transfers {
         if self.waited_for == 0 && self.incoming.is_idle() && self.outgoing.is_idle() {
             // What somebody else put there is there still.
             self.begun.iter_mut().filter(|begun| !begun.present).for_each(|begun| *begun = Begun::NOTHING);
+            self.early_by_engine.clear();
             self.failed = None;
         }
         Some(error)
@@ -383,6 +405,7 @@ impl Transfers {
         let begun = std::mem::replace(&mut self.begun[request as usize], Begun::NOTHING);
         if begun.by_engine > 0 {
             self.incoming.forget(request);
+            self.early_by_engine.retain(|other| *other != request);
         }
     }
 
@@ -423,4 +446,10 @@ impl Transfers {
             self.failed.get_or_insert(error);
         }
     }
+}
+
+/// Whether two runs have a slot in common.
+fn overlap(a: Run, b: Run) -> bool {
+    let end = |run: Run| u64::from(run.first) + u64::from(run.rows);
+    a.pool == b.pool && u64::from(a.first) < end(b) && u64::from(b.first) < end(a)
 }

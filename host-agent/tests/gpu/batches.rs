@@ -132,14 +132,17 @@ fn what_is_copied_while_it_arrives_is_whole_whoever_had_the_slots_before() {
         }
     };
     (0..60).for_each(&mut whole);
-    // While requests to this model follow each other closely it is the porter that carries what arrives.
+    // Beside a porter, which is there as long as requests to null-gpu follow each other closely.
     thread::scope(|scope| {
         scope.spawn(|| {
             let mut client = client(&server);
             while !ends.load(Ordering::Relaxed) {
-                let input = [Input::new("INPUT", DType::Uint8, &[64], &[1_u8; 64][..])];
-                let response = client.infer("null-gpu", &input).unwrap();
-                client.recycle(response);
+                for size in [64_u32, 600_000] {
+                    let (dims, bytes) = ([size], vec![1; size as usize]);
+                    let input = [Input::new("INPUT", DType::Uint8, &dims, &bytes[..])];
+                    let response = client.infer("null-gpu", &input).unwrap();
+                    client.recycle(response);
+                }
             }
         });
         let outcome = catch_unwind(AssertUnwindSafe(|| (60..160).for_each(&mut whole)));

@@ -41,10 +41,9 @@ pub(crate) fn is_alone(test: &str, environment: &[(&str, &str)]) -> bool {
         let program = std::env::current_exe().unwrap();
         let mut again = Command::new(program);
         again.args([test, "--exact", "--nocapture", "--test-threads=1"]).env(ALONE, test);
-        assert!(
-            again.envs(environment.iter().copied()).status().unwrap().success(),
-            "{test} has failed, as is said above"
-        );
+        let ended = again.envs(environment.iter().copied()).output().unwrap();
+        let said = [ended.stdout, ended.stderr].map(|said| String::from_utf8_lossy(&said).into_owned()).concat();
+        assert!(ended.status.success() && said.contains("1 passed"), "{test}, in a process of its own:\n{said}");
     }
     false
 }

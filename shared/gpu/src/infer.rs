@@ -40,8 +40,8 @@ impl Work<'_> {
         // shapes say, which the lane holds until its work is done, as it does the package.
         let given = unsafe { package.submit(stream.as_raw(), &passed) }?;
         if !outputs.is_empty() && given.len() != outputs.len() {
-            let (wants, given) = (given.len(), outputs.len());
-            return Err(splitrpc_torch::Error::Count { wants, given }.into());
+            let (gives, expected) = (given.len(), outputs.len());
+            return Err(splitrpc_torch::Error::Gives { gives, expected }.into());
         }
         for (index, (from, to)) in given.iter().zip(outputs).enumerate() {
             let from = from.address(index, &self.view(to)?)?;

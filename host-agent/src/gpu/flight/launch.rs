@@ -2,6 +2,7 @@
 
 use splitrpc_gpu::{GpuError, Operand};
 use splitrpc_ring::Run;
+use splitrpc_torch::Error as TorchError;
 
 use super::Flight;
 use super::recordings::{ELSEWHERE, Key};
@@ -24,8 +25,8 @@ impl Flight {
             self.place_elsewhere(tensors, count);
             let (inputs, outputs) = &self.operands;
             match program.submit(&self.lane.work(), &Rows { count, inputs, outputs }) {
-                Err(GpuError::Torch(error)) if count == 1 && most >= SEVERAL => {
-                    tracing::info!(%error, "the model computes no single row: such a batch is computed as one of two rows");
+                Err(GpuError::Torch(error @ TorchError::Failed { .. })) if count == 1 && most >= SEVERAL => {
+                    tracing::warn!(%error, "the model computes no single row: such a batch is computed as one of two rows");
                     self.recordings.fewest = SEVERAL;
                     continue;
                 }
@@ -54,21 +55,27 @@ impl Flight {
     ) -> Result<(), GpuError> {
         let bytes: u64 = each_input(&self.inputs, tensors, batch).map(|(.., bytes)| u64::from(bytes)).sum();
         let by_kernel = program.launches() && tensors.is_even() && bytes <= copies.by_kernel;
-        let small =
-            by_kernel && self.output_bytes(tensors) <= copies.by_kernel && self.empties_directly(tensors, copies);
-        let one = small && self.inputs.len() == 1 && self.outputs.len() == 1 && tensors.is_fixed();
-        let in_place = one && program.works_in_place();
-        if in_place || one && !self.timed && program.is_recorded() && !program.rehearses() {
-            self.place(tensors, batch);
-            let (inputs, outputs) = &self.operands;
-            if inputs.iter().chain(outputs).all(|operand| matches!(operand, Operand::Slots { .. })) {
+        self.place(tensors, batch);
+        if by_kernel && self.lies_right(tensors, copies) {
+            let in_place = program.works_in_place();
+            let recorded = || !self.timed && program.is_recorded() && !program.rehearses();
+            if in_place || recorded() && self.recordings.takes_whole(self.key, &self.lane) {
                 return self.launch_at_once(tensors, program, in_place, batch);
             }
         }
         self.mark(&self.marks.begun)?;
         self.copy_in(tensors, batch, by_kernel)?;
         self.mark(&self.marks.filled)?;
-        self.launch(tensors, program, copies, false, batch)
+        self.launch_placed(tensors, program, copies, false, batch)
+    }
+
+    /// Whether inputs and outputs lie in their slots as the program takes them, and a kernel may carry the outputs.
+    fn lies_right(&self, tensors: &Tensors, copies: &Transfers) -> bool {
+        let (inputs, outputs) = &self.operands;
+        let one = self.inputs.len() == 1 && self.outputs.len() == 1 && tensors.is_fixed();
+        one && self.output_bytes(tensors) <= copies.by_kernel
+            && self.empties_directly(tensors, copies)
+            && inputs.iter().chain(outputs).all(|operand| matches!(operand, Operand::Slots { .. }))
     }
 
     fn copy_in(&self, tensors: &Tensors, batch: &Batch, by_kernel: bool) -> Result<(), GpuError> {
@@ -90,11 +97,11 @@ impl Flight {
         (self.compactions, self.in_place) = (0, in_place);
         self.mark(&self.marks.begun)?;
         self.mark(&self.marks.filled)?;
-        let Flight { lane, recordings, inputs, outputs, operands, key, computed, .. } = self;
+        let Flight { lane, recordings, inputs, outputs, operands, key, .. } = self;
         if in_place {
             operands.0.iter_mut().chain(&mut operands.1).for_each(pin);
         }
-        let rows = Rows { count: *computed, inputs: &operands.0, outputs: &operands.1 };
+        let rows = Rows { count: key.rows, inputs: &operands.0, outputs: &operands.1 };
         recordings.submit(lane, program, Key { whole: true, ..*key }, true, |work| {
             if in_place {
                 return program.submit(work, &rows);
@@ -135,10 +142,21 @@ impl Flight {
         fetched: bool,
         batch: &Batch,
     ) -> Result<(), GpuError> {
-        self.compactions = 0;
         self.place(tensors, batch);
+        self.launch_placed(tensors, program, copies, fetched, batch)
+    }
+
+    fn launch_placed(
+        &mut self,
+        tensors: &Tensors,
+        program: &dyn Program,
+        copies: &Transfers,
+        fetched: bool,
+        batch: &Batch,
+    ) -> Result<(), GpuError> {
+        self.compactions = 0;
         // No time for that here, if there is another way.
-        let elsewhere = || self.recordings.has(Key::elsewhere(self.computed));
+        let elsewhere = || self.recordings.has(Key::elsewhere(self.key.rows));
         let is_full = || self.lane.recordings_left() == 0;
         if program.rehearses() && !self.recordings.has(self.key) && is_full() && elsewhere() {
             self.place_elsewhere(tensors, batch.rows());
@@ -190,8 +208,7 @@ impl Flight {
         inputs.clear();
         outputs.clear();
         let first = |stretches: &[Stretch]| if let [one] = stretches { one.run.first } else { ELSEWHERE };
-        self.computed = batch.rows();
-        self.key = Key::new(self.computed, first(&self.inputs), first(&self.outputs));
+        self.key = Key::new(batch.rows(), first(&self.inputs), first(&self.outputs));
         let arena = self.lane.arena();
         let rows = u64::from(batch.rows());
         let place = |known: &Tensor, tensor: usize, stretches: &[Stretch], bytes: u64| {
@@ -214,10 +231,9 @@ impl Flight {
         }
     }
 
-    /// Has all of a batch of so many rows put together in the memory for compactions, where rows may follow that are nobody's.
+    /// Has all of a batch of so many rows put together in the memory for compactions, where more rows may follow.
     fn place_elsewhere(&mut self, tensors: &Tensors, count: u32) {
         let count = count.max(self.recordings.fewest);
-        self.computed = count;
         self.key = Key::elsewhere(count);
         let staging = self.staging;
         let place = |known: &Tensor| {
@@ -242,6 +258,10 @@ impl Flight {
                 let at = at + u64::from(row) * u64::from(stretch.row);
                 work.compact(stretch.run, tensor as u16, bytes, buffer, at)?;
                 any = true;
+                // Nobody's rows are the batch's own once more: whatever a model makes of all its rows, it is of no other request.
+                for more in batch.rows()..self.key.rows {
+                    work.compact(stretch.run, tensor as u16, bytes, buffer, at + u64::from(row) * u64::from(more))?;
+                }
             }
         }
         self.compactions += u8::from(any);
@@ -265,8 +285,8 @@ impl Flight {
     }
 
     fn compute(&mut self, program: &dyn Program) -> Result<(), GpuError> {
-        let Flight { lane, operands: (inputs, outputs), recordings, key, computed, timed, .. } = self;
-        let rows = Rows { count: *computed, inputs, outputs };
+        let Flight { lane, operands: (inputs, outputs), recordings, key, timed, .. } = self;
+        let rows = Rows { count: key.rows, inputs, outputs };
         // One that is timed is not to take its time, nor is its part alone to be recorded beside the whole.
         let records = !*timed || program.rehearses();
         recordings.submit(lane, program, *key, records, |work| program.submit(work, &rows))

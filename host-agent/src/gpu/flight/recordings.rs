@@ -6,7 +6,10 @@ use splitrpc_gpu::{GpuError, Lane, Recording, Work};
 
 use crate::gpu::Program;
 
-/// What a recording is of.
+/// No first slot: the tensor's rows were put together elsewhere.
+pub(super) const ELSEWHERE: u32 = u32::MAX;
+
+/// What a recording is of. A model's slots are in one pool each for inputs and outputs where its requests are recorded, and its rows are of one size.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) struct Key {
     pub(super) rows: u32,
@@ -30,9 +33,7 @@ impl Key {
     }
 }
 
-/// No first slot: the tensor's rows were put together elsewhere.
-pub(super) const ELSEWHERE: u32 = u32::MAX;
-
+/// The recordings of a lane.
 #[derive(Debug)]
 pub(super) struct Recordings {
     known: HashMap<Key, Recording>,
@@ -41,19 +42,23 @@ pub(super) struct Recordings {
     rehearsed: Vec<u32>,
     /// Something could not be recorded, so nothing is tried any more.
     impossible: bool,
-    /// The fewest rows that the program computes. A smaller batch is computed with others beside it, whose outputs are nobody's.
+    /// The fewest rows that the program computes. A smaller batch is computed as so many, the further ones its own once more.
     pub(super) fewest: u32,
 }
 
-impl Default for Recordings {
-    fn default() -> Recordings {
+impl Recordings {
+    pub(super) fn new() -> Recordings {
         Recordings { known: HashMap::new(), rehearsed: Vec::new(), impossible: false, fewest: 1 }
     }
-}
 
-impl Recordings {
     pub(super) fn has(&self, key: Key) -> bool {
         self.known.contains_key(&key)
+    }
+
+    /// Whether a batch's copies and its computing are one recording, or may become one: not where the computing alone is recorded already.
+    pub(super) fn takes_whole(&self, key: Key, lane: &Lane) -> bool {
+        let may = || !self.impossible && lane.recordings_left() > 0 && !self.has(Key { whole: false, ..key });
+        self.has(Key { whole: true, ..key }) || may()
     }
 
     /// So many rows were submitted unrecorded.
@@ -66,7 +71,7 @@ impl Recordings {
         self.rehearsed = Vec::with_capacity(self.rehearsed.len());
     }
 
-    /// Does what `submit` submits for a batch of a program: as it was recorded, and recorded first if that is yet to be and it `records`, or
+    /// Does what `batch` submits for a batch of a program: as it was recorded, and recorded first if that is yet to be and it `records`, or
     /// piece by piece.
     pub(super) fn submit(
         &mut self,
@@ -74,7 +79,7 @@ impl Recordings {
         program: &dyn Program,
         key: Key,
         records: bool,
-        submit: impl Fn(&Work<'_>) -> Result<(), GpuError>,
+        batch: impl Fn(&Work<'_>) -> Result<(), GpuError>,
     ) -> Result<(), GpuError> {
         if let Some(known) = self.known.get(&key) {
             return lane.replay(*known);
@@ -84,7 +89,7 @@ impl Recordings {
             self.rehearsed.push(key.rows);
         }
         if records && program.is_recorded() && !self.impossible && !is_new {
-            match lane.record(&submit) {
+            match lane.record(&batch) {
                 Ok(Some(recording)) => {
                     self.known.insert(key, recording);
                     return lane.replay(recording);
@@ -97,6 +102,6 @@ impl Recordings {
                 }
             }
         }
-        submit(&lane.work())
+        batch(&lane.work())
     }
 }
