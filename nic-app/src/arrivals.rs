@@ -54,6 +54,10 @@ impl Arrivals {
         }
     }
 
+    pub(crate) fn is_empty(&self) -> bool {
+        self.list.is_empty()
+    }
+
     /// Hands over all that was noted.
     pub(crate) fn take(&mut self, mut told: impl FnMut(&Arrival)) {
         self.list.drain(..).for_each(|arrival| told(&arrival));

@@ -151,8 +151,9 @@ impl<L: NicLink, H: Host> DataThread<L, H> {
     ///
     /// # Errors
     /// Those of the kernel.
-    pub fn with_udp(mut self, port: UdpPort) -> io::Result<Self> {
+    pub fn with_udp(mut self, mut port: UdpPort) -> io::Result<Self> {
         port.register(&self.poller)?;
+        port.note_arrivals(self.host.early_bytes());
         self.udp = Some(port);
         Ok(self)
     }
@@ -277,10 +278,13 @@ impl<L: NicLink, H: Host> DataThread<L, H> {
 
     fn receive(&mut self, now: Time) -> bool {
         let mut moved = self.receive_new(now);
-        let DataThread { engine, arena, host, tcp, poller, .. } = self;
+        let DataThread { engine, arena, host, tcp, udp, poller, .. } = self;
         if let Some(tcp) = tcp {
             moved |= tcp.resume(now, poller, engine, arena);
             tcp.take_arrivals(|arrival| host.arriving(arrival));
+        }
+        if let Some(udp) = udp {
+            udp.take_arrivals(|arrival| host.arriving(arrival));
         }
         moved
     }

@@ -89,3 +89,23 @@ fn under_loss_every_request_is_answered_and_moved_bytes_are_counted() {
         assert!(thread.engine().stats().bytes_fixup > 0);
     }
 }
+
+#[test]
+fn what_a_host_is_told_before_a_request_is_whole_is_there() {
+    for permille in [0, 20] {
+        let udp = UdpPortConfig { drop_permille: permille, drop_seed: 5, ..UdpPortConfig::default() };
+        let server = Server::start_with(&config_for(1472), WaitMode::ADAPTIVE, &udp);
+        server.hold.watch();
+        let (mut client, mut stream) = (UdpClient::connect(server.udp, 1472), Client::connect(server.tcp));
+        for seed in 0..8 {
+            // Both tensors are large, and the second is known in part while the first is whole.
+            let (a, b) = (noise(seed, 300_000), noise(seed + 1, 400_000));
+            client.ask(PAIR, &[&a, &b]);
+            stream.ask(PAIR, &[&a, &b]);
+        }
+        client.close();
+        let mut thread = server.stop();
+        assert!(permille > 0 || thread.host().told > 8 * 2 * 300_000, "{}", thread.host().told);
+        assert_no_slot_lost(&mut thread);
+    }
+}

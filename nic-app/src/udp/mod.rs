@@ -20,12 +20,15 @@ use splitrpc_socket::{Interest, Poller, UdpOptions, UdpSocket};
 use self::fault::Fault;
 use self::receive::{Context, Receiver};
 use self::send::Batch;
+use crate::arrivals::{Arrival, Arrivals};
 use crate::storage::{BuiltEngine, Engine};
 
 /// The poller's name for the socket.
 pub(crate) const SOCKET: u64 = u64::MAX - 2;
 /// Receives in one turn.
 const RECEIVES: usize = 16;
+/// Bytes of a turn after which the host is told of what has arrived, if it wants that.
+const BYTES_PER_TURN: u64 = 64 << 10;
 /// Tries in vain after which a spinning thread leaves the socket to the poller.
 const PATIENCE: u32 = 256;
 
@@ -97,6 +100,7 @@ pub struct UdpPort {
     socket: UdpSocket,
     receiver: Receiver,
     batch: Batch,
+    arrivals: Arrivals,
     /// Tries in vain since something last came.
     quiet: u32,
 }
@@ -131,6 +135,7 @@ impl UdpPort {
             socket: UdpSocket::bind(address, &options)?,
             receiver: Receiver::new(engine.config.datagram, fault),
             batch: Batch::new(),
+            arrivals: Arrivals::new(u32::MAX),
             quiet: PATIENCE,
         })
     }
@@ -174,15 +179,26 @@ impl UdpPort {
         poller.add(&self.socket, SOCKET, Interest::READ)
     }
 
+    /// Notes arrivals of payloads of so many bytes at least.
+    pub(crate) fn note_arrivals(&mut self, least: u32) {
+        self.arrivals = Arrivals::new(least);
+    }
+
+    /// Hands over the arrivals that were noted.
+    pub(crate) fn take_arrivals(&mut self, told: impl FnMut(&Arrival)) {
+        self.arrivals.take(told);
+    }
+
     /// Whether a spinning thread should try the socket itself.
     pub(crate) fn is_hot(&self) -> bool {
         self.quiet < PATIENCE
     }
 
-    /// Receives what there is, until a request is complete, nothing is left or the turn is over. Returns whether anything
+    /// Receives what there is, until a request is complete, nothing is left, the turn is over, or there are arrivals to tell of. Returns whether anything
     /// came.
     pub(crate) fn poll(&mut self, now: Time, engine: &mut Engine, arena: &Arena) -> bool {
         let mut moved = false;
+        let before = self.receiver.stats.bytes;
         for _ in 0..RECEIVES {
             // One receive may bring more than there is room for; that costs its sender answers, which it asks for again.
             if !engine.accepts_frames() {
@@ -198,6 +214,10 @@ impl UdpPort {
                 }
             }
             if engine.next_submission().is_some() {
+                break;
+            }
+            self.receiver.note(engine, &mut self.arrivals);
+            if !self.arrivals.is_empty() && self.receiver.stats.bytes - before >= BYTES_PER_TURN {
                 break;
             }
         }

@@ -3,13 +3,15 @@
 use std::io;
 
 use splitrpc_arena::Arena;
-use splitrpc_engine::{Peer, Placement, Time, Verdict};
+use splitrpc_engine::{Peer, Piece, Placement, Time, Verdict};
+use splitrpc_ring::RequestKey;
 use splitrpc_socket::{Received, UdpSocket};
 use splitrpc_wire::{Flags, HEADER_LEN, Header, Kind, MAX_MANIFEST_LEN, Train, WireError};
 
 use super::fault::Fault;
 use super::guess::Guess;
 use super::plan::Plan;
+use crate::arrivals::Arrivals;
 use crate::frame::{Measured, head_len, measure, place};
 use crate::storage::Engine;
 
@@ -38,6 +40,8 @@ pub(super) struct Receiver {
     look: Box<[u8]>,
     pub(super) fault: Fault,
     pub(super) stats: ReceiveStats,
+    /// The request that tensor data last came for.
+    last: Option<RequestKey>,
 }
 
 /// What is known of the first datagram before it is received.
@@ -63,7 +67,22 @@ impl Receiver {
             look: vec![0; LOOK].into(),
             fault,
             stats: ReceiveStats::default(),
+            last: None,
         }
+    }
+
+    /// Notes what has arrived of the request that data last came for, unless something is missing in between.
+    pub(super) fn note(&mut self, engine: &Engine, arrivals: &mut Arrivals) {
+        let Some(request) = self.last.take() else { return };
+        let Some((run, sizes, tensor, offset)) = engine.unbroken(request) else { return };
+        if !arrivals.want(u32::try_from(sizes.total()).unwrap_or(u32::MAX)) {
+            return;
+        }
+        let pieces = (0..).zip(sizes.as_slice()).take(usize::from(tensor) + 1).map(|(number, bytes)| {
+            let length = if number == tensor { offset } else { *bytes };
+            Piece { run, tensor: number, offset: 0, length }
+        });
+        arrivals.note(request, pieces, u32::MAX);
     }
 
     /// Receives once, which may bring many datagrams of one sender, and deals with all of them.
@@ -173,6 +192,7 @@ impl Receiver {
             self.guess.was_wrong();
         }
         cx.engine.placed(cx.now, &placement, data, fixup);
+        self.last = Some(placement.request);
         if at + frames as usize * segment == len || !self.guess.follows(&placement) {
             self.guess.placed(cx.engine, &placement, header, &[]);
         }
@@ -252,6 +272,9 @@ impl Receiver {
             self.stats.foreseen += u64::from(data > 0);
         }
         cx.engine.placed(cx.now, placement, data, fixup);
+        if data > 0 {
+            self.last = Some(placement.request);
+        }
     }
 }
 

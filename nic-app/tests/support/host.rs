@@ -1,13 +1,13 @@
 //! The smallest host that answers: null and echo, optionally holding requests back.
 
 use std::cell::Cell;
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use nic_app::{Host, Waker};
+use nic_app::{Arrival, Host, Waker};
 use splitrpc_arena::{Arena, META_BYTES, PoolLayout, SlotAllocator, SlotEntry, bytes_copied_by_this_thread};
 use splitrpc_engine::Time;
 use splitrpc_ring::{Completion, HostLink, InProcessHost, RequestKey, Run, Submission};
@@ -17,6 +17,8 @@ use super::NULL;
 use super::client::Client;
 
 pub const NULL_BYTES: u32 = 4000;
+/// Of payloads of so many bytes the host wants to know before they are whole.
+const EARLY_BYTES: u32 = 50_000;
 
 /// Holds requests back while it is closed.
 #[derive(Clone, Debug)]
@@ -28,6 +30,8 @@ pub struct Hold {
     polls: Arc<AtomicU64>,
     /// Nanoseconds that each poll takes that does something.
     takes: Arc<AtomicU64>,
+    /// What the host is told of before it is whole is held against what it was then.
+    watches: Arc<AtomicBool>,
     visit: Arc<Mutex<Visit>>,
     waker: Waker,
 }
@@ -49,6 +53,7 @@ impl Hold {
             copied: Arc::default(),
             polls: Arc::default(),
             takes: Arc::default(),
+            watches: Arc::default(),
             visit: Arc::default(),
             waker,
         }
@@ -62,6 +67,11 @@ impl Hold {
     pub fn close_for_polls(&self, polls: u64) {
         self.polls.store(polls, Ordering::SeqCst);
         self.held.store(true, Ordering::SeqCst);
+    }
+
+    /// From now on what the host is told of before a request is whole has to be there already.
+    pub fn watch(&self) {
+        self.watches.store(true, Ordering::SeqCst);
     }
 
     /// From now on each poll takes so long in which the host does something.
@@ -120,6 +130,10 @@ pub struct TestHost {
     waiting: VecDeque<(RequestKey, Run, u16)>,
     hold: Hold,
     pattern: Vec<u8>,
+    /// What was there when the host was told so, by request: tensor, first byte, bytes.
+    arrived: HashMap<RequestKey, Vec<(u16, u32, Vec<u8>)>>,
+    /// Bytes of which it was told before their request was whole.
+    pub told: u64,
     /// Requests answered.
     pub answered: u64,
     pub cancelled: u64,
@@ -142,6 +156,8 @@ impl TestHost {
             waiting: VecDeque::with_capacity(requests),
             hold,
             pattern: (0..NULL_BYTES).map(|i| i as u8).collect(),
+            arrived: HashMap::new(),
+            told: 0,
             answered: 0,
             cancelled: 0,
             worked_at: Time::default(),
@@ -182,8 +198,33 @@ impl TestHost {
     }
 }
 
+impl TestHost {
+    /// What the host was told of a request was there, as it is now.
+    fn hold_against(&mut self, request: RequestKey, input: Run) {
+        for (tensor, offset, was) in self.arrived.remove(&request).unwrap_or_default() {
+            let mut is = vec![0; was.len()];
+            self.arena.span(input, tensor, offset, was.len() as u32).unwrap().copy_to(&mut is);
+            assert!(is == was, "bytes {offset} to {} of tensor {tensor} were not there", offset as usize + was.len());
+        }
+    }
+}
+
 impl Host for TestHost {
     fn publish(&self) {}
+
+    fn early_bytes(&self) -> u32 {
+        EARLY_BYTES
+    }
+
+    fn arriving(&mut self, arrival: &Arrival) {
+        let Arrival { request, run, tensor, offset, len } = *arrival;
+        self.told += u64::from(len);
+        if self.hold.watches.load(Ordering::SeqCst) {
+            let mut bytes = vec![0; len as usize];
+            self.arena.span(run, tensor, offset, len).unwrap().copy_to(&mut bytes);
+            self.arrived.entry(request).or_default().push((tensor, offset, bytes));
+        }
+    }
 
     fn poll(&mut self, now: Time) -> bool {
         let mut worked = false;
@@ -194,7 +235,10 @@ impl Host for TestHost {
         while let Some(submission) = self.link.submission() {
             worked = true;
             match submission {
-                Submission::Submit { request, input, model, .. } => self.waiting.push_back((request, input, model)),
+                Submission::Submit { request, input, model, .. } => {
+                    self.hold_against(request, input);
+                    self.waiting.push_back((request, input, model));
+                }
                 Submission::Release { output } => self.outputs.free(output).unwrap(),
                 // Completed all the same, when its turn comes.
                 Submission::Cancel { .. } => self.cancelled += 1,

@@ -52,6 +52,14 @@ impl Incoming {
         self.stretches.last().map_or((0, 0), |(_, end)| ((end >> 32) as u16, end as u32))
     }
 
+    /// As [`Incoming::frontier`], if every byte before it is in place.
+    pub(crate) fn unbroken(&self) -> Option<(u16, u32)> {
+        let (tensor, offset) = self.frontier();
+        let whole = self.sizes.as_slice().get(..usize::from(tensor))?;
+        let before: u64 = whole.iter().map(|bytes| u64::from(*bytes)).sum();
+        (self.received == before + u64::from(offset)).then_some((tensor, offset))
+    }
+
     #[inline]
     pub(crate) fn is_complete(&self) -> bool {
         self.described && self.received == self.sizes.total()

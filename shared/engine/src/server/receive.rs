@@ -238,6 +238,14 @@ impl<C: Congestion> Server<'_, C> {
         Some((slot.input, slot.incoming.sizes(), tensor, offset))
     }
 
+    /// As [`Server::frontier`], if every byte before it is in place: what a host may make use of before the request is whole.
+    #[must_use]
+    pub fn unbroken(&self, request: RequestKey) -> Option<(Run, &Sizes, u16, u32)> {
+        let slot = &self.requests[self.receiving(request)? as usize];
+        let (tensor, offset) = slot.incoming.unbroken()?;
+        Some((slot.input, slot.incoming.sizes(), tensor, offset))
+    }
+
     /// The payload of a frame is in place. `copied` bytes of it were copied by a CPU, the kernel's copy included; `fixup` of
     /// those a second time because they had landed elsewhere.
     pub fn placed(&mut self, now: Time, placement: &Placement, copied: u32, fixup: u32) {
