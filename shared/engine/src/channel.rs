@@ -253,14 +253,18 @@ impl<C: Congestion> Channel<C> {
 
     /// A message was answered, so none of its frames is under way any more; if `whole`, all of them arrived.
     pub(crate) fn on_answered(&mut self, ring: &mut [SentFrame], now: Time, key: RequestKey, whole: bool) {
-        let (mut bytes, size) = (0, &mut self.size);
+        let (mut bytes, mut newest, size) = (0, Time::default(), &mut self.size);
         self.flight.forget(ring, key, |s| {
             bytes += u64::from(s.bytes);
+            newest = newest.max(s.sent_at);
             if whole {
                 size.carried(s.bytes);
             }
         });
         if bytes > 0 {
+            if whole {
+                self.rtt.bound(now.since(newest));
+            }
             self.progress(now, bytes, None);
         }
     }

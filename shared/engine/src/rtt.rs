@@ -64,6 +64,15 @@ impl Rtt {
         adjusted
     }
 
+    /// The round trip is no longer than this, which has the peer's computing in it: better than nothing. Requests that are small are answered before
+    /// anything has to be acknowledged, so that none may be measured for long.
+    #[inline]
+    pub(crate) fn bound(&mut self, most: u64) {
+        if !self.sampled && most < self.smoothed {
+            (self.smoothed, self.variation, self.latest) = (most.max(1), most / 2, most.max(1));
+        }
+    }
+
     pub(crate) fn smoothed(&self) -> u64 {
         self.smoothed
     }
@@ -108,6 +117,19 @@ mod tests {
         assert_eq!((rtt.smoothed(), rtt.min()), (3 * MS, 2 * MS));
         (0..100).for_each(|_| _ = rtt.sample(START, 10 * MS, 0));
         assert!((10 * MS).abs_diff(rtt.smoothed()) < MS / 100 && rtt.min() == 2 * MS);
+    }
+
+    #[test]
+    fn answers_bound_it_until_it_is_measured() {
+        let mut rtt = Rtt::new();
+        rtt.bound(20 * MS);
+        assert_eq!(rtt.smoothed(), INITIAL, "that is known already");
+        rtt.bound(MS);
+        rtt.bound(3 * MS);
+        assert_eq!((rtt.smoothed(), rtt.min(), rtt.is_sampled()), (MS, MS, false));
+        rtt.sample(START, 2 * MS, 0);
+        rtt.bound(MS);
+        assert_eq!((rtt.smoothed(), rtt.min()), (2 * MS, 2 * MS));
     }
 
     #[test]

@@ -1,9 +1,10 @@
 //! What is acknowledged is in place; what is answered need not be acknowledged.
 
-use splitrpc_engine::{MS, Peer, ServerConfig, Verdict};
+use splitrpc_engine::{ClientEvent, MS, Peer, ServerConfig, Verdict};
 use splitrpc_wire::ack::{Ack, AckRange};
 use splitrpc_wire::{Flags, Header, Kind};
 
+use crate::rig::pair::{client_config, pair};
 use crate::rig::{Ask, Rig, addr, config, serve};
 
 /// Packet numbers in the acknowledgements that leave at once.
@@ -155,5 +156,23 @@ fn so_does_who_can_keep_track_of_few_packets() {
             asked |= train.header.flags.has(Flags::ACK_NOW);
         }
         assert_eq!((frames, asked), (16, true));
+    });
+}
+
+#[test]
+fn who_is_answered_each_time_learns_a_pace_by_that() {
+    pair(&config(), &client_config(), |pair| {
+        // Far more than the pacer lets go at once, and nothing is acknowledged.
+        for number in 0..300 {
+            let asked_at = pair.now();
+            pair.ask(&Ask::bytes(2048));
+            pair.run_while(asked_at + MS, |pair| pair.events.is_empty());
+            assert!(matches!(pair.events[..], [ClientEvent::Response(_)]), "{:?}", pair.events);
+            let took = pair.now().since(asked_at);
+            assert!(took <= 3 * pair.delay, "request {number} took {took} ns");
+            pair.events.clear();
+        }
+        let asked = pair.log.iter().filter(|way| way.up && way.header.flags.has(Flags::ACK_NOW)).count();
+        assert_eq!(asked, 0);
     });
 }
