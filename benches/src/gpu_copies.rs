@@ -8,10 +8,10 @@ use anyhow::{Context as _, ensure};
 use clap::Args;
 use serde::Serialize;
 use splitrpc_arena::{Arena, PoolLayout, Run};
-use splitrpc_cuda::{Context, CopyBatch, Driver, Event, MemoryOptions};
+use splitrpc_cuda::{Context, CopyBatch, Event, MemoryOptions};
 use splitrpc_gpu::{GpuArena, Lane, Piece, Work};
 
-use crate::machine::{self, Machine};
+use crate::machine::{Machine, OnGpu};
 use crate::plan::IMAGE;
 use crate::report::write_json;
 
@@ -105,15 +105,7 @@ struct Report {
 
 pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
     ensure!(options.bytes > 0 && options.rounds > 0, "--bytes and --rounds are at least 1");
-    let driver = Driver::load()?;
-    let device = driver.devices().get(options.device);
-    let device = device.with_context(|| format!("there are {} GPUs, from 0 on", driver.devices().len()))?;
-    let context = driver.context(device)?;
-    // Before this thread has one core alone.
-    let machine = Machine { gpu: Some(device.name.clone()), ..Machine::this() };
-    if let Some((core, _)) = machine::core_pair() {
-        splitrpc_socket::pin_current_thread(core)?;
-    }
+    let OnGpu { driver, context, machine } = OnGpu::take(options.device)?;
     let mut rng = fastrand::Rng::with_seed(1);
     let mut report = Report {
         machine,
@@ -122,7 +114,7 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
         rounds: options.rounds,
         rows: Vec::new(),
     };
-    println!("{}, {}; {} bytes, {} rounds, us", device.name, report.driver, options.bytes, options.rounds);
+    println!("{}, {}; {} bytes, {} rounds, us", context.device().name, report.driver, options.bytes, options.rounds);
     println!(
         "{:>7} {:>8}  {:<15} {:>7} {:>7} {:>7} {:>9}  ratio",
         "frames", "bytes", "way", "p10", "p50", "p90", "submitted"

@@ -7,11 +7,11 @@ use anyhow::{Context as _, ensure};
 use clap::Args;
 use serde::Serialize;
 use splitrpc_arena::{Arena, PoolLayout, Run};
-use splitrpc_cuda::{Context, Driver, Event, Launch, MemoryOptions};
+use splitrpc_cuda::{Context, Event, Launch, MemoryOptions};
 use splitrpc_gpu::{Gate, GpuArena, Kernel, Lane, Operand, Recording, Work, filled, load_code};
 
 use crate::gpu_copies::{Samples, Times};
-use crate::machine::{self, Machine};
+use crate::machine::{Machine, OnGpu};
 use crate::report::write_json;
 
 /// Kernels of a graph.
@@ -97,15 +97,7 @@ struct Report {
 
 pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
     ensure!(options.rounds > 0, "--rounds is at least 1");
-    let driver = Driver::load()?;
-    let device = driver.devices().get(options.device);
-    let device = device.with_context(|| format!("there are {} GPUs, from 0 on", driver.devices().len()))?;
-    let context = driver.context(device)?;
-    // Before this thread has one core alone.
-    let machine = Machine { gpu: Some(device.name.clone()), ..Machine::this() };
-    if let Some((core, _)) = machine::core_pair() {
-        splitrpc_socket::pin_current_thread(core)?;
-    }
+    let OnGpu { driver, context, machine } = OnGpu::take(options.device)?;
     let mut report = Report {
         machine,
         driver: format!("CUDA {}", driver.version()),
@@ -114,7 +106,13 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
         rounds: options.rounds,
         rows: Vec::new(),
     };
-    println!("{}, {}; {} rounds, {} bytes touched, us", device.name, report.driver, options.rounds, options.touch);
+    println!(
+        "{}, {}; {} rounds, {} bytes touched, us",
+        context.device().name,
+        report.driver,
+        options.rounds,
+        options.touch
+    );
     println!("{:>7} {:>6}  {:<16} {:>6} {:>6} {:>6} {:>8}", "kernels", "work", "way", "p10", "p50", "p90", "in calls");
     for kernels in KERNELS {
         let row = measure(&context, options, kernels)?;

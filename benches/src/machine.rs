@@ -7,6 +7,7 @@ use std::time::Duration;
 use anyhow::Context as _;
 use rustix::thread::CpuSet;
 use serde::Serialize;
+use splitrpc_cuda::Driver;
 
 /// The machine, without its name.
 #[derive(Clone, Debug, Serialize)]
@@ -28,8 +29,31 @@ pub(crate) struct Machine {
 
 /// What the GPU is called that models are to compute on.
 pub(crate) fn gpu_name() -> anyhow::Result<String> {
-    let driver = splitrpc_cuda::Driver::load()?;
+    let driver = Driver::load()?;
     Ok(driver.devices().first().context("there is no GPU")?.name.clone())
+}
+
+/// One of the machine's GPUs, for a thread with a core to itself.
+pub(crate) struct OnGpu {
+    pub(crate) driver: Driver,
+    pub(crate) context: splitrpc_cuda::Context,
+    pub(crate) machine: Machine,
+}
+
+impl OnGpu {
+    /// The GPU of this number, for the calling thread, which has one core from now on where there are two.
+    pub(crate) fn take(number: usize) -> anyhow::Result<OnGpu> {
+        let driver = Driver::load()?;
+        let device = driver.devices().get(number);
+        let device = device.with_context(|| format!("there are {} GPUs, from 0 on", driver.devices().len()))?;
+        let context = driver.context(device)?;
+        // Before this thread has one core alone.
+        let machine = Machine { gpu: Some(device.name.clone()), ..Machine::this() };
+        if let Some((core, _)) = core_pair() {
+            splitrpc_socket::pin_current_thread(core)?;
+        }
+        Ok(OnGpu { driver, context, machine })
+    }
 }
 
 impl Machine {

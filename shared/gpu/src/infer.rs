@@ -4,7 +4,7 @@ use splitrpc_torch::{Element, View};
 
 use crate::error::GpuError;
 use crate::kernel::Operand;
-use crate::lane::Work;
+use crate::work::Work;
 
 /// A dense tensor, in row-major order.
 #[derive(Clone, Copy, Debug, PartialEq)]

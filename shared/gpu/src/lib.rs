@@ -19,6 +19,7 @@ mod lane;
 mod porter;
 mod schedule;
 mod signal;
+mod work;
 
 pub use arena::GpuArena;
 pub use carry::Piece;
@@ -28,5 +29,6 @@ pub use error::GpuError;
 pub use gate::Gate;
 pub use infer::Shaped;
 pub use kernel::{Kernel, MAX_ARGUMENTS, Operand};
-pub use lane::{Buffer, Lane, Recording, Work, filled};
+pub use lane::{Buffer, Lane, Recording, filled};
 pub use porter::Porter;
+pub use work::Work;
