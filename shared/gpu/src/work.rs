@@ -100,7 +100,7 @@ impl Work<'_> {
         self.carry(pieces, |frame, slot| (slot, frame))
     }
 
-    /// Has what comes later wait until the lane's gate is opened, or for as long as `limit`: [`Gate::was_opened`] tells which it was.
+    /// Has what comes later wait until the lane's gate is opened, or for as long as `limit`: [`Gate::was_opened`](crate::Gate::was_opened) tells which it was.
     ///
     /// # Errors
     /// [`GpuError::NoBuffer`] where the lane has no gate; the driver's.
