@@ -219,7 +219,7 @@ impl Flight {
         let begun = if alone {
             self.launch_whole(tensors, program, copies, batch)
         } else {
-            self.copy_rest(copies, batch).and_then(|()| self.launch(tensors, program, copies, true, batch))
+            self.copy_rest(copies, batch).and_then(|()| self.launch(tensors, program, copies, batch))
         };
         self.phase = begun.map_or_else(Phase::Failing, |()| Phase::Computing { copy_in: None, since, asked: since });
         copies.launched(program.launches());
@@ -323,7 +323,7 @@ impl Flight {
                     self.open();
                 } else {
                     self.mark(&self.marks.filled)?;
-                    self.launch(tensors, program, copies, true, batch)?;
+                    self.launch(tensors, program, copies, batch)?;
                 }
                 self.phase = Phase::Computing { copy_in, since, asked: since };
                 Ok(false)
@@ -343,7 +343,7 @@ impl Flight {
                 }
                 if self.was_in_vain() && !self.given_up {
                     if self.present {
-                        self.launch(tensors, program, copies, true, batch)?;
+                        self.launch(tensors, program, copies, batch)?;
                     } else {
                         self.launch_whole(tensors, program, copies, batch)?;
                     }

@@ -133,19 +133,19 @@ impl Flight {
         self.mark(&self.marks.filled)
     }
 
-    /// Submits everything from the inputs' being there on. They have come on another stream if they were `fetched`.
+    /// Submits everything from the inputs' being there on, which have come on another stream.
     pub(super) fn launch(
         &mut self,
         tensors: &Tensors,
         program: &dyn Program,
         copies: &Transfers,
-        fetched: bool,
         batch: &Batch,
     ) -> Result<(), GpuError> {
         self.place(tensors, batch);
-        self.launch_placed(tensors, program, copies, fetched, batch)
+        self.launch_placed(tensors, program, copies, true, batch)
     }
 
+    /// The same, where it is known how the batch lies, and whether its inputs were `fetched` on another stream.
     fn launch_placed(
         &mut self,
         tensors: &Tensors,

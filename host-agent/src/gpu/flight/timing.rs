@@ -86,11 +86,8 @@ impl Flight {
             launch.compute_ns = ns(took);
         }
         // Who brought what was there already, the port knows.
-        launch.moved = Some(match () {
-            () if self.in_place => (Mover::Unknown, Memory::Pinned),
-            () if self.present => (Mover::Unknown, Memory::Cuda),
-            () => (Mover::GpuCopy, Memory::Cuda),
-        });
+        let mover = if self.present || self.in_place { Mover::Unknown } else { Mover::GpuCopy };
+        launch.moved = Some((mover, if self.in_place { Memory::Pinned } else { Memory::Cuda }));
         launch.compactions = self.compactions;
         for item in batch.items() {
             launch.push_in_place(tensors.describe(item.rows));
