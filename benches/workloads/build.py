@@ -2,18 +2,21 @@
 """Makes each .ptx of this folder, or of the folders named, from the .cu of the same name, with NVRTC; no GPU and no toolkit is needed:
 
     pip install nvidia-cuda-nvrtc-cu12==12.4.127
-    benches/workloads/build.py [FOLDER...]        (host-agent/src/runtime/image has one, too)
+    benches/workloads/build.py [FOLDER...]        (host-agent/src/runtime/image and host-agent/tests/gpu have some, too)
 
 NVRTC 12.4 writes PTX 8.4, which drivers of CUDA 12.4 and later load, those that models of kernels need anyway. A later one
-writes a later version, and drivers older than that refuse it. A test compares the hash of the source in each .ptx.
+writes a later version, and drivers older than that refuse it. A test compares the hash in each .ptx, of the source and behind it the
+headers of host-agent/include that it names.
 """
 
 import ctypes
 import importlib.util
 import pathlib
+import re
 import sys
 
 ARCHITECTURE = "compute_70"
+HEADERS = pathlib.Path(__file__).parents[2] / "host-agent" / "include"
 
 
 def library():
@@ -32,7 +35,12 @@ def fnv1a(data):
 def compiled(nvrtc, file):
     program = ctypes.c_void_p()
     source = file.read_bytes()
-    nvrtc.nvrtcCreateProgram(ctypes.byref(program), source, file.name.encode(), 0, None, None)
+    names = re.findall(rb'^#include "(.+)"$', source, re.MULTILINE)
+    headers = [(HEADERS / name.decode()).read_bytes() for name in names]
+    texts = ctypes.c_char_p * len(names)
+    nvrtc.nvrtcCreateProgram(
+        ctypes.byref(program), source, file.name.encode(), len(names), texts(*headers), texts(*names)
+    )
     options = (ctypes.c_char_p * 1)(f"--gpu-architecture={ARCHITECTURE}".encode())
     failed = nvrtc.nvrtcCompileProgram(program, len(options), options)
     what = "ProgramLog" if failed else "PTX"
@@ -43,7 +51,8 @@ def compiled(nvrtc, file):
     if failed:
         raise SystemExit(f"{file}: {text.value.decode()}")
     code = text.value.decode()
-    return f"// Made from {file.name} ({fnv1a(source):016x}) by build.py.\n" + code[code.index(".version"):]
+    made_from = fnv1a(b"".join([source, *headers]))
+    return f"// Made from {file.name} ({made_from:016x}) by build.py.\n" + code[code.index(".version"):]
 
 
 nvrtc = library()

@@ -199,6 +199,22 @@ impl Function {
         context.check(result, "cannot give a function more shared memory")
     }
 
+    /// How many of its blocks, of so many threads and bytes of dynamic shared memory each, a multiprocessor runs at once.
+    ///
+    /// # Errors
+    /// The driver's.
+    pub fn blocks_per_multiprocessor(&self, threads: u32, shared_bytes: u32) -> Result<u32, Error> {
+        self.context().make_current()?;
+        let threads = c_int::try_from(threads).unwrap_or(c_int::MAX);
+        let mut blocks = 0;
+        // SAFETY: the function is loaded, and the place for the number outlives the call.
+        let result = unsafe {
+            sys::cuOccupancyMaxActiveBlocksPerMultiprocessor(&raw mut blocks, self.raw, threads, shared_bytes as usize)
+        };
+        self.context().check(result, "cannot ask how many blocks a multiprocessor runs")?;
+        Ok(u32::try_from(blocks).unwrap_or(0))
+    }
+
     /// Bytes of each of its parameters, in their order; `None` where the driver cannot tell, being older than CUDA 12.4.
     ///
     /// # Errors

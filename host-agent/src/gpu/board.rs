@@ -9,7 +9,7 @@ use splitrpc_cuda::{FlushScope, MemoryOptions, StreamPriorities, WritesOrdering}
 use splitrpc_gpu::{Chunking, Copies, Direction, GpuArena, GpuError, Lane, Porter};
 use splitrpc_wire::TensorDesc;
 
-use super::flight::Flight;
+use super::flight::{Flight, Keeps};
 use super::tensors::Tensors;
 use super::transfers::Transfers;
 use super::{Gpu, Program};
@@ -41,6 +41,8 @@ pub struct Board {
     under_way: usize,
     /// Lanes on which something that was launched ahead, for nothing, is not known to be done.
     withdrawn: usize,
+    /// Models whose kernels are persistent.
+    persistent: Vec<usize>,
 }
 
 struct Model {
@@ -74,20 +76,26 @@ impl Board {
         let options = MemoryOptions { exportable: gpu.settings.shared, ..MemoryOptions::default() };
         let arena = GpuArena::new(&gpu.context, arena, &slots, &[], options)?;
         let range = gpu.context.stream_priorities()?;
-        let all: usize = models.iter().flatten().map(|tenant| count(tenant.spec, range)).sum();
+        // A persistent kernel has a stream beside its lane's.
+        let each = |tenant: &Tenant<'_>| if tenant.program.stays().is_some() { 2 } else { 1 };
+        let all: usize = models.iter().flatten().map(|tenant| count(tenant.spec, range) * each(tenant)).sum();
         // Those of copies in and out, and a porter's.
         let streams = (all + 3) * shards;
         let takes = models.iter().flatten().any(|tenant| tenant.program.rehearses());
         let mut lanes = 0;
         let mut place = |tenant: &Option<Tenant<'_>>| {
             let place = |tenant: &Tenant<'_>| {
-                Model::new(gpu, &arena, tenant, lanes, launches_ahead(gpu, tenant, streams, takes))
+                let (ahead, kernel) = (launches_ahead(gpu, tenant, streams, takes), keeps_kernel(tenant, streams));
+                Model::new(gpu, &arena, tenant, lanes, Keeps { ahead, kernel })
             };
             let model = tenant.as_ref().map(place).transpose()?;
             lanes += model.as_ref().map_or(0, |model| model.lanes.len() as u32);
             Ok(model)
         };
         let models: Vec<Option<Model>> = models.iter().map(&mut place).collect::<Result<_, GpuError>>()?;
+        let persistent =
+            |(_, model): &(usize, &Option<Model>)| model.as_ref().is_some_and(|m| m.program.stays().is_some());
+        let persistent = models.iter().enumerate().filter(persistent).map(|(index, _)| index).collect();
         let tensors = models.iter().flatten().map(|m| m.tensors.most()).max().unwrap_or(1);
         // A batch's outputs may all lie apart.
         let outputs = models.iter().flatten().map(|m| m.tensors.most_outputs()).max().unwrap_or(1);
@@ -100,7 +108,7 @@ impl Board {
         let nothing = models.iter().flatten().filter(|model| !model.program.launches());
         let unlaunched = nothing.flat_map(|model| model.inputs.iter().copied()).collect();
         let copies = Transfers::new(incoming, outgoing, porter, &arena, requests, unlaunched, &gpu.settings);
-        Ok(Board { arena, models, copies, under_way: 0, withdrawn: 0 })
+        Ok(Board { arena, models, copies, under_way: 0, withdrawn: 0, persistent })
     }
 
     /// Bytes of the GPU's memory that its slots take.
@@ -124,24 +132,18 @@ impl Board {
 
 impl Model {
     /// `first` is the number of its first lane among all of the board's.
-    fn new(
-        gpu: &Gpu,
-        arena: &GpuArena,
-        tenant: &Tenant<'_>,
-        first: u32,
-        launches_ahead: bool,
-    ) -> Result<Model, GpuError> {
+    fn new(gpu: &Gpu, arena: &GpuArena, tenant: &Tenant<'_>, first: u32, keeps: Keeps) -> Result<Model, GpuError> {
         let spec = tenant.spec;
         let range = gpu.context.stream_priorities()?;
         // Lower numbers are more urgent.
         let steps = (range.least - range.greatest).unsigned_abs().min(254) as u8;
         let groups = groups(spec, range);
         let each = usize::from(spec.instances.max(1));
-        let tensors = Tensors::new(spec, &*tenant.program, launches_ahead);
+        let tensors = Tensors::new(spec, &*tenant.program, keeps.ahead);
         let lane = |index: usize| {
             let urgency = urgency(groups, (index / each) as u8 + 1);
             let priority = range.greatest + i32::from(steps) * i32::from(urgency) / i32::from(u8::MAX);
-            Flight::new(gpu, arena, &tensors, &*tenant.program, priority, first + index as u32, launches_ahead)
+            Flight::new(gpu, arena, &tensors, &*tenant.program, priority, first + index as u32, keeps)
         };
         let lanes = (0..count(spec, range)).map(lane).collect::<Result<Vec<_>, _>>()?;
         if let (Some(pool), Some(flight)) = (tenant.pools.output, lanes.first())
@@ -188,6 +190,8 @@ fn launches_ahead(gpu: &Gpu, tenant: &Tenant<'_>, streams: usize, takes: bool) -
         "there are more streams than queues: set CUDA_DEVICE_MAX_CONNECTIONS (at most 32)"
     } else if takes {
         "it, or a model beside it, may have to wait for the device while it is submitted"
+    } else if tenant.program.stays().is_some() {
+        "its kernel is persistent"
     } else if !tenant.spec.fixed_inputs() && tenant.program.launches() {
         "the sizes of its inputs vary"
     } else {
@@ -195,6 +199,17 @@ fn launches_ahead(gpu: &Gpu, tenant: &Tenant<'_>, streams: usize, takes: bool) -
     };
     tracing::warn!(model, streams, why, "the model is not pre-launched");
     false
+}
+
+/// Whether a model's kernel, if it is persistent, waits on the device for the next batch: as above, no stream may share a queue then.
+fn keeps_kernel(tenant: &Tenant<'_>, streams: usize) -> bool {
+    let few = streams <= queues();
+    if !few && tenant.program.stays().is_some() {
+        let (model, why) =
+            (&tenant.spec.name, "there are more streams than queues: set CUDA_DEVICE_MAX_CONNECTIONS (at most 32)");
+        tracing::warn!(model, streams, why, "the model's kernel ends after each batch");
+    }
+    few
 }
 
 /// A porter, if there is to be one. It stays on the device, so no stream may have to wait for its queue: there are as many streams as are
@@ -340,10 +355,14 @@ impl Device for Board {
     }
 
     fn holds_on(&self) -> bool {
-        self.copies.can_port()
+        let lanes = |model: &usize| self.models[*model].iter().flat_map(|model| &model.lanes);
+        self.copies.can_port() || self.persistent.iter().flat_map(lanes).any(Flight::stays)
     }
 
     fn pump(&mut self) -> bool {
+        for model in &self.persistent {
+            self.models[*model].iter_mut().flat_map(|model| &mut model.lanes).for_each(Flight::rest);
+        }
         self.copies.pump()
     }
 
@@ -364,6 +383,7 @@ impl Drop for Board {
     fn drop(&mut self) {
         for flight in self.models.iter_mut().flatten().flat_map(|model| &mut model.lanes) {
             flight.withdraw();
+            flight.leave();
         }
     }
 }

@@ -2,16 +2,18 @@
 
 mod ahead;
 mod launch;
+mod persistent;
 mod recordings;
 mod timing;
 
 use std::time::{Duration, Instant};
 
 use splitrpc_cuda::{DeviceMemory, Event, MemoryOptions};
-use splitrpc_gpu::{Direction, GpuArena, GpuError, Lane, Operand, filled};
+use splitrpc_gpu::{Direction, GpuArena, GpuError, Lane, Operand, Persistent, filled};
 use splitrpc_ring::Run;
 
 use self::ahead::Ahead;
+use self::persistent::Resident;
 use self::recordings::{Key, Recordings};
 use self::timing::{Marks, Split};
 use super::batch::{Stretch, stretches};
@@ -19,6 +21,15 @@ use super::tensors::Tensors;
 use super::transfers::Transfers;
 use super::{Gpu, Program};
 use crate::runtime::{Batch, Launch};
+
+/// What a model's lanes may leave on the device while they have no batch.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Keeps {
+    /// The next launch, behind a gate.
+    pub(super) ahead: bool,
+    /// The model's kernel, where that is persistent.
+    pub(super) kernel: bool,
+}
 
 /// How long a batch may be under way before the driver is asked whether it has failed.
 const PATIENCE: Duration = Duration::from_millis(1);
@@ -32,7 +43,7 @@ enum Phase {
     /// Everything was submitted, up to the signal at the end.
     Computing { copy_in: Option<Duration>, since: Instant, asked: Instant },
     /// Outputs are copied behind the launch, which took so long.
-    Emptying { copy_in: Option<Duration>, launch: Duration, since: Instant },
+    Emptying { copy_in: Option<Duration>, launch: Duration, since: Instant, asked: Instant },
     /// Something could not be submitted; what was before it is still under way.
     Failing(GpuError),
 }
@@ -74,6 +85,8 @@ pub(super) struct Flight {
     ordered: u64,
     /// What it launches ahead, where the model's lanes do that.
     ahead: Option<Ahead>,
+    /// The model's kernel, where that is persistent.
+    resident: Option<Resident>,
 }
 
 impl Flight {
@@ -84,7 +97,7 @@ impl Flight {
         program: &dyn Program,
         priority: i32,
         ticket: u32,
-        launches_ahead: bool,
+        keeps: Keeps,
     ) -> Result<Flight, GpuError> {
         let context = &gpu.context;
         let resources = program.resources()?;
@@ -98,8 +111,14 @@ impl Flight {
                 DeviceMemory::new(context, bytes, MemoryOptions::default())?.into()
             });
         }
+        let resident = program.stays().map(|stays| {
+            let kernel = stays.kernel.clone();
+            let kernel = Persistent::new(arena, priority, buffers.clone(), kernel, stays.launch, stays.values)?;
+            Ok::<_, GpuError>(Resident::new(kernel, keeps.kernel))
+        });
+        let resident = resident.transpose()?;
         let mut lane = Lane::new(arena, priority, buffers, resources.kernels)?.with_packages(resources.packages);
-        let ahead = if launches_ahead { Some(Ahead::new(context)?) } else { None };
+        let ahead = if keeps.ahead { Some(Ahead::new(context)?) } else { None };
         if let Some(ahead) = &ahead {
             lane = lane.with_gate(ahead.gate());
         }
@@ -127,6 +146,7 @@ impl Flight {
             in_place: false,
             ordered: 0,
             ahead,
+            resident,
         };
         if program.rehearses() {
             flight.rehearse(tensors, program)?;
@@ -145,7 +165,14 @@ impl Flight {
     /// Whether what was submitted is done, and that is not known yet.
     #[inline]
     pub(super) fn has_signalled(&self) -> bool {
-        matches!(self.phase, Phase::Computing { .. }) && self.lane.signalled() == self.number
+        matches!(self.phase, Phase::Computing { .. }) && self.is_reached()
+    }
+
+    /// Whether the part of the batch that was begun last is done.
+    #[inline]
+    fn is_reached(&self) -> bool {
+        let computed = self.resident.as_ref().and_then(Resident::is_done);
+        computed.unwrap_or_else(|| self.lane.signalled() == self.number)
     }
 
     /// Takes a batch up. Inputs that are not on their way already are copied in front of the launch where they are small, else with
@@ -172,7 +199,7 @@ impl Flight {
         self.size = if tensors.is_fixed() { batch.rows() as usize } else { (64 - bytes.leading_zeros()) as usize };
         self.size = self.size.min(self.splits.len() - 1);
         let ahead = self.take_up();
-        self.timed = self.splits[self.size].count() && !ahead;
+        self.timed = self.splits[self.size].count() && !ahead && self.resident.is_none();
         let since = Instant::now();
         if let Some(error) = copies.failure() {
             return self.fail(copies, error);
@@ -193,6 +220,14 @@ impl Flight {
             self.phase = Phase::Computing { copy_in: None, since, asked: since };
             return;
         }
+        if !early
+            && !self.present
+            && let Some(rung) = self.rings_in_place(tensors, program, copies, batch)
+        {
+            self.forget(copies);
+            self.phase = rung.map_or_else(Phase::Failing, |()| Phase::Computing { copy_in: None, since, asked: since });
+            return;
+        }
         let left: u64 = each().map(|(request, item)| copies.left(*request, batch.tensors(item))).sum();
         let small = left <= copies.direct && copies.incoming.all_given();
         // A launch can stand behind a copy engine's copy on its stream at once, where it would have to wait for the porter's to be seen.
@@ -200,11 +235,16 @@ impl Flight {
             small && !program.launches() && copies.can_port() && each().all(|(request, _)| copies.is_alone(*request));
         let ported = ports && each().all(|(r, item)| copies.port(*r, item.input, batch.tensors(item)));
         // What the porter has yet to do the launch waits for, as it does for copies that others may pass.
-        if ahead || ported || !small || !each().all(|(request, _)| copies.is_ported(*request)) {
+        if ahead
+            || ported
+            || !small
+            || self.resident.is_some()
+            || !each().all(|(request, _)| copies.is_ported(*request))
+        {
             if !ported {
                 each().for_each(|(request, item)| copies.fetch(*request, rank, item.input, batch.tensors(item)));
             }
-            let alone = ported && !ahead && !program.launches();
+            let alone = ported && !ahead && self.resident.is_none();
             let outputs = if alone { self.port_outputs(tensors, copies) } else { None };
             copies.waited_for += 1;
             copies.launched(program.launches());
@@ -321,6 +361,8 @@ impl Flight {
                 let since = Instant::now();
                 if self.serves() {
                     self.open();
+                } else if self.resident.is_some() {
+                    self.hand_over(tensors, program, batch)?;
                 } else {
                     self.mark(&self.marks.filled)?;
                     self.launch(tensors, program, copies, batch)?;
@@ -331,12 +373,10 @@ impl Flight {
             Phase::Computing { copy_in, since, asked } => {
                 let (copy_in, since, asked) = (*copy_in, *since, *asked);
                 // Where the porter had no room for all outputs, it still brings some of them.
-                if self.lane.signalled() != self.number || !copies.is_carried(self.ordered) {
+                if !self.is_reached() || !copies.is_carried(self.ordered) {
                     let now = Instant::now();
                     if now.saturating_duration_since(asked) > PATIENCE {
-                        // What has failed never signals, nor does a porter that has say so.
-                        self.lane.is_done()?;
-                        copies.check();
+                        self.check(copies)?;
                         self.phase = Phase::Computing { copy_in, since, asked: now };
                     }
                     return Ok(false);
@@ -349,28 +389,41 @@ impl Flight {
                     }
                     return Ok(false);
                 }
-                let took = since.elapsed();
-                if self.empties_directly(tensors, copies) {
-                    self.answer(tensors, copy_in, took, Duration::ZERO, batch, launch)?;
-                    return Ok(true);
+                if self.goes_on(tensors, program)? {
+                    return Ok(false);
                 }
-                for (run, tensor, bytes) in self.each_output(tensors) {
-                    copies.outgoing.push(self.ticket, self.rank, run, tensor, 0, bytes)?;
+                let took = since.elapsed();
+                if !self.brings(tensors, copies)? {
+                    if self.in_place || self.empties_directly(tensors, copies) {
+                        self.answer(tensors, copy_in, took, Duration::ZERO, batch, launch)?;
+                        return Ok(true);
+                    }
+                    for (run, tensor, bytes) in self.each_output(tensors) {
+                        copies.outgoing.push(self.ticket, self.rank, run, tensor, 0, bytes)?;
+                    }
                 }
                 copies.waited_for += 1;
-                self.phase = Phase::Emptying { copy_in, launch: took, since: Instant::now() };
+                let since = Instant::now();
+                self.phase = Phase::Emptying { copy_in, launch: took, since, asked: since };
                 Ok(false)
             }
-            Phase::Emptying { copy_in, launch: took, since } => {
+            Phase::Emptying { copy_in, launch: took, since, asked } => {
                 if let Some(error) = copies.failed.clone() {
                     copies.outgoing.forget(self.ticket);
                     copies.waited_for -= 1;
                     return Err(error);
                 }
-                if !copies.outgoing.are_done(self.ticket) {
+                let (copy_in, took, since, asked) = (*copy_in, *took, *since, *asked);
+                let signalled = self.lane.signalled() == self.number;
+                if !(signalled && copies.outgoing.are_done(self.ticket) && copies.is_carried(self.ordered)) {
+                    let now = Instant::now();
+                    if now.saturating_duration_since(asked) > PATIENCE {
+                        self.check(copies)?;
+                        self.phase = Phase::Emptying { copy_in, launch: took, since, asked: now };
+                    }
                     return Ok(false);
                 }
-                let (copy_in, took, copy_out) = (*copy_in, *took, since.elapsed());
+                let copy_out = since.elapsed();
                 copies.waited_for -= 1;
                 self.answer(tensors, copy_in, took, copy_out, batch, launch)?;
                 Ok(true)
@@ -388,7 +441,8 @@ impl Flight {
                 if !carried {
                     copies.check();
                 }
-                let settled = engines && carried;
+                let computed = self.resident.as_mut().is_none_or(Resident::is_over);
+                let settled = engines && carried && computed;
                 // Copies in front of a launch are on either stream.
                 if settled && copies.incoming.lane().is_done()? && self.lane.is_done()? {
                     self.phase = Phase::Idle;
@@ -397,6 +451,13 @@ impl Flight {
                 Ok(false)
             }
         }
+    }
+
+    /// Fails where the device does: what has failed never signals, nor does a porter that has say so.
+    fn check(&mut self, copies: &mut Transfers) -> Result<(), GpuError> {
+        self.lane.is_done()?;
+        copies.check();
+        self.resident.as_mut().map_or(Ok(()), Resident::check)
     }
 
     /// The batch's requests have been answered, and their numbers are given to others. What was submitted goes on.

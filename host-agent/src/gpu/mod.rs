@@ -21,7 +21,7 @@ use splitrpc_torch::Library;
 
 pub use board::{Board, Tenant};
 pub use model::GpuModel;
-pub use program::{Program, Resources, Rows};
+pub use program::{Program, Resources, Rows, Stays};
 pub(crate) use trial::{Reserved, granules};
 
 use crate::config;

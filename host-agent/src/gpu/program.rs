@@ -1,6 +1,7 @@
 //! A model's own part of what happens on a GPU.
 
 use splitrpc_arena::Run;
+use splitrpc_cuda::Launch;
 use splitrpc_gpu::{Buffer, GpuError, Kernel, Operand, Work};
 use splitrpc_torch::Package;
 
@@ -27,7 +28,31 @@ pub struct Rows<'b> {
     pub outputs: &'b [Operand],
 }
 
-/// A model that computes on a GPU's stream.
+/// A kernel that stays on the GPU and computes batch after batch.
+#[derive(Clone, Debug)]
+pub struct Stays {
+    /// The kernel.
+    pub kernel: Kernel,
+    /// How many threads of it there are.
+    pub launch: Launch,
+    /// How many values it is told of a batch.
+    pub values: usize,
+}
+
+impl Stays {
+    /// Multiprocessors that it may take all of.
+    ///
+    /// # Errors
+    /// The driver's.
+    pub fn multiprocessors(&self) -> Result<u32, GpuError> {
+        let Launch { grid, block, shared_bytes } = self.launch;
+        let count = |sides: [u32; 3]| sides.iter().fold(1_u32, |all, side| all.saturating_mul(*side));
+        let each = self.kernel.function().blocks_per_multiprocessor(count(block), shared_bytes)?;
+        Ok(count(grid).checked_div(each).map_or(u32::MAX, |whole| whole + u32::from(count(grid) % each > 0)))
+    }
+}
+
+/// A model that computes on a GPU's stream, or by a kernel that stays there.
 ///
 /// What it submits is done later, on inputs that are there by then. It may be recorded and done again as it is, for a batch of as many
 /// rows at the same places.
@@ -52,6 +77,14 @@ pub trait Program: Send + Sync {
     fn launches(&self) -> bool {
         true
     }
+
+    /// The kernel that computes its batches, if that stays on the GPU. Then it submits nothing, and [launches](Program::launches) nothing.
+    fn stays(&self) -> Option<&Stays> {
+        None
+    }
+
+    /// Appends what that is told of a batch.
+    fn tell(&self, _rows: &Rows<'_>, _values: &mut Vec<Operand>) {}
 
     /// Whether [`Program::submit`] is recorded, and what was recorded submitted as a whole.
     fn is_recorded(&self) -> bool {

@@ -15,8 +15,8 @@ const EARLY_TENSORS: usize = 4;
 const EARLY_ALIGNMENT: u32 = 64;
 /// The porter is ordered to carry so many bytes at least of a request that arrives: see "Requests to a model on a GPU" in `docs/results.md`.
 const EARLY_ORDER: u32 = 64 << 10;
-/// Launches that follow each other as closely as this keep a porter on the GPU.
-const CLOSE: Duration = Duration::from_millis(1);
+/// Launches that follow each other as closely as this keep on the GPU what stays there.
+pub(super) const CLOSE: Duration = Duration::from_millis(1);
 /// How long it may take a porter to carry out what it was told.
 const PATIENCE: Duration = Duration::from_millis(20);
 

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use super::board::groups;
 use super::tensors::Tensors;
-use super::{Board, Gpu, Program, Tenant};
+use super::{Board, Gpu, Program, Stays, Tenant};
 use crate::config::free_memory;
 use crate::model::spec::ModelSpec;
 use crate::plan::{ModelPools, Plan};
@@ -14,6 +14,8 @@ use crate::worker::Job;
 
 /// Device memory comes in pieces of so many bytes.
 const GRANULE: u64 = 2 << 20;
+/// Kernels may stay on one multiprocessor in so many: on the others there is room for those that are launched, and for a porter.
+const STAYING: u64 = 2;
 
 impl Gpu {
     /// Computes a job whose inputs and outputs are the pools 0 and 1 of its arena, and waits for that.
@@ -68,6 +70,16 @@ impl Gpu {
         let (host, device) = plan.all().iter().fold((0_u64, 0_u64), |(host, device), (_, layout)| {
             (host.saturating_add(layout.bytes()), device.saturating_add(granules(layout.bytes())))
         });
+        let stays = program.stays().map_or(Ok(0), Stays::multiprocessors).map_err(|error| error.to_string())?;
+        let stays = u64::from(stays).saturating_mul(lanes).saturating_mul(shards);
+        let all = u64::from(self.context.device().multiprocessors);
+        let left = (all / STAYING).saturating_sub(reserved.multiprocessors);
+        if stays > left {
+            return Err(format!(
+                "has kernels stay on {stays} multiprocessors, and of {all} one in {STAYING} is for such, {left} of which are free: \
+                 give it fewer blocks, instances or priority levels, or the agent fewer data threads"
+            ));
+        }
         let device = device.saturating_add(lane.saturating_mul(lanes)).saturating_mul(shards);
         let host = host.saturating_mul(shards);
         // Reservations are made before anything is taken. Streams, graphs and the driver itself need some too.
@@ -85,17 +97,19 @@ impl Gpu {
                 ));
             }
         }
+        reserved.multiprocessors += stays;
         reserved.device += device;
         reserved.host += host;
         Ok(())
     }
 }
 
-/// Memory that models were promised, in bytes.
+/// What models were promised: memory, in bytes, and multiprocessors on which their kernels stay.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Reserved {
     device: u64,
     host: u64,
+    multiprocessors: u64,
 }
 
 /// What an allocation of so many bytes takes on the device.

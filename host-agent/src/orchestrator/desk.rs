@@ -193,6 +193,11 @@ impl<'a> Desk<'a> {
         self.outputs.alloc(pool, rows)
     }
 
+    /// The same, for what a device computes from these slots: what it has recorded for a pair of places is the more often of use.
+    pub(super) fn alloc_beside(&mut self, pool: u16, rows: u16, input: Run) -> Option<Run> {
+        self.outputs.alloc_near(pool, rows, input.first)
+    }
+
     /// Splits slots among those that take so many rows each, which are all of them.
     pub(super) fn split(&mut self, whole: Run, rows: impl Iterator<Item = u16>, runs: &mut Vec<Run>) {
         runs.clear();

@@ -408,7 +408,10 @@ impl ModelState {
             // Once one has no slots, those behind it wait as well: order is kept.
             let output = match self.pools.output {
                 Some(_) if together => self.together.get(index).copied(),
-                Some(pool) if !self.wants_outputs => kept.take().or_else(|| desk.alloc(pool, waiting.rows)),
+                Some(pool) if !self.wants_outputs => kept.take().or_else(|| match self.exec {
+                    Exec::Device(_) => desk.alloc_beside(pool, waiting.rows, desk.record(waiting.request).input),
+                    _ => desk.alloc(pool, waiting.rows),
+                }),
                 _ => None,
             };
             if self.pools.output.is_some() && output.is_none() {
@@ -444,12 +447,15 @@ impl ModelState {
         let (Exec::Device(_), Some(pool), 2..) = (&self.exec, self.pools.output, self.batch.len()) else {
             return false;
         };
-        let rows: u32 = self.batch.iter().map(|waiting| u32::from(waiting.rows)).sum();
-        let Some(whole) = u16::try_from(rows).ok().and_then(|rows| desk.alloc(pool, rows)) else { return false };
-        self.batch.sort_unstable_by_key(|waiting| {
+        let place = |desk: &Desk<'_>, waiting: &Waiting| {
             let input = desk.record(waiting.request).input;
             (input.pool, input.first)
-        });
+        };
+        self.batch.sort_unstable_by_key(|waiting| place(desk, waiting));
+        let rows = u16::try_from(self.batch.iter().map(|waiting| u32::from(waiting.rows)).sum::<u32>());
+        let (Ok(rows), Some(first)) = (rows, self.batch.first()) else { return false };
+        let input = desk.record(first.request).input;
+        let Some(whole) = desk.alloc_beside(pool, rows, input) else { return false };
         desk.split(whole, self.batch.iter().map(|waiting| waiting.rows), &mut self.together);
         true
     }

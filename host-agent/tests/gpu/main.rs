@@ -6,6 +6,7 @@ mod common;
 mod faults;
 mod images;
 mod kernels;
+mod persistent;
 mod present;
 mod serve;
 mod torch;

@@ -11,6 +11,8 @@ use crate::{EXTERNAL_POOL, PoolLayout, Run};
 
 const NIL: u32 = u32::MAX;
 const WORD: usize = 64;
+/// Windows in which [`SlotAllocator::alloc_near`] looks first.
+const NEARBY: u32 = 8;
 
 /// One entry of the allocator's storage; what it means is the allocator's own affair.
 ///
@@ -91,6 +93,19 @@ impl<'a> SlotAllocator<'a> {
     pub fn alloc(&mut self, pool: u16, rows: u16) -> Option<Run> {
         let position = self.position(pool)?;
         let (window, row) = self.pick(position, rows)?;
+        Some(self.take(position, window, row, rows))
+    }
+
+    /// Takes `rows` consecutive slots of one window at `near` or soon behind it, if there are any, else as [`Self::alloc`] does: so that who
+    /// has slots of two pools has few different pairs of them.
+    #[inline]
+    pub fn alloc_near(&mut self, pool: u16, rows: u16, near: u32) -> Option<Run> {
+        let position = self.position(pool)?;
+        let (window, row) = self.pick_near(position, rows, near).or_else(|| self.pick(position, rows))?;
+        Some(self.take(position, window, row, rows))
+    }
+
+    fn take(&mut self, position: usize, window: u32, row: u16, rows: u16) -> Run {
         let run = self.run_at(position, window, row, rows);
         self.set_bits(window, row, rows, false);
         self.entries[window as usize + usize::from(row)].rows = rows;
@@ -101,7 +116,7 @@ impl<'a> SlotAllocator<'a> {
         if head.available == 0 {
             self.unlink(window);
         }
-        Some(run)
+        run
     }
 
     /// What [`Self::alloc`] would return now, without taking it.
@@ -219,9 +234,31 @@ impl<'a> SlotAllocator<'a> {
         None
     }
 
+    /// The same, at a slot or behind it in its window, or in one of the next few windows.
+    fn pick_near(&self, position: usize, rows: u16, near: u32) -> Option<(u32, u16)> {
+        let layout = &self.pools[position].1;
+        let (max_batch, base) = (layout.max_batch(), self.entries[position].generation);
+        if rows == 0 || rows > max_batch {
+            return None;
+        }
+        let first = near / u32::from(max_batch);
+        let windows = first..layout.windows().min(first.saturating_add(NEARBY));
+        windows.into_iter().find_map(|number| {
+            let window = base + number * u32::from(max_batch);
+            let from = if number == first { (near % u32::from(max_batch)) as u16 } else { 0 };
+            let has_room = self.entries[window as usize].available >= u32::from(rows);
+            let row = if has_room { self.bits(window, max_batch).first_stretch(from, rows) } else { None };
+            row.map(|row| (window, row))
+        })
+    }
+
+    fn bits(&self, window: u32, max_batch: u16) -> Bits<'_> {
+        Bits { entries: &self.entries[window as usize..][..usize::from(max_batch).div_ceil(WORD)] }
+    }
+
     /// The first stretch of `rows` free rows, beginning with the one around the hint.
     fn fit(&self, window: u32, max_batch: u16, rows: u16) -> Option<u16> {
-        let bits = Bits { entries: &self.entries[window as usize..][..usize::from(max_batch).div_ceil(WORD)] };
+        let bits = self.bits(window, max_batch);
         let hint = self.entries[window as usize].hint;
         let begin = if bits.is_free(hint) { bits.stretch_start(hint) } else { hint };
         bits.first_stretch(begin, rows).or_else(|| bits.first_stretch(0, rows))

@@ -44,7 +44,7 @@ impl Oracle {
 
 #[derive(Clone, Debug)]
 enum Step {
-    Alloc { pool: u16, rows: u16 },
+    Alloc { pool: u16, rows: u16, near: Option<u32> },
     Free { index: usize },
     FreeDead { index: usize },
     FreeForged { run: (u16, u16, u32, u32) },
@@ -53,8 +53,8 @@ enum Step {
 
 fn steps() -> impl Strategy<Value = Vec<Step>> {
     let step = prop_oneof![
-        4 => (0_u16..5, prop_oneof![3 => Just(1_u16), 2 => 0_u16..9, 1 => 0_u16..80])
-            .prop_map(|(pool, rows)| Step::Alloc { pool, rows }),
+        4 => (0_u16..5, prop_oneof![3 => Just(1_u16), 2 => 0_u16..9, 1 => 0_u16..80], prop::option::of(0_u32..150))
+            .prop_map(|(pool, rows, near)| Step::Alloc { pool, rows, near }),
         3 => any::<usize>().prop_map(|index| Step::Free { index }),
         1 => any::<usize>().prop_map(|index| Step::FreeDead { index }),
         1 => (0_u16..5, 0_u16..5, 0_u32..300, 0_u32..3).prop_map(|run| Step::FreeForged { run }),
@@ -73,10 +73,13 @@ proptest! {
         let mut oracle = Oracle::new(&pools);
         for step in steps {
             match step {
-                Step::Alloc { pool: id, rows } => {
+                Step::Alloc { pool: id, rows, near } => {
                     let expected = allocator.peek(id, rows);
-                    let run = allocator.alloc(id, rows);
-                    prop_assert_eq!(run, expected);
+                    let run = match near {
+                        Some(near) => allocator.alloc_near(id, rows, near),
+                        None => allocator.alloc(id, rows),
+                    };
+                    prop_assert!(near.is_some() || run == expected);
                     let Some((_, layout)) = pools.iter().find(|pool| pool.0 == id) else {
                         prop_assert_eq!(run, None);
                         continue;
@@ -86,6 +89,11 @@ proptest! {
                         prop_assert_eq!((run.pool, run.rows), (id, rows));
                         prop_assert!(layout.holds(run.first, run.rows), "{:?} crosses a window", run);
                         prop_assert!(allocator.is_live(run));
+                        if let Some(near) = near.filter(|near| layout.holds(*near, rows)) {
+                            let there = near as usize..near as usize + usize::from(rows);
+                            let is_free = oracle.taken[&id][there].iter().all(|taken| !taken);
+                            prop_assert_eq!(is_free, run.first == near);
+                        }
                         oracle.mark(run, true);
                         oracle.live.push(run);
                     }
@@ -189,6 +197,18 @@ fn a_burst_of_single_rows_is_one_run() {
         assert_eq!(runs[0].rows, 8);
         order.into_iter().for_each(|index: usize| allocator.free(burst[index]).unwrap());
     }
+}
+
+#[test]
+fn slots_near_another_pools_are_those_behind_where_it_is_taken() {
+    let pools = [pool(0, 1, 40)];
+    let mut storage = storage(&pools);
+    let mut allocator = SlotAllocator::new(&pools, &mut storage).unwrap();
+    let near: Vec<u32> = (0..9).map(|_| allocator.alloc_near(0, 1, 3).unwrap().first).collect();
+    // After that, where any is.
+    assert_eq!(near, [3, 4, 5, 6, 7, 8, 9, 10, 0]);
+    assert_eq!(allocator.alloc_near(0, 1, 39).unwrap().first, 39);
+    assert_eq!(allocator.alloc_near(0, 1, 4_000).unwrap().first, 1);
 }
 
 #[test]

@@ -29,6 +29,9 @@ pub enum GpuError {
         /// Bytes of each argument, as they were given.
         given: Vec<usize>,
     },
+    /// A kernel that is to stay has returned, twice, before it had done what it was told.
+    #[error("the persistent kernel has ended without computing the batch: see splitrpc/persistent.cuh")]
+    Ended,
     /// Bytes that are no code, or not all of it.
     #[error("the module {why}")]
     Code {

@@ -104,15 +104,18 @@ impl Kernel {
     /// # Errors
     /// [`GpuError::Arguments`].
     pub fn check(&self, operands: &[Operand]) -> Result<(), GpuError> {
-        let given = operands.iter().map(Operand::len);
-        if operands.len() <= MAX_ARGUMENTS && given.eq(self.parameters.iter().copied()) {
+        self.check_bytes(operands.iter().map(Operand::len))
+    }
+
+    /// Refuses arguments of so many bytes each.
+    pub(crate) fn check_bytes(&self, given: impl ExactSizeIterator<Item = usize> + Clone) -> Result<(), GpuError> {
+        if given.len() <= MAX_ARGUMENTS && given.clone().eq(self.parameters.iter().copied()) {
             return Ok(());
         }
-        let wants = self.parameters.to_vec();
         Err(GpuError::Arguments {
             kernel: self.name.to_string(),
-            wants,
-            given: operands.iter().map(Operand::len).collect(),
+            wants: self.parameters.to_vec(),
+            given: given.collect(),
         })
     }
 }

@@ -246,6 +246,16 @@ impl Work<'_> {
         Ok(unsafe { self.stream.launch(kernel.function(), launch, arguments) }?)
     }
 
+    /// Runs one of the lane's kernels with one argument.
+    ///
+    /// # Safety
+    /// The kernel takes one parameter, of the type `T`, and what that has it access is there until the work is done.
+    pub(crate) unsafe fn run_with<T: Copy>(&self, kernel: usize, launch: Launch, argument: &T) -> Result<(), GpuError> {
+        let kernel = self.held.kernels.get(kernel).ok_or(GpuError::NoBuffer)?;
+        // SAFETY: the caller promises that this is the kernel's parameter; the lane holds the kernel.
+        Ok(unsafe { self.stream.launch(kernel.function(), launch, &[Arg::new(argument)]) }?)
+    }
+
     pub(crate) fn value(&self, operand: &Operand) -> Result<u64, GpuError> {
         match *operand {
             Operand::Slots { run, tensor, bytes } => {

@@ -70,7 +70,7 @@ impl Flight {
     }
 
     /// Whether inputs and outputs lie in their slots as the program takes them, and a kernel may carry the outputs.
-    fn lies_right(&self, tensors: &Tensors, copies: &Transfers) -> bool {
+    pub(super) fn lies_right(&self, tensors: &Tensors, copies: &Transfers) -> bool {
         let (inputs, outputs) = &self.operands;
         let one = self.inputs.len() == 1 && self.outputs.len() == 1 && tensors.is_fixed();
         one && self.output_bytes(tensors) <= copies.by_kernel
@@ -166,21 +166,23 @@ impl Flight {
         self.mark(&self.marks.computed)?;
         self.spread(tensors)?;
         if self.empties_directly(tensors, copies) {
-            let work = self.lane.work();
-            // A copy engine takes its time to begin after what another engine has done.
-            if (fetched || program.launches()) && self.output_bytes(tensors) <= copies.by_kernel {
-                work.deliver(self.each_output(tensors))?;
-            } else {
-                for (run, tensor, bytes) in self.each_output(tensors) {
-                    work.copy_out(run, tensor, 0, bytes)?;
-                }
-            }
+            self.bring(tensors, copies, fetched || program.launches())?;
         }
         self.mark(&self.marks.emptied)?;
         self.signal()
     }
 
-    fn signal(&mut self) -> Result<(), GpuError> {
+    /// Copies outputs from their slots to the host: where that is behind a kernel, or begins at once, by a kernel if they are small. A copy engine
+    /// takes its time to begin after what another engine has done.
+    pub(super) fn bring(&self, tensors: &Tensors, copies: &Transfers, by_kernel: bool) -> Result<(), GpuError> {
+        let (work, mut outputs) = (self.lane.work(), self.each_output(tensors));
+        if by_kernel && self.output_bytes(tensors) <= copies.by_kernel {
+            return work.deliver(outputs);
+        }
+        outputs.try_for_each(|(run, tensor, bytes)| work.copy_out(run, tensor, 0, bytes))
+    }
+
+    pub(super) fn signal(&mut self) -> Result<(), GpuError> {
         self.number = self.number.wrapping_add(1);
         self.lane.signal(self.number)
     }
@@ -200,7 +202,7 @@ impl Flight {
     }
 
     /// Where each tensor is for the program: in its slots where the batch's rows lie together there, as they should.
-    fn place(&mut self, tensors: &Tensors, batch: &Batch) {
+    pub(super) fn place(&mut self, tensors: &Tensors, batch: &Batch) {
         if batch.rows() < self.recordings.fewest {
             return self.place_elsewhere(tensors, batch.rows());
         }
@@ -248,7 +250,7 @@ impl Flight {
     }
 
     /// Puts inputs together whose rows lie apart.
-    fn gather(&mut self, tensors: &Tensors, batch: &Batch) -> Result<(), GpuError> {
+    pub(super) fn gather(&mut self, tensors: &Tensors, batch: &Batch) -> Result<(), GpuError> {
         let work = self.lane.work();
         let mut any = false;
         for (tensor, (known, operand)) in tensors.inputs.iter().zip(&self.operands.0).enumerate() {
@@ -269,7 +271,7 @@ impl Flight {
     }
 
     /// Takes outputs apart whose rows belong apart.
-    fn spread(&mut self, tensors: &Tensors) -> Result<(), GpuError> {
+    pub(super) fn spread(&mut self, tensors: &Tensors) -> Result<(), GpuError> {
         let work = self.lane.work();
         let mut any = false;
         for (tensor, (known, operand)) in tensors.outputs.iter().zip(&self.operands.1).enumerate() {
@@ -293,7 +295,7 @@ impl Flight {
     }
 }
 
-fn each_input<'f>(
+pub(super) fn each_input<'f>(
     stretches: &'f [Stretch],
     tensors: &'f Tensors,
     batch: &'f Batch,
@@ -315,7 +317,7 @@ fn each_output<'f>(stretches: &'f [Stretch], tensors: &'f Tensors) -> impl Itera
 }
 
 /// The same tensor, where the host has it.
-fn pin(operand: &mut Operand) {
+pub(super) fn pin(operand: &mut Operand) {
     if let Operand::Slots { run, tensor, bytes } = *operand {
         *operand = Operand::Pinned { run, tensor, bytes };
     }

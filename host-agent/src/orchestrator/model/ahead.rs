@@ -26,7 +26,7 @@ impl ModelState {
         let mut any = false;
         for (lane, (job, ahead)) in lanes.jobs.iter().zip(&mut lanes.ahead).enumerate() {
             let (None, None, Some(input)) = (job, ahead.output, ahead.last) else { continue };
-            let Some(output) = desk.alloc(pool, 1) else { return any };
+            let Some(output) = desk.alloc_beside(pool, 1, input) else { return any };
             // Not again before something else was launched there, if it does not want to.
             ahead.last = None;
             let device = desk.device.as_mut();

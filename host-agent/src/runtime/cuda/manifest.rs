@@ -4,7 +4,8 @@
 use std::num::NonZeroU32;
 
 use serde::Deserialize;
-use splitrpc_gpu::MAX_ARGUMENTS;
+use splitrpc_cuda::Launch;
+use splitrpc_gpu::{MAX_ARGUMENTS, MAX_VALUES};
 
 use crate::model::spec::{ModelSpec, TensorSpec};
 
@@ -15,6 +16,8 @@ const MAX_BUFFERS: usize = 256;
 /// Blocks along each side of a grid, at most, on every device.
 const MAX_GRID: [u64; 3] = [i32::MAX as u64, 65_535, 65_535];
 
+/// Threads of a warp, on every device: the block of a kernel that stays has as many at least, since a warp of it looks for batches.
+const WARP: u32 = 32;
 /// What every slot of the host is aligned to, in bytes.
 const HOST_ALIGNMENT: u32 = 64;
 
@@ -44,6 +47,8 @@ pub(super) enum LaunchType {
     /// As a CUDA graph, recorded when a batch of a size is first computed at a place.
     #[default]
     Graph,
+    /// Not at all: one kernel stays on the GPU, and is told of each batch.
+    Persistent,
 }
 
 #[derive(Clone, Debug, Deserialize)]
@@ -166,8 +171,13 @@ pub(super) enum Argument {
 }
 
 impl KernelPlan {
+    /// How it is launched for so many rows.
+    pub(super) fn launch(&self, rows: u32) -> Launch {
+        Launch { grid: self.grid(rows), block: self.block, shared_bytes: self.shared_bytes }
+    }
+
     /// Blocks for so many rows, none of which the checks let be none or too many.
-    pub(super) fn grid(&self, rows: u32) -> [u32; 3] {
+    fn grid(&self, rows: u32) -> [u32; 3] {
         self.grid.map(|extent| u32::try_from(extent.blocks(rows)).unwrap_or(u32::MAX))
     }
 }
@@ -220,8 +230,29 @@ pub(super) fn read(text: &str, spec: &ModelSpec) -> Result<Manifest, String> {
             return Err(format!("no kernel is given output {:?}, so nothing would write it", output.name));
         }
     }
+    if file.launch == LaunchType::Persistent {
+        stays(&kernels)?;
+    }
     let File { module, launch, alignment, in_place, .. } = file;
     Ok(Manifest { module, launch, alignment, in_place, buffers, kernels })
+}
+
+/// Refuses what cannot stay on a GPU.
+fn stays(kernels: &[KernelPlan]) -> Result<(), String> {
+    let [kernel] = kernels else {
+        return Err(format!("launch is \"persistent\", for which there is one [[kernel]], not {}", kernels.len()));
+    };
+    let refuse = |why: &str| Err(format!("launch is \"persistent\", for which {why}"));
+    if kernel.grid.iter().any(|extent| matches!(extent, Extent::Rows { .. })) {
+        return refuse("grid is numbers: it is the same for every batch");
+    }
+    if kernel.block.iter().map(|side| u64::from(*side)).product::<u64>() < WARP.into() {
+        return refuse(&format!("block has {WARP} threads at least"));
+    }
+    if kernel.arguments.len() > MAX_VALUES {
+        return refuse(&format!("there are {MAX_VALUES} arguments at most"));
+    }
+    Ok(())
 }
 
 fn plain(name: &str, what: &str) -> Result<(), String> {
@@ -377,6 +408,21 @@ arguments = [{ input = "B" }, { output = "C" }, { buffer = "room" }, "rows", { u
     }
 
     #[test]
+    fn one_kernel_can_stay() {
+        let stays = |text: &str| {
+            let text = text.replacen("module", "launch = \"persistent\"\nmodule", 1);
+            read(&text.replacen("{ per_row = 256, per_block = 100 }", "4", 1), &spec())
+        };
+        let manifest = stays(KERNEL).unwrap();
+        assert_eq!((manifest.launch, manifest.kernels[0].grid(8)), (LaunchType::Persistent, [4, 3, 1]));
+        let two = format!("{KERNEL}[[kernel]]{}", KERNEL.split_once("[[kernel]]").unwrap().1);
+        assert!(stays(&two).unwrap_err().contains("one [[kernel]], not 2"));
+        assert!(stays(&KERNEL.replacen("[100]", "[31]", 1)).unwrap_err().contains("32 threads at least"));
+        let many = KERNEL.replacen("\"rows\"", &["\"rows\""; 25].join(", "), 1);
+        assert!(stays(&many).unwrap_err().contains("31 arguments at most"));
+    }
+
+    #[test]
     fn what_does_not_fit_the_model_is_refused_by_name() {
         assert!(said("input = \"B\"", "input = \"X\"").contains("input \"X\" is none of the model's, which are A, B"));
         assert!(said("output = \"C\"", "input = \"A\"").contains("no kernel is given output \"C\""));
@@ -401,6 +447,8 @@ arguments = [{ input = "B" }, { output = "C" }, { buffer = "room" }, "rows", { u
         assert!(said("module = \"add.ptx\"", "module = \"add.ptx\"\nalignment = 3").contains("power of two"));
         let far = "module = \"add.ptx\"\nin_place = true\nalignment = 128";
         assert!(said("module = \"add.ptx\"", far).contains("64 at most"));
+        let persistent = "module = \"add.ptx\"\nlaunch = \"persistent\"";
+        assert!(said("module = \"add.ptx\"", persistent).contains("grid is numbers"));
         let kernels = KERNEL.split_once("[[kernel]]").unwrap().0;
         assert!(read(kernels, &spec()).unwrap_err().contains("0 [[kernel]] sections"));
     }

@@ -4,10 +4,10 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use splitrpc_cuda::{Context, Launch};
-use splitrpc_gpu::{Buffer, GpuError, Kernel, Operand, Work, filled, load_code};
+use splitrpc_cuda::Context;
+use splitrpc_gpu::{Buffer, GpuError, Kernel, Operand, Persistent, Work, filled, load_code};
 
-use crate::gpu::{LazyGpu, Program, Resources, Rows, granules};
+use crate::gpu::{LazyGpu, Program, Resources, Rows, Stays, granules};
 use crate::model::read_plain;
 use crate::model::spec::ModelSpec;
 use manifest::{Argument, BufferPlan, KernelPlan, LaunchType, Manifest};
@@ -44,6 +44,7 @@ struct Kernels {
     buffers: Vec<Memory>,
     kernels: Vec<Kernel>,
     plans: Vec<KernelPlan>,
+    stays: Option<Stays>,
 }
 
 #[derive(Debug)]
@@ -83,6 +84,7 @@ impl Kernels {
             buffers,
             kernels: Vec::new(),
             plans: Vec::new(),
+            stays: None,
         };
         let mut kernels = Vec::new();
         for (index, plan) in manifest.kernels.iter().enumerate() {
@@ -90,7 +92,13 @@ impl Kernels {
             let say = |why: String| in_manifest(format!("kernel {} ({:?}): {why}", index + 1, plan.function));
             kernels.push(kernel.map_err(say)?);
         }
-        Ok(Kernels { kernels, plans: manifest.kernels.clone(), ..loaded })
+        let stays = match (manifest.launch, &kernels[..], &manifest.kernels[..]) {
+            (LaunchType::Persistent, [kernel], [plan]) => {
+                Some(Stays { kernel: kernel.clone(), launch: plan.launch(1), values: plan.arguments.len() })
+            }
+            _ => None,
+        };
+        Ok(Kernels { kernels, plans: manifest.kernels.clone(), stays, ..loaded })
     }
 
     /// Finds a kernel, and refuses a launch that it or the device would not take.
@@ -102,10 +110,15 @@ impl Kernels {
         context: &Context,
     ) -> Result<Kernel, String> {
         let kernel = Kernel::new(module, &plan.function).map_err(|e| e.to_string())?;
-        let slots = |count: usize| vec![Operand::Long(0); count];
-        let rows = Rows { count: 1, inputs: &slots(spec.inputs.len()), outputs: &slots(spec.outputs.len()) };
-        let (operands, count) = self.operands(plan, &rows);
-        kernel.check(&operands[..count]).map_err(|e| e.to_string())?;
+        if self.launch == LaunchType::Persistent {
+            let takes = "where launch is \"persistent\" it takes one splitrpc::Doorbell";
+            Persistent::check_kernel(&kernel).map_err(|e| format!("{e}: {takes}"))?;
+        } else {
+            let slots = |count: usize| vec![Operand::Long(0); count];
+            let rows = Rows { count: 1, inputs: &slots(spec.inputs.len()), outputs: &slots(spec.outputs.len()) };
+            let (operands, count) = self.operands(plan, &rows);
+            kernel.check(&operands[..count]).map_err(|e| e.to_string())?;
+        }
         let function = kernel.function();
         let threads = plan.block.iter().fold(1_u64, |threads, side| threads.saturating_mul((*side).into()));
         let most = function.threads_max().map_err(|e| e.to_string())?;
@@ -188,6 +201,21 @@ impl Program for Kernels {
         self.alignment.unwrap_or(16)
     }
 
+    fn launches(&self) -> bool {
+        self.stays.is_none()
+    }
+
+    fn stays(&self) -> Option<&Stays> {
+        self.stays.as_ref()
+    }
+
+    fn tell(&self, rows: &Rows<'_>, values: &mut Vec<Operand>) {
+        for plan in &self.plans {
+            let (operands, count) = self.operands(plan, rows);
+            values.extend_from_slice(&operands[..count]);
+        }
+    }
+
     fn is_recorded(&self) -> bool {
         self.launch == LaunchType::Graph
     }
@@ -199,8 +227,7 @@ impl Program for Kernels {
     fn submit(&self, work: &Work<'_>, rows: &Rows<'_>) -> Result<(), GpuError> {
         for (index, plan) in self.plans.iter().enumerate() {
             let (operands, count) = self.operands(plan, rows);
-            let launch = Launch { grid: plan.grid(rows.count), block: plan.block, shared_bytes: plan.shared_bytes };
-            work.run(index, launch, &operands[..count])?;
+            work.run(index, plan.launch(rows.count), &operands[..count])?;
         }
         Ok(())
     }

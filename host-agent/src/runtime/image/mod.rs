@@ -38,6 +38,9 @@ pub(crate) fn before(model: GpuModel, gpu: &LazyGpu) -> Result<GpuModel, (PathBu
     };
     let text = String::from_utf8(bytes).map_err(|_| wrong("is not UTF-8 text".to_owned()))?;
     let images = plan::read(&text, &model.spec).map_err(wrong)?;
+    if model.program.stays().is_some() {
+        return Err(wrong("goes before kernels that are launched, and the model's is persistent".to_owned()));
+    }
     let context = gpu.get().map_err(wrong)?.context.clone();
     let kernels = kernels(&context).map_err(|error| wrong(error.to_string()))?;
     let spec = seen(&model.spec, &images);

@@ -1,0 +1,277 @@
+//! A model's kernel that stays on the device and computes one batch after the other, as the CPU rings for them.
+//!
+//! A launch takes calls of the driver and the device's time to begin; to a kernel that is there already, a batch is some stores of the CPU's. It
+//! looks at a page of the host's memory over the bus, where the CPU says which batch is next and where its tensors are, and where
+//! it says itself which one it has done. What the kernel does for that is in `host-agent/include/splitrpc/persistent.cuh`.
+//!
+//! It holds a place on the device, and some calls of the driver wait for it; so its owner stops it when nothing comes, and it ends by itself
+//! when that goes quiet.
+
+use std::fmt;
+use std::mem::ManuallyDrop;
+use std::ptr::NonNull;
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use splitrpc_cuda::{Context, HostRegistration, Launch};
+
+use crate::arena::GpuArena;
+use crate::error::GpuError;
+use crate::kernel::{Kernel, Operand};
+use crate::lane::{Buffer, Lane, filled};
+
+/// Values that a batch can come with.
+pub const MAX_VALUES: usize = ENTRIES - 1;
+/// What the CPU says of a batch: the rows, and the values. As many as a warp has threads, so that one look reads all.
+const ENTRIES: usize = 32;
+/// Bytes of device memory in which one block tells the others what it has read, and they each other that they are done.
+const RELAY_BYTES: usize = 1024;
+/// The kernel ends when it was told nothing for so long: then the CPU is stopped, or gone.
+const LIMIT: Duration = Duration::from_millis(50);
+/// After a batch that is not older than this the kernel is still there.
+const SURE: Duration = Duration::from_millis(8);
+
+/// What both sides read and write, on lines of their own.
+#[repr(C, align(4096))]
+struct Page {
+    /// In each entry the lower and the upper half of a value, each below the number of the batch that it is of: so it does not matter in
+    /// which order they are seen. The first entry has the rows.
+    told: [[AtomicU64; 2]; ENTRIES],
+    _apart: [u64; 64],
+    /// The batch that was computed last, by the kernel.
+    done: AtomicU32,
+}
+
+const _: () = assert!(std::mem::offset_of!(Page, done) == 1024);
+
+/// The kernel's one parameter: `splitrpc::Doorbell`.
+#[repr(C)]
+#[derive(Clone, Copy)]
+struct Doorbell {
+    page: u64,
+    relay: u64,
+    limit_ns: u64,
+    /// The number of the first batch that it waits for.
+    first: u32,
+    /// Values of a batch.
+    values: u32,
+}
+
+/// The page, registered with the device.
+struct Shared {
+    // Dropped in this order.
+    registration: HostRegistration,
+    page: Box<Page>,
+}
+
+impl Shared {
+    fn new(context: &Context) -> Result<Shared, GpuError> {
+        let page = Box::new(Page {
+            told: [const { [const { AtomicU64::new(0) }; 2] }; ENTRIES],
+            _apart: [0; 64],
+            done: AtomicU32::new(0),
+        });
+        let base = NonNull::from(&*page).cast();
+        // SAFETY: the box keeps the page where it is until it is dropped, after the registration. The device writes `done`, which is an
+        // atomic, and nothing else of it.
+        let registration = unsafe { HostRegistration::new(context, base, size_of::<Page>()) }?;
+        Ok(Shared { registration, page })
+    }
+}
+
+/// A model's kernel that stays on the device, and the batch that it computes.
+pub struct Persistent {
+    lane: ManuallyDrop<Lane>,
+    shared: ManuallyDrop<Shared>,
+    /// The lane's buffer for the kernel's own affairs.
+    relay: usize,
+    launch: Launch,
+    values: u32,
+    /// The last number that was used, and that of the batch which was rung for last.
+    number: u32,
+    rung: u32,
+    /// The kernel was launched and not told to end.
+    running: bool,
+    /// It has ended before it saw the batch, and was launched again for it.
+    again: bool,
+    last: Instant,
+}
+
+impl Persistent {
+    /// For batches of the slots of an arena, with so many values each. Operands may name these buffers.
+    ///
+    /// # Errors
+    /// [`GpuError::Arguments`] for a kernel with other parameters than one `splitrpc::Doorbell`, or for more than [`MAX_VALUES`]; the
+    /// driver's.
+    pub fn new(
+        arena: &GpuArena,
+        priority: i32,
+        mut buffers: Vec<Buffer>,
+        kernel: Kernel,
+        launch: Launch,
+        values: usize,
+    ) -> Result<Persistent, GpuError> {
+        Persistent::check_kernel(&kernel)?;
+        let context = arena.context();
+        let relay = buffers.len();
+        buffers.push(filled(context, &[0; RELAY_BYTES])?);
+        let lane = Lane::new(arena, priority, buffers, vec![kernel])?;
+        let shared = Shared::new(context)?;
+        Ok(Persistent {
+            lane: ManuallyDrop::new(lane),
+            shared: ManuallyDrop::new(shared),
+            relay,
+            launch,
+            values: u32::try_from(values).ok().filter(|_| values <= MAX_VALUES).ok_or(GpuError::NoBuffer)?,
+            number: 0,
+            rung: 0,
+            running: false,
+            again: false,
+            last: Instant::now(),
+        })
+    }
+
+    /// Refuses a kernel whose parameters are others than one `splitrpc::Doorbell`.
+    ///
+    /// # Errors
+    /// [`GpuError::Arguments`].
+    pub fn check_kernel(kernel: &Kernel) -> Result<(), GpuError> {
+        kernel.check_bytes([size_of::<Doorbell>()].into_iter())
+    }
+
+    /// Has the kernel compute a batch of so many rows, with these values. The one before has to be done.
+    ///
+    /// # Errors
+    /// [`GpuError::NoSlots`]; [`GpuError::NoBuffer`], also for another number of values than it was made for; the driver's.
+    pub fn ring(&mut self, rows: u32, operands: &[Operand]) -> Result<(), GpuError> {
+        if operands.len() != self.values as usize || !self.is_done() {
+            return Err(GpuError::NoBuffer);
+        }
+        let work = self.lane.work();
+        let mut values = [u64::from(rows); ENTRIES];
+        for (value, operand) in values[1..].iter_mut().zip(operands) {
+            *value = work.value(operand)?;
+        }
+        let now = Instant::now();
+        let stays = self.running && now.saturating_duration_since(self.last) < SURE;
+        if !stays {
+            // One that is about to end by itself may not see it. The next one begins when it has ended.
+            self.stop();
+        }
+        self.number = self.number.wrapping_add(1);
+        (self.rung, self.again, self.last) = (self.number, false, now);
+        self.tell(&values);
+        if !stays {
+            self.start()?;
+        }
+        Ok(())
+    }
+
+    /// The kernel waits for the number that was rung for.
+    fn start(&mut self) -> Result<(), GpuError> {
+        let relay = Operand::Buffer { buffer: self.relay, at: 0, bytes: RELAY_BYTES as u64 };
+        let doorbell = Doorbell {
+            page: self.shared.registration.address(),
+            relay: self.lane.work().value(&relay)?,
+            limit_ns: LIMIT.as_nanos() as u64,
+            first: self.rung,
+            values: self.values,
+        };
+        // SAFETY: the kernel was checked to take one parameter of this size. It accesses the page, of which it writes `done`, the relay, and what the
+        // values name, all of which the lane and `self` hold until it has ended; what it does with them is its own: it is trusted as the
+        // program is, which `Kernel` says.
+        unsafe { self.lane.work().run_with(0, self.launch, &doorbell) }?;
+        self.running = true;
+        Ok(())
+    }
+
+    /// Has the kernel end, behind the batch that it computes.
+    pub fn stop(&mut self) {
+        if std::mem::take(&mut self.running) {
+            // It waits for the next number, and ends when it sees a later one.
+            self.number = self.number.wrapping_add(2);
+            self.put(0, 0);
+        }
+    }
+
+    fn tell(&self, values: &[u64; ENTRIES]) {
+        for (place, value) in values.iter().enumerate().take(1 + self.values as usize).rev() {
+            self.put(place, *value);
+        }
+    }
+
+    fn put(&self, place: usize, value: u64) {
+        let number = u64::from(self.number) << 32;
+        let [low, high] = &self.shared.page.told[place];
+        // What the CPU has written, or has seen written, is there for who sees either.
+        low.store(number | value & u64::from(u32::MAX), Ordering::Release);
+        high.store(number | value >> 32, Ordering::Release);
+    }
+
+    /// Whether the batch that was rung for last is computed; or there was none. What the kernel has written can be seen then.
+    #[must_use]
+    #[inline]
+    pub fn is_done(&self) -> bool {
+        self.shared.page.done.load(Ordering::Acquire) == self.rung
+    }
+
+    /// For how long the kernel has been there without a batch; `None` where it computes or is not there.
+    #[must_use]
+    pub fn idle_for(&self) -> Option<Duration> {
+        (self.running && self.is_done()).then(|| self.last.elapsed())
+    }
+
+    /// Whether the kernel was launched and not told to end.
+    #[must_use]
+    pub fn is_running(&self) -> bool {
+        self.running
+    }
+
+    /// Fails where the device does. Where the kernel has ended before it saw the batch, because this thread was stopped for long, it is launched again
+    /// for that, once.
+    ///
+    /// # Errors
+    /// [`GpuError::Ended`]; the driver's.
+    pub fn check(&mut self) -> Result<(), GpuError> {
+        if !self.lane.is_done()? {
+            return Ok(());
+        }
+        self.running = false;
+        if self.is_done() {
+            return Ok(());
+        }
+        if std::mem::replace(&mut self.again, true) {
+            // Nobody will do it any more.
+            self.shared.page.done.store(self.rung, Ordering::Release);
+            return Err(GpuError::Ended);
+        }
+        // Under a later number: that of the batch is behind the one at which its blocks have ended.
+        self.number = self.number.wrapping_add(2);
+        self.rung = self.number;
+        let halves =
+            self.shared.page.told.each_ref().map(|halves| halves.each_ref().map(|h| h.load(Ordering::Relaxed)));
+        let low = u64::from(u32::MAX);
+        self.tell(&halves.map(|[a, b]| a & low | b << 32));
+        self.last = Instant::now();
+        self.start()
+    }
+}
+
+impl fmt::Debug for Persistent {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Persistent { number, rung, running, .. } = self;
+        f.debug_struct("Persistent").field("number", number).field("rung", rung).field("running", running).finish()
+    }
+}
+
+impl Drop for Persistent {
+    fn drop(&mut self) {
+        self.stop();
+        if self.lane.ends() {
+            // SAFETY: dropped once, here, and not used after that; the kernel, which uses the page, has ended.
+            unsafe { ManuallyDrop::drop(&mut self.lane) };
+            // SAFETY: as above.
+            unsafe { ManuallyDrop::drop(&mut self.shared) };
+        }
+    }
+}
