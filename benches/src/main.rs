@@ -10,6 +10,7 @@ mod crowd;
 mod gpu_copies;
 mod gpu_launch;
 mod gpu_priorities;
+mod gpu_served;
 mod load;
 mod machine;
 mod plan;
@@ -66,6 +67,8 @@ enum Command {
     ServeAgent(agent::ServeAgent),
     /// Measures on this machine's GPU what a launch costs, and how much of that is saved by launching before the inputs are there.
     GpuLaunch(gpu_launch::Options),
+    /// Measures one model, served, that is launched in each of the ways in which it can be
+    GpuServed(gpu_served::Options),
 }
 
 #[derive(Debug, Args)]
@@ -127,6 +130,7 @@ fn main() -> anyhow::Result<()> {
         Command::GpuSoak(options) => soak::run(&options),
         Command::ServeAgent(options) => agent::serve(&options),
         Command::GpuLaunch(options) => gpu_launch::run(&options),
+        Command::GpuServed(options) => gpu_served::run(&options),
     }
 }
 

@@ -22,7 +22,13 @@ use anyhow::{Context as _, ensure};
 use serde::Serialize;
 use tempfile::TempDir;
 
+use model::Code;
 use resnet50::Resnet50;
+
+/// A kernel that adds one to numbers, for the commands that measure launches.
+pub(crate) const STEP: Code = Code { name: "step.ptx", text: include_str!("../../workloads/step.ptx") };
+/// The same, which stays on the GPU.
+pub(crate) const STAYS: Code = Code { name: "stays.ptx", text: include_str!("../../workloads/stays.ptx") };
 
 /// What the servers compute.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, clap::ValueEnum)]

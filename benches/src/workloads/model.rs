@@ -57,11 +57,11 @@ pub(super) fn config(model: &dyn Model) -> String {
 }
 
 /// Code of this folder's kernels, by the name of its file.
-pub(super) struct Code {
+pub(crate) struct Code {
     /// The file.
-    pub(super) name: &'static str,
+    pub(crate) name: &'static str,
     /// PTX.
-    pub(super) text: &'static str,
+    pub(crate) text: &'static str,
 }
 
 /// Writes the code of a version that is made of kernels, and what its manifest says of them.

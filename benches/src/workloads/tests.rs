@@ -8,13 +8,20 @@ use super::model::Code;
 use super::shaped::{blend, classes, embed};
 use super::*;
 
-const CODE: [(&Code, &str); 5] = [
+const CODE: [(&Code, &str); 7] = [
     (&vecadd::CODE, include_str!("../../workloads/vecadd.cu")),
     (&matmul::CODE, include_str!("../../workloads/matmul.cu")),
     (&lenet5::CODE, include_str!("../../workloads/lenet5.cu")),
     (&lstm::CODE, include_str!("../../workloads/lstm.cu")),
     (&shaped::CODE, include_str!("../../workloads/shaped.cu")),
+    (&STEP, include_str!("../../workloads/step.cu")),
+    // With the header that it names.
+    (&STAYS, STAYS_SOURCE),
 ];
+const STAYS_SOURCE: &str = concat!(
+    include_str!("../../workloads/stays.cu"),
+    include_str!("../../../host-agent/include/splitrpc/persistent.cuh")
+);
 
 fn answer(model: &dyn Model, request: &[f32]) -> Vec<f32> {
     model::floats(&model.answer(&model::bytes(request)))

@@ -53,14 +53,14 @@ class Batches {
   __device__ void done() {
     __syncthreads();
     if (local() != 0) return;
-    __threadfence_system();
     const unsigned blocks = gridDim.x * gridDim.y * gridDim.z;
     if (blocks > 1) {
       unsigned *arrived = reinterpret_cast<unsigned *>(bell_.relay + 512);
+      asm volatile("fence.acq_rel.gpu;" ::: "memory");
       if (atomicAdd(arrived, 1) + 1 != blocks) return;
       *reinterpret_cast<volatile unsigned *>(arrived) = 0;
-      __threadfence_system();
     }
+    fence();
     *reinterpret_cast<volatile unsigned *>(bell_.page + 1024) = number_;
   }
 
@@ -88,6 +88,9 @@ class Batches {
     __shared__ unsigned long long values[33];
     return values;
   }
+
+  // What this thread has seen, and the threads behind whose barrier it is, comes before what it does from here on, for everybody.
+  static __device__ void fence() { asm volatile("fence.acq_rel.sys;" ::: "memory"); }
 
   static __device__ unsigned long long now() {
     unsigned long long time;
@@ -120,7 +123,7 @@ class Batches {
       }
     }
     // What others wrote before they told of it can be seen from here on, by all threads of the block behind the barrier.
-    __threadfence_system();
+    fence();
     if (heralds && relays && mine) {
       asm volatile("st.volatile.global.v2.u64 [%0], {%1, %2};" ::"l"(relay), "l"(low), "l"(high) : "memory");
     }
