@@ -11,6 +11,7 @@ use host_agent::serve::{Server, build, run};
 use std::io::Write;
 
 use crate::process::{READY, end_with_parent, own_program, spawn};
+use crate::workloads::FOLD;
 
 /// How the process is started.
 #[derive(Debug, Args)]
@@ -95,6 +96,8 @@ pub(crate) struct Fold {
     pub(crate) max_batch: u16,
     /// What `config.pbtxt` says besides.
     pub(crate) more: &'static str,
+    /// Its kernel is persistent.
+    pub(crate) stays: bool,
 }
 
 const THREADS: u32 = 256;
@@ -102,7 +105,7 @@ const THREADS: u32 = 256;
 impl Fold {
     /// Adds it to a repository.
     pub(crate) fn write(&self, repository: &Path) -> anyhow::Result<()> {
-        let Fold { name, bytes, max_batch, more, .. } = self;
+        let Fold { name, bytes, blocks, max_batch, more, stays } = self;
         let folder = repository.join(name);
         std::fs::create_dir_all(folder.join("1"))?;
         let (words, sums) = (bytes / 4, self.sums());
@@ -111,15 +114,20 @@ impl Fold {
              input {{ name: \"IN\" data_type: TYPE_UINT32 dims: [ {words} ] }}\n\
              output {{ name: \"OUT\" data_type: TYPE_UINT32 dims: [ {sums} ] }}\n"
         );
+        let (launch, function, grid) = match stays {
+            true => ("persistent", "fold_stays", blocks.to_string()),
+            false => ("graph", "fold", format!("{{ per_row = {sums}, per_block = {THREADS} }}")),
+        };
         let manifest = format!(
-            "module = \"fold.ptx\"\n[[kernel]]\nfunction = \"fold\"\n\
-             grid = [{{ per_row = {sums}, per_block = {THREADS} }}]\nblock = [{THREADS}]\n\
+            "module = \"{}\"\nlaunch = \"{launch}\"\n[[kernel]]\nfunction = \"{function}\"\n\
+             grid = [{grid}]\nblock = [{THREADS}]\n\
              arguments = [{{ input = \"IN\" }}, {{ output = \"OUT\" }}, {{ u32 = {} }}, {{ u32 = {sums} }}]\n",
+            FOLD.name,
             words / 4
         );
         std::fs::write(folder.join("config.pbtxt"), config)?;
         std::fs::write(folder.join("1/kernels.toml"), manifest)?;
-        std::fs::write(folder.join("1/fold.ptx"), FOLD)?;
+        std::fs::write(folder.join("1").join(FOLD.name), FOLD.text)?;
         Ok(())
     }
 
@@ -142,66 +150,13 @@ impl Fold {
     }
 }
 
-/// `fold(in, out, vectors, sums)`: for each row of `vectors` vectors, thread `t` of the row's `sums` adds up the vectors whose number is `t` modulo
-/// `sums`.
-const FOLD: &str = r"
-.version 7.0
-.target sm_70
-.address_size 64
-
-.visible .entry fold(
-    .param .u64 p_in,
-    .param .u64 p_out,
-    .param .u32 p_vectors,
-    .param .u32 p_sums
-)
-{
-    .reg .pred %more;
-    .reg .b32 %vectors, %sums, %index, %row, %at, %sum, %a, %b, %c, %d, %block, %threads;
-    .reg .b64 %in, %out, %offset, %from;
-
-    ld.param.u64 %in, [p_in];
-    ld.param.u64 %out, [p_out];
-    ld.param.u32 %vectors, [p_vectors];
-    ld.param.u32 %sums, [p_sums];
-    mov.u32 %block, %ctaid.x;
-    mov.u32 %threads, %ntid.x;
-    mov.u32 %index, %tid.x;
-    mad.lo.u32 %index, %block, %threads, %index;
-    mul.wide.u32 %offset, %index, 4;
-    add.s64 %out, %out, %offset;
-    div.u32 %row, %index, %sums;
-    rem.u32 %at, %index, %sums;
-    mul.wide.u32 %offset, %row, %vectors;
-    shl.b64 %offset, %offset, 4;
-    add.s64 %in, %in, %offset;
-    mov.u32 %sum, 0;
-    setp.lt.u32 %more, %at, %vectors;
-    @!%more bra done;
-next:
-    mul.wide.u32 %offset, %at, 16;
-    add.s64 %from, %in, %offset;
-    ld.global.v4.u32 {%a, %b, %c, %d}, [%from];
-    add.u32 %sum, %sum, %a;
-    add.u32 %sum, %sum, %b;
-    add.u32 %sum, %sum, %c;
-    add.u32 %sum, %sum, %d;
-    add.u32 %at, %at, %sums;
-    setp.lt.u32 %more, %at, %vectors;
-    @%more bra next;
-done:
-    st.global.u32 [%out], %sum;
-    ret;
-}
-";
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
     fn an_example_adds_up() {
-        let fold = Fold { name: "fold", bytes: 64 << 10, blocks: 1, max_batch: 1, more: "" };
+        let fold = Fold { name: "fold", bytes: 64 << 10, blocks: 1, max_batch: 1, more: "", stays: false };
         let (input, answer) = fold.example(3);
         let all = |bytes: &[u8]| {
             bytes

@@ -111,7 +111,7 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
     // Before this thread has one core alone.
     let machine = Machine { gpu: gpu_name().ok(), ..Machine::this() };
     let folder = tempfile::tempdir()?;
-    let fold = |name, bytes, blocks| Fold { name, bytes, blocks, max_batch: 1, more: LEVELS };
+    let fold = |name, bytes, blocks| Fold { name, bytes, blocks, max_batch: 1, more: LEVELS, stays: false };
     let urgent = fold("urgent", options.urgent_bytes, 4);
     let large = fold("large", options.stream_bytes, 256);
     let repository = folder.path().join("models");

@@ -28,14 +28,15 @@ const NAP: Duration = Duration::from_millis(5);
 const MOST_FAULTS: usize = 20;
 
 /// The models that are asked beside the built-in ones.
-pub(super) fn models() -> [Fold; 3] {
+pub(super) fn models() -> [Fold; 4] {
     const LEVELS: &str =
         "dynamic_batching { max_queue_delay_microseconds: 100 priority_levels: 2 default_priority_level: 2 }";
-    let fold = |name, bytes, blocks, max_batch, more| Fold { name, bytes, blocks, max_batch, more };
+    let fold = |name, bytes, blocks, max_batch, more| Fold { name, bytes, blocks, max_batch, more, stays: false };
     [
         fold("small", 4 << 10, 1, 8, LEVELS),
         fold("image", 602_112, 16, 4, "dynamic_batching { }"),
         fold("large", 16 << 20, 256, 1, LEVELS),
+        Fold { stays: true, ..fold("stays", 16 << 10, 2, 8, LEVELS) },
     ]
 }
 
@@ -130,22 +131,24 @@ struct Habit {
 const SMALL: usize = 0;
 const IMAGE: usize = 1;
 const LARGE: usize = 2;
-const ECHO: usize = 3;
-const NULL_GPU: usize = 4;
+const STAYS: usize = 3;
+const ECHO: usize = 4;
+const NULL_GPU: usize = 5;
 
 const fn habit(transport: Transport, subjects: &'static [usize], ahead: usize, lasts: usize) -> Habit {
     Habit { transport, subjects, ahead, lasts, cancels: 0, vanishes: false, pause: Duration::from_millis(1) }
 }
 
-const HABITS: [Habit; 10] = [
+const HABITS: [Habit; 11] = [
     habit(Transport::Tcp, &[SMALL], 8, 100_000),
     habit(Transport::Udp, &[SMALL, ECHO], 8, 20_000),
+    habit(Transport::Tcp, &[STAYS], 4, 20_000),
     habit(Transport::Tcp, &[IMAGE, SMALL, ECHO], 4, 5_000),
     habit(Transport::Udp, &[IMAGE], 2, 2_000),
     habit(Transport::Tcp, &[NULL_GPU], 1, 100_000),
     Habit { cancels: 300, ..habit(Transport::Tcp, &[LARGE], 2, 50) },
-    Habit { cancels: 300, ..habit(Transport::Udp, &[IMAGE, SMALL], 4, 200) },
-    Habit { pause: Duration::from_millis(5), ..habit(Transport::Tcp, &[SMALL, NULL_GPU], 1, 3) },
+    Habit { cancels: 300, ..habit(Transport::Udp, &[IMAGE, SMALL, STAYS], 4, 200) },
+    Habit { pause: Duration::from_millis(5), ..habit(Transport::Tcp, &[SMALL, NULL_GPU, STAYS], 1, 3) },
     Habit { vanishes: true, pause: Duration::from_millis(20), ..habit(Transport::Tcp, &[LARGE, IMAGE], 2, 2) },
     Habit { vanishes: true, pause: Duration::from_millis(100), ..habit(Transport::Udp, &[IMAGE], 2, 2) },
 ];

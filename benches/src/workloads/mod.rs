@@ -25,6 +25,8 @@ use tempfile::TempDir;
 use model::Code;
 use resnet50::Resnet50;
 
+/// Kernels that add up all of their input.
+pub(crate) const FOLD: Code = Code { name: "fold.ptx", text: include_str!("../../workloads/fold.ptx") };
 /// A kernel that adds one to numbers, for the commands that measure launches.
 pub(crate) const STEP: Code = Code { name: "step.ptx", text: include_str!("../../workloads/step.ptx") };
 /// The same, which stays on the GPU.

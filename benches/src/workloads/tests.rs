@@ -8,7 +8,13 @@ use super::model::Code;
 use super::shaped::{blend, classes, embed};
 use super::*;
 
-const CODE: [(&Code, &str); 7] = [
+macro_rules! with_header {
+    ($source:literal) => {
+        concat!(include_str!($source), include_str!("../../../host-agent/include/splitrpc/persistent.cuh"))
+    };
+}
+
+const CODE: [(&Code, &str); 8] = [
     (&vecadd::CODE, include_str!("../../workloads/vecadd.cu")),
     (&matmul::CODE, include_str!("../../workloads/matmul.cu")),
     (&lenet5::CODE, include_str!("../../workloads/lenet5.cu")),
@@ -16,12 +22,9 @@ const CODE: [(&Code, &str); 7] = [
     (&shaped::CODE, include_str!("../../workloads/shaped.cu")),
     (&STEP, include_str!("../../workloads/step.cu")),
     // With the header that it names.
-    (&STAYS, STAYS_SOURCE),
+    (&STAYS, with_header!("../../workloads/stays.cu")),
+    (&FOLD, with_header!("../../workloads/fold.cu")),
 ];
-const STAYS_SOURCE: &str = concat!(
-    include_str!("../../workloads/stays.cu"),
-    include_str!("../../../host-agent/include/splitrpc/persistent.cuh")
-);
 
 fn answer(model: &dyn Model, request: &[f32]) -> Vec<f32> {
     model::floats(&model.answer(&model::bytes(request)))
