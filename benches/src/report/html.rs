@@ -272,9 +272,10 @@ fn load_curves(report: &Report, out: &mut String) -> anyhow::Result<()> {
             .collect();
         if !open.is_empty() {
             let caption = format!(
-                "{}, open loop, Poisson arrivals, {} connections, adaptive",
+                "{}, open loop, Poisson arrivals, {} connections, {}",
                 asked(open[0]),
-                open[0].concurrency
+                open[0].concurrency,
+                open[0].wait.name()
             );
             drawn.push((caption, plots::load_curve(&lines(&open, |run| run.latency_us.p99), "p99 latency, us")?));
             shown.extend(open);
