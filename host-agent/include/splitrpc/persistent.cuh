@@ -23,7 +23,7 @@ struct Doorbell {
   // one first, each in the lower four bytes of eight, below the number of the batch that it is of.
   unsigned char *page;
   // Of the device, for the kernel's own use, 1024 bytes, which were zeroes before its first launch. Here: the entries once more, for
-  // all blocks but the first, and at byte 512 how many blocks have done the batch.
+  // all blocks but the first, and at byte 512 how many of those have done the batch.
   unsigned char *relay;
   // The kernel ends when it has seen no batch for so long.
   unsigned long long limit_ns;
@@ -53,11 +53,17 @@ class Batches {
   __device__ void done() {
     __syncthreads();
     if (local() != 0) return;
-    const unsigned blocks = gridDim.x * gridDim.y * gridDim.z;
-    if (blocks > 1) {
+    const unsigned others = blocks() - 1;
+    if (others > 0) {
       unsigned *arrived = reinterpret_cast<unsigned *>(bell_.relay + 512);
-      asm volatile("fence.acq_rel.gpu;" ::: "memory");
-      if (atomicAdd(arrived, 1) + 1 != blocks) return;
+      if (block() != 0) {
+        asm volatile("fence.acq_rel.gpu;" ::: "memory");
+        atomicAdd(arrived, 1);
+        return;
+      }
+      // The first block looks for no other batch before all have done this one: they hear of the next, or of the end, from it.
+      while (*reinterpret_cast<volatile unsigned *>(arrived) != others) {
+      }
       *reinterpret_cast<volatile unsigned *>(arrived) = 0;
     }
     fence();
@@ -76,11 +82,12 @@ class Batches {
 
   // This thread's number among those of all blocks, and how many they are.
   __device__ unsigned thread() const { return block() * block_threads() + local(); }
-  __device__ unsigned threads() const { return gridDim.x * gridDim.y * gridDim.z * block_threads(); }
+  __device__ unsigned threads() const { return blocks() * block_threads(); }
 
  private:
   static __device__ unsigned local() { return threadIdx.x + blockDim.x * (threadIdx.y + blockDim.y * threadIdx.z); }
   static __device__ unsigned block() { return blockIdx.x + gridDim.x * (blockIdx.y + gridDim.y * blockIdx.z); }
+  static __device__ unsigned blocks() { return gridDim.x * gridDim.y * gridDim.z; }
   static __device__ unsigned block_threads() { return blockDim.x * blockDim.y * blockDim.z; }
 
   // What the block was told: the entries' values, and whether it goes on.
@@ -104,7 +111,7 @@ class Batches {
     const bool heralds = block() == 0, mine = lane <= bell_.values;
     unsigned char *from = (heralds ? bell_.page : bell_.relay) + 16 * lane;
     unsigned char *relay = bell_.relay + 16 * lane;
-    const bool relays = gridDim.x * gridDim.y * gridDim.z > 1;
+    const bool relays = blocks() > 1;
     unsigned long long low = 0, high = 0;
     const unsigned long long since = now();
     for (;;) {

@@ -26,6 +26,8 @@ pub const MAX_VALUES: usize = ENTRIES - 1;
 const ENTRIES: usize = 32;
 /// Bytes of device memory in which one block tells the others what it has read, and they each other that they are done.
 const RELAY_BYTES: usize = 1024;
+/// Where in it they count those that are.
+const ARRIVED_AT: u64 = 512;
 /// The kernel ends when it was told nothing for so long: then the CPU is stopped, or gone.
 const LIMIT: Duration = Duration::from_millis(50);
 /// After a batch that is not older than this the kernel is still there.
@@ -92,8 +94,10 @@ pub struct Persistent {
     rung: u32,
     /// The kernel was launched and not told to end.
     running: bool,
-    /// It has ended before it saw the batch, and was launched again for it.
+    /// It has ended before it had computed the batch, and was launched again for it.
     again: bool,
+    /// Some of its blocks may have said that they are done, and others not.
+    unclean: bool,
     last: Instant,
 }
 
@@ -127,6 +131,7 @@ impl Persistent {
             rung: 0,
             running: false,
             again: false,
+            unclean: false,
             last: Instant::now(),
         })
     }
@@ -170,6 +175,9 @@ impl Persistent {
     /// The kernel waits for the number that was rung for.
     fn start(&mut self) -> Result<(), GpuError> {
         let relay = Operand::Buffer { buffer: self.relay, at: 0, bytes: RELAY_BYTES as u64 };
+        if std::mem::take(&mut self.unclean) {
+            self.lane.work().clear(self.relay, ARRIVED_AT, 4)?;
+        }
         let doorbell = Doorbell {
             page: self.shared.registration.address(),
             relay: self.lane.work().value(&relay)?,
@@ -240,6 +248,7 @@ impl Persistent {
         if self.is_done() {
             return Ok(());
         }
+        self.unclean = true;
         if std::mem::replace(&mut self.again, true) {
             // Nobody will do it any more.
             self.shared.page.done.store(self.rung, Ordering::Release);

@@ -64,6 +64,16 @@ impl Work<'_> {
         Ok(unsafe { self.stream.copy_on_device(to, from) }?)
     }
 
+    /// Sets bytes of a buffer to zero.
+    ///
+    /// # Errors
+    /// [`GpuError::NoBuffer`]; the driver's.
+    pub(crate) fn clear(&self, buffer: usize, at: u64, len: u64) -> Result<(), GpuError> {
+        let range = self.buffer(buffer, at, len)?;
+        // SAFETY: the lane holds the buffer until the work is done.
+        Ok(unsafe { self.stream.fill(range, 0) }?)
+    }
+
     /// Has a kernel read pieces of frames on the host, in whatever order they came, into slots on the device. Pieces that
     /// continue each other on both sides are carried as one. Returns how many launches that took.
     ///
