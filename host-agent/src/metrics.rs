@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
 use serde::Serialize;
-use splitrpc_telemetry::{Shard, Writer, render};
+use splitrpc_telemetry::{Outage, Shard, Writer, render};
 
 use crate::model::spec::{ModelSpec, TensorSpec};
 
@@ -107,10 +107,25 @@ impl Status {
         Status { models, shards, ready: AtomicBool::new(false), started: Instant::now() }
     }
 
-    /// All models, served or not.
+    /// All models, served or not, as they are now.
     #[must_use]
-    pub fn models(&self) -> &[ModelReport] {
-        &self.models
+    pub fn models(&self) -> Vec<ModelReport> {
+        let each = self.models.iter().enumerate();
+        each.map(|(handle, known)| match self.outage(handle) {
+            Some(why) => ModelReport { state: ModelState::Failed, reason: Some(why.into()), ..known.clone() },
+            None => known.clone(),
+        })
+        .collect()
+    }
+
+    /// Why a model that was ready is not served now, in whichever shard.
+    fn outage(&self, handle: usize) -> Option<&'static str> {
+        let handle = u16::try_from(handle).ok()?;
+        let outage = self.shards.iter().find_map(|shard| shard.model(handle)?.outage())?;
+        Some(match outage {
+            Outage::Stuck => "a launch does not end; it is not served until that does",
+            Outage::DeviceLost => "the GPU is lost to this process; start the agent anew",
+        })
     }
 
     /// Says whether requests are taken.
@@ -128,7 +143,7 @@ impl Status {
     #[must_use]
     pub fn models_json(&self) -> String {
         // Of strings and numbers only, which JSON can hold.
-        serde_json::json!({ "models": self.models }).to_string()
+        serde_json::json!({ "models": self.models() }).to_string()
     }
 
     /// All metrics in Prometheus' text format.
@@ -148,7 +163,7 @@ impl Status {
             out.sample("splitrpc_process_resident_bytes", &[], bytes as f64);
         }
         out.head("splitrpc_model_ready", "gauge", "1 for a model that is served, 0 for one that is not.");
-        for model in &self.models {
+        for model in self.models() {
             let ready = f64::from(u8::from(model.state == ModelState::Ready));
             out.sample("splitrpc_model_ready", &[("model", &model.name)], ready);
         }

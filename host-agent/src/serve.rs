@@ -87,7 +87,6 @@ pub fn build(config: Config) -> Result<Built, BuildError> {
     if sessions < USUAL_SESSIONS && sessions == Limits::usual_sessions(config.data.threads) {
         tracing::warn!(sessions, "the limit of open files leaves room for fewer clients than usual; see `ulimit -Hn`");
     }
-    let mut reports = Vec::new();
     let mut failed = Vec::new();
     let mut models = Vec::new();
     let gpu = LazyGpu::new(config.gpu.clone());
@@ -101,16 +100,49 @@ pub fn build(config: Config) -> Result<Built, BuildError> {
             })
         });
         match served {
-            Ok(served) => {
-                reports.push(ModelReport::ready(served.factory.spec()));
-                models.push(served);
-            }
+            Ok(served) => models.push(served),
             Err(report) => {
                 tracing::error!(model = report.name, reason = report.reason, "model is not served");
                 failed.push(report);
             }
         }
     }
+    let gpu = match gpu.opened() {
+        // One of them has lost it for all.
+        Some(opened) if opened.context.is_lost() => {
+            fail_on_gpu(&mut models, &mut failed, GPU_LOST);
+            None
+        }
+        opened => opened.cloned(),
+    };
+    lay_out(config, machine, models, failed, gpu)
+}
+
+/// What is said of models that could be served if another one had not broken the GPU when it was tried.
+const GPU_LOST: &str =
+    "the GPU was lost when a model was tried on it, as the log says: take that out and start the agent anew";
+
+/// Takes out the models that compute on the GPU, for this reason.
+fn fail_on_gpu(models: &mut Vec<Served>, failed: &mut Vec<ModelReport>, reason: &str) {
+    models.retain(|model| {
+        let on_gpu = matches!(model.computing, Computing::Device);
+        if on_gpu {
+            let report = ModelReport::failed(&model.factory.spec().name, reason);
+            tracing::error!(model = report.name, reason, "model is not served");
+            failed.push(report);
+        }
+        !on_gpu
+    });
+}
+
+/// A server of these models.
+fn lay_out(
+    config: Config,
+    machine: Machine,
+    models: Vec<Served>,
+    mut failed: Vec<ModelReport>,
+    gpu: Option<Gpu>,
+) -> Result<Built, BuildError> {
     if models.is_empty() {
         return Err(BuildError::NoModel(failed));
     }
@@ -128,6 +160,7 @@ pub fn build(config: Config) -> Result<Built, BuildError> {
     let plan = Plan::new(specs(), &config.limits)?;
     let catalog = plan::catalog(specs()).expect("records of models that were tried one by one");
     let telemetry: Vec<_> = (0..config.data.threads).map(|_| Arc::new(Telemetry::new(models.len()))).collect();
+    let mut reports: Vec<ModelReport> = specs().map(ModelReport::ready).collect();
     reports.append(&mut failed);
     let status = Arc::new(Status::new(reports, telemetry.clone()));
     let on_device = |name: &String| {
@@ -136,9 +169,18 @@ pub fn build(config: Config) -> Result<Built, BuildError> {
     for model in config.gpu.pre_launched.iter().filter(|name| !on_device(name)) {
         tracing::warn!(model, "gpu.pre_launched names a model that is not served from a GPU");
     }
-    let on_gpu = models.iter().any(|m| matches!(m.computing, Computing::Device));
-    let gpu = if on_gpu { gpu.get().ok().cloned() } else { None };
+    let gpu = gpu.filter(|_| models.iter().any(|m| matches!(m.computing, Computing::Device)));
     Ok(Built { config, machine, models, gpu, plan, catalog, telemetry, status })
+}
+
+impl Built {
+    /// The same without the models that compute on the GPU.
+    fn without_gpu(self, reason: &str) -> Result<Built, BuildError> {
+        let Built { config, machine, mut models, status, .. } = self;
+        let mut failed: Vec<_> = status.models().into_iter().filter(|m| m.state == ModelState::Failed).collect();
+        fail_on_gpu(&mut models, &mut failed, reason);
+        lay_out(config, machine, models, failed, None)
+    }
 }
 
 /// Specifications of all models that can be loaded, and what is wrong with the others.
@@ -246,27 +288,28 @@ pub struct Server {
 }
 
 impl Server {
-    /// Starts the data threads and the HTTP server.
+    /// Starts the data threads and the HTTP server. Models for which there is no place on the GPU, all together, are not served, and the others
+    /// are.
     ///
     /// # Errors
     /// [`StartError`], and whatever had been started has ended.
     pub fn start(built: Built) -> Result<Server, StartError> {
-        let mut server = Server { built, shards: Vec::new(), http: None };
-        let Built { config, machine, models, gpu, plan, catalog, telemetry, status } = &server.built;
+        let (built, shards) = match start_shards(&built) {
+            Ok(shards) => (built, shards),
+            Err(StartError::Gpu(error)) => {
+                let built = built.without_gpu(&format!("the GPU has no place for its models together: {error}"));
+                // There may be no others.
+                let built = built.map_err(|_| error)?;
+                let shards = start_shards(&built)?;
+                (built, shards)
+            }
+            Err(error) => return Err(error),
+        };
+        let mut server = Server { built, shards, http: None };
+        let Built { config, status, .. } = &server.built;
         if let Some(address) = config.listen.http {
             let listen = |error| StartError::Listen { transport: "http", address, error };
             server.http = Some(Http::start(address, Arc::clone(status), Bounds::USUAL).map_err(listen)?);
-        }
-        let crowded = usize::from(config.data.threads) >= machine.cores.len();
-        let busy = Arc::new(AtomicUsize::new(telemetry.len()));
-        let gpu = gpu.as_ref();
-        let common = Common { config, plan, models, gpu, catalog, crowded, busy };
-        let mut addresses = Addresses { tcp: config.listen.tcp, udp: config.listen.udp };
-        for (number, telemetry) in telemetry.iter().enumerate() {
-            let running = shard::start(&common, number, addresses, Arc::clone(telemetry))?;
-            // Where the kernel chose the port, the other shards share it.
-            addresses = running.addresses;
-            server.shards.push(running);
         }
         status.set_ready(true);
         Ok(server)
@@ -304,11 +347,7 @@ impl Server {
 
     fn drain(&mut self) -> bool {
         self.built.status.set_ready(false);
-        for shard in &self.shards {
-            shard.stop.stop();
-        }
-        // All are waited for, however the first one ended.
-        self.shards.drain(..).filter_map(|shard| shard.thread.join().err()).count() == 0
+        stop(&mut self.shards)
     }
 
     /// What a start-up message says: addresses, models with their states, and the paths in use.
@@ -338,6 +377,39 @@ impl Server {
         }
         text
     }
+}
+
+/// Starts a data thread for each shard; where one cannot start, those that have are ended.
+fn start_shards(built: &Built) -> Result<Vec<Running>, StartError> {
+    let Built { config, machine, models, gpu, plan, catalog, telemetry, .. } = built;
+    let crowded = usize::from(config.data.threads) >= machine.cores.len();
+    let busy = Arc::new(AtomicUsize::new(telemetry.len()));
+    let common = Common { config, plan, models, gpu: gpu.as_ref(), catalog, crowded, busy };
+    let mut addresses = Addresses { tcp: config.listen.tcp, udp: config.listen.udp };
+    let mut shards = Vec::new();
+    for (number, telemetry) in telemetry.iter().enumerate() {
+        match shard::start(&common, number, addresses, Arc::clone(telemetry)) {
+            Ok(running) => {
+                // Where the kernel chose the port, the other shards share it.
+                addresses = running.addresses;
+                shards.push(running);
+            }
+            Err(error) => {
+                stop(&mut shards);
+                return Err(error);
+            }
+        }
+    }
+    Ok(shards)
+}
+
+/// Ends data threads. Returns whether every one has ended as it should.
+fn stop(shards: &mut Vec<Running>) -> bool {
+    for shard in &*shards {
+        shard.stop.stop();
+    }
+    // All are waited for, however the first one ended.
+    shards.drain(..).filter_map(|shard| shard.thread.join().err()).count() == 0
 }
 
 impl Drop for Server {

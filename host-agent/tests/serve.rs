@@ -143,11 +143,12 @@ fn a_model_that_cannot_be_served_keeps_no_other_from_it() {
     let mut config = config();
     config.models.repository = Some(folder.path().to_owned());
     let built = build(config).unwrap();
-    let states: Vec<_> = built.status.models().iter().map(|m| (m.name.as_str(), m.state)).collect();
+    let models = built.status.models();
+    let states: Vec<_> = models.iter().map(|m| (m.name.as_str(), m.state)).collect();
     let (ready, failed) = (ModelState::Ready, ModelState::Failed);
     let expected = [("null", ready), ("echo", ready), ("digits", ready), ("broken", failed), ("digits", failed)];
     assert_eq!(states, expected);
-    let reasons: Vec<_> = built.status.models().iter().filter_map(|m| m.reason.as_deref()).collect();
+    let reasons: Vec<_> = models.iter().filter_map(|m| m.reason.as_deref()).collect();
     assert!(reasons[0].contains("broken/1/model.onnx"), "{}", reasons[0]);
     assert!(reasons[1].contains("models.builtins"), "{}", reasons[1]);
 }
@@ -160,7 +161,8 @@ fn a_model_that_fails_its_first_launch_is_told_with_its_file() {
     let mut config = config();
     config.models.repository = Some(folder.path().to_owned());
     let built = build(config).unwrap();
-    let reasons: Vec<_> = built.status.models().iter().filter_map(|m| m.reason.as_deref()).collect();
+    let models = built.status.models();
+    let reasons: Vec<_> = models.iter().filter_map(|m| m.reason.as_deref()).collect();
     assert_eq!(reasons.len(), 1);
     assert!(reasons[0].contains("liar/1/model.onnx: "), "{}", reasons[0]);
     assert!(reasons[0].contains("INT64"), "{}", reasons[0]);
@@ -181,12 +183,40 @@ fn a_model_that_no_request_fits_is_not_served_and_the_others_are() {
     config.limits.max_request_bytes = 4 << 20;
     let built = build(config).unwrap();
     assert_eq!(built.models.len(), 3);
-    let failed: Vec<_> = built.status.models().iter().filter(|m| m.state == ModelState::Failed).collect();
+    let failed: Vec<_> = built.status.models().into_iter().filter(|m| m.state == ModelState::Failed).collect();
     assert_eq!(failed.len(), 3);
     for model in failed {
         let reason = model.reason.as_deref().unwrap();
         assert!(reason.contains("model.onnx: ") && reason.contains("limits.max_request_bytes"), "{reason}");
     }
+}
+
+#[test]
+fn without_a_gpu_its_models_are_told_and_the_others_served() {
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::create_dir_all(folder.path().join("add/1")).unwrap();
+    let tensor = |kind: &str| format!("{kind} {{ name: \"{kind}\" data_type: TYPE_FP32 dims: [ 4 ] }}\n");
+    std::fs::write(folder.path().join("add/config.pbtxt"), tensor("input") + &tensor("output")).unwrap();
+    let manifest = "module = \"add.ptx\"\n[[kernel]]\nfunction = \"add\"\ngrid = [1]\nblock = [4]\n\
+                    arguments = [{ input = \"input\" }, { output = \"output\" }]\n";
+    std::fs::write(folder.path().join("add/1/kernels.toml"), manifest).unwrap();
+    let mut config = config();
+    // No machine has so many.
+    config.gpu.device = 255;
+    config.models.builtins = vec![Builtin::Echo, Builtin::NullGpu];
+    config.models.repository = Some(folder.path().to_owned());
+    let server = Server::start(build(config).unwrap()).unwrap();
+    let models = server.built.status.models();
+    let states: Vec<_> = models.iter().map(|m| (m.name.as_str(), m.state)).collect();
+    assert_eq!(states, [("echo", ModelState::Ready), ("null-gpu", ModelState::Failed), ("add", ModelState::Failed)]);
+    for model in &models[1..] {
+        let reason = model.reason.as_deref().unwrap();
+        assert!(reason.contains("no GPU"), "{reason}");
+    }
+    let mut client = Client::connect(&server.tcp().unwrap().to_string(), ClientOptions::default()).unwrap();
+    let response = client.infer("echo", &[Input::new("INPUT", DType::Uint8, &[3], &b"abc"[..])]).unwrap();
+    assert_eq!(response.data(), b"abc");
+    assert!(server.stop());
 }
 
 #[test]

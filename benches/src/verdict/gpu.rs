@@ -27,7 +27,23 @@ pub(super) fn figures(found: &Found<'_>) -> Vec<Figure> {
         let what = format!("{}, its copies in against a copy alone, {IMAGE} B", Arm::CommodityTcp);
         figures.push(Figure::new(what, Sense::AtMost, 1.2, copies(&picked)));
     }
+    // A model that PyTorch compiled, where there is one.
+    if let Some(point) = found.points.iter().find(|point| point.workload == Workload::Resnet50) {
+        let picked = Picked { workload: point.workload, ..found.single(point.request_bytes, Wait::Spin, None) };
+        if [Arm::CommodityTcp, Arm::Local].iter().all(|&arm| picked.planned(arm)) {
+            let what = format!("{}, resnet-50, time above the model alone, us", Arm::CommodityTcp);
+            figures.push(Figure::new(what, Sense::AtMost, 200.0, tax(&picked)));
+        }
+    }
     figures
+}
+
+/// Microseconds that a request takes beyond the model alone.
+fn tax(picked: &Picked<'_>) -> Outcome {
+    let run = |arm: Arm| picked.run(arm).ok_or_else(|| picked.unmeasured(arm));
+    let (ours, local) = (run(Arm::CommodityTcp)?, run(Arm::Local)?);
+    let detail = format!("{:.1} us, local {:.1} us", ours.figure_us(), local.figure_us());
+    Ok((ours.figure_us() - local.figure_us(), detail, ours.void_reason.clone()))
 }
 
 /// What two arms take beyond a floor and a copy, the one over the other.
@@ -56,7 +72,7 @@ fn copies(picked: &Picked<'_>) -> Outcome {
         stages.copied().ok_or_else(|| format!("{arm} does not tell how long its copies take"))
     };
     let (ours, alone) = (copy_in(Arm::CommodityTcp)?, copy_in(Arm::PinnedCopy)?);
-    Ok((ours / alone, format!("{ours:.1} us, alone {alone:.1} us, by the device's clock"), None))
+    Ok((ours / alone, format!("{ours:.1} us, alone {alone:.1} us"), None))
 }
 
 #[cfg(test)]
@@ -76,6 +92,11 @@ mod tests {
         runs.extend(null.map(|(arm, us)| of("null-gpu", arm, us)));
         let figures = figures(&Found { points: &points, runs: &runs, idle: None, crowd: None });
         assert_eq!((figures.len(), figures[0].value), (3, Some(0.2)), "{figures:?}");
+        let mut points = plan::gpu(&Arm::GPU, &[Workload::Lstm]);
+        points.iter_mut().for_each(|point| (point.workload, point.request_bytes) = (Workload::Resnet50, IMAGE));
+        let runs = [(Arm::Local, 400.0), (Arm::CommodityTcp, 455.0)].map(|(arm, us)| of("resnet-50", arm, us));
+        let resnet = super::figures(&Found { points: &points, runs: &runs, idle: None, crowd: None });
+        assert_eq!((resnet.len(), resnet[0].value), (1, Some(55.0)), "{resnet:?}");
         assert_eq!(figures[1].verdict(), "not measured");
         let lstm = plan::gpu(&Arm::GPU, &[Workload::Lstm]);
         assert!(super::figures(&Found { points: &lstm, runs: &runs, idle: None, crowd: None }).is_empty());

@@ -11,8 +11,8 @@ use crate::device::DeviceInfo;
 use crate::error::{DriverError, Error, check};
 use crate::symbols;
 
-/// The oldest driver that serves: the first in which all that is called here exists.
-pub const NEEDED_VERSION: Version = Version { major: 12, minor: 0 };
+/// The oldest driver that serves: the first that tells what a kernel takes, and reads PTX 8.4.
+pub const NEEDED_VERSION: Version = Version { major: 12, minor: 4 };
 
 /// The first driver that copies in batches.
 const BATCHED_COPIES: Version = Version { major: 12, minor: 8 };
@@ -237,6 +237,6 @@ mod tests {
     #[test]
     fn an_old_driver_is_told_with_both_versions() {
         let text = Unavailable::Outdated { found: Version::from_number(11_040) }.to_string();
-        assert!(text.contains("CUDA 11.4") && text.contains("12.0 is needed"), "{text}");
+        assert!(text.contains("CUDA 11.4") && text.contains("12.4 is needed"), "{text}");
     }
 }

@@ -9,7 +9,6 @@ use cudarc::driver::sys::{self, CUfunction, CUfunction_attribute as Attribute, C
 
 use crate::context::Context;
 use crate::error::{Error, describe};
-use crate::symbols;
 
 /// Bytes of a compiler's words that are kept.
 const LOG_BYTES: usize = 8 << 10;
@@ -90,8 +89,8 @@ impl Module {
         Ok(Module { inner: Arc::new(Inner { context: context.clone(), raw }) })
     }
 
-    /// The function of that name, which is an `.entry` of the PTX. It is loaded now where the driver can do that (CUDA 12.4 and later): else
-    /// that is left to the first launch, which may have to wait then for all streams.
+    /// The function of that name, which is an `.entry` of the PTX. It is loaded now: left to the first launch that might have to wait
+    /// for all streams.
     ///
     /// # Errors
     /// [`Error::Invalid`] for a name with a zero byte; the driver's, when there is none of the name.
@@ -107,11 +106,9 @@ impl Module {
         if result != CUresult::CUDA_SUCCESS {
             return Err(context.failed(describe(result, WHAT, Some(name.into()))));
         }
-        if symbols::has("cuFuncLoad") {
-            // SAFETY: the module is loaded, and the function one of its.
-            let result = unsafe { sys::cuFuncLoad(raw) };
-            context.check(result, "cannot load a function")?;
-        }
+        // SAFETY: the module is loaded, and the function one of its.
+        let result = unsafe { sys::cuFuncLoad(raw) };
+        context.check(result, "cannot load a function")?;
         Ok(Function { module: self.clone(), raw })
     }
 }
@@ -215,14 +212,11 @@ impl Function {
         Ok(u32::try_from(blocks).unwrap_or(0))
     }
 
-    /// Bytes of each of its parameters, in their order; `None` where the driver cannot tell, being older than CUDA 12.4.
+    /// Bytes of each of its parameters, in their order.
     ///
     /// # Errors
     /// The driver's.
-    pub fn parameters(&self) -> Result<Option<Vec<usize>>, Error> {
-        if !symbols::has("cuFuncGetParamInfo") {
-            return Ok(None);
-        }
+    pub fn parameters(&self) -> Result<Vec<usize>, Error> {
         self.context().make_current()?;
         let mut sizes = Vec::new();
         loop {
@@ -231,7 +225,7 @@ impl Function {
             let result = unsafe { sys::cuFuncGetParamInfo(self.raw, sizes.len(), &raw mut offset, &raw mut size) };
             // How it says that there are no more.
             if result == CUresult::CUDA_ERROR_INVALID_VALUE {
-                return Ok(Some(sizes));
+                return Ok(sizes);
             }
             self.context().check(result, "cannot ask for a function's parameters")?;
             sizes.push(size);

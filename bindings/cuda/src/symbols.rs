@@ -4,7 +4,7 @@ use std::ffi::c_void;
 
 use cudarc::driver::sys;
 
-/// Every function that this crate calls, but for those that are newer and those that it looks up itself.
+/// Every function that this crate calls, but for those that it looks up itself.
 const NEEDED: &[&str] = &[
     "cuCtxGetCurrent",
     "cuCtxGetStreamPriorityRange",
@@ -27,6 +27,8 @@ const NEEDED: &[&str] = &[
     "cuEventSynchronize",
     "cuFlushGPUDirectRDMAWrites",
     "cuFuncGetAttribute",
+    "cuFuncGetParamInfo",
+    "cuFuncLoad",
     "cuFuncSetAttribute",
     "cuGetErrorName",
     "cuGetErrorString",
@@ -74,10 +76,6 @@ const NEEDED: &[&str] = &[
     "cuStreamWriteValue32_v2",
 ];
 
-/// Functions that are called only where the library [has](has) them.
-#[cfg(test)]
-const NEWER: &[&str] = &["cuFuncGetParamInfo", "cuFuncLoad"];
-
 /// The first function that the library lacks. The library must be there.
 pub(crate) fn missing() -> Option<&'static str> {
     NEEDED.iter().copied().find(|name| !has(name))
@@ -95,7 +93,7 @@ pub(crate) fn has(name: &str) -> bool {
 mod tests {
     use std::collections::BTreeSet;
 
-    use super::{NEEDED, NEWER};
+    use super::NEEDED;
 
     /// All of this crate's source but this file.
     const SOURCE: &str = concat!(
@@ -126,7 +124,7 @@ mod tests {
             })
             .filter(|name| name.starts_with("cu") && *name != "culib")
             .collect();
-        assert_eq!(called, NEEDED.iter().chain(NEWER).copied().collect());
+        assert_eq!(called, NEEDED.iter().copied().collect());
     }
 
     #[test]

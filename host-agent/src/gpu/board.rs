@@ -73,7 +73,8 @@ impl Board {
             inputs.iter().copied().chain(*output).collect::<Vec<_>>()
         };
         let slots: Vec<u16> = models.iter().flatten().flat_map(pools).collect();
-        let options = MemoryOptions { exportable: gpu.settings.shared, ..MemoryOptions::default() };
+        let (shared, cards) = (gpu.settings.shared, gpu.context.device().rdma_virtual_memory);
+        let options = MemoryOptions { exportable: shared, rdma: shared && cards };
         let arena = GpuArena::new(&gpu.context, arena, &slots, &[], options)?;
         let range = gpu.context.stream_priorities()?;
         // A persistent kernel has a stream beside its lane's.
@@ -352,6 +353,10 @@ impl Device for Board {
     fn has_news(&self) -> bool {
         let flights = || self.models.iter().flatten().flat_map(|model| &model.lanes);
         self.copies.are_awaited() || self.withdrawn > 0 || self.under_way > 0 && flights().any(Flight::has_signalled)
+    }
+
+    fn is_lost(&self) -> bool {
+        self.arena.context().is_lost()
     }
 
     fn holds_on(&self) -> bool {

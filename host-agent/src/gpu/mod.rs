@@ -41,6 +41,11 @@ impl LazyGpu {
         LazyGpu { settings, opened: OnceCell::new() }
     }
 
+    /// The GPU, if it was asked for and there is one.
+    pub(crate) fn opened(&self) -> Option<&Gpu> {
+        self.opened.get()?.as_ref().ok()
+    }
+
     /// The GPU.
     ///
     /// # Errors

@@ -14,7 +14,7 @@ use nic_app::Arrival;
 use splitrpc_arena::{AllocatorError, Arena, PoolLayout, SlotAllocator, SlotEntry};
 use splitrpc_engine::{MS, Time, US};
 use splitrpc_ring::{HostLink, RequestKey, Submission};
-use splitrpc_telemetry::{Event, Level, Shard};
+use splitrpc_telemetry::{Event, Level, Outage, Shard};
 use splitrpc_wire::Status;
 
 use self::admit::admit;
@@ -126,6 +126,8 @@ pub struct Orchestrator<'a, L> {
     models: Vec<ModelState>,
     sequence: u64,
     draining: bool,
+    /// The device is lost, and that was told.
+    lost: bool,
 }
 
 impl<'a, L: HostLink> Orchestrator<'a, L> {
@@ -146,7 +148,7 @@ impl<'a, L: HostLink> Orchestrator<'a, L> {
         let tensors = parts.models.iter().map(|m| m.factory.spec().inputs.len()).max().unwrap_or(0);
         let device = parts.device.take();
         let desk = Desk::new(parts.arena, parts.telemetry, device, outputs, requests, tensors);
-        Ok(Orchestrator { link, desk, models, sequence: 0, draining: false })
+        Ok(Orchestrator { link, desk, models, sequence: 0, draining: false, lost: false })
     }
 
     /// Does what there is to do: results, submissions, expiry, launches, completions. Returns whether there was anything.
@@ -155,6 +157,11 @@ impl<'a, L: HostLink> Orchestrator<'a, L> {
         worked |= self.desk.device.as_mut().is_some_and(|device| device.pump());
         for model in &mut self.models {
             worked |= model.collect(now, &mut self.desk);
+        }
+        if worked && !self.lost && self.desk.device.as_ref().is_some_and(|device| device.is_lost()) {
+            self.lost = true;
+            let on_device = self.models.iter().filter(|model| model.on_device());
+            on_device.for_each(|model| model.tell_outage(Some(Outage::DeviceLost), &self.desk));
         }
         worked |= self.take_submissions(now);
         for model in &mut self.models {

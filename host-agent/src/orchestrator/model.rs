@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use splitrpc_arena::Run;
 use splitrpc_engine::{MS, Time, US};
-use splitrpc_telemetry::Event;
+use splitrpc_telemetry::{Event, Outage};
 use splitrpc_wire::Status;
 
 use self::ahead::Ahead;
@@ -250,6 +250,10 @@ impl ModelState {
                 lanes.given_up -= 1;
                 let name = &self.served.factory.spec().name;
                 tracing::warn!(model = name, "a launch has ended that had been given up");
+                if lanes.given_up == 0 {
+                    let lost = device.is_lost().then_some(Outage::DeviceLost);
+                    self.tell_outage(lost, desk);
+                }
                 job.batch.items().iter().filter_map(|item| item.output).for_each(|output| desk.free(output));
             } else {
                 let Launch { copy_in_ns, compute_ns, copy_out_ns, .. } = job.launch;
@@ -284,6 +288,7 @@ impl ModelState {
             desk.forget(waiting.request);
             desk.fail(waiting.request, Status::ModelFailed, STUCK);
         }
+        self.tell_outage(Some(Outage::Stuck), desk);
     }
 
     /// Has the device copy the inputs of those that have come and wait.
@@ -297,6 +302,13 @@ impl ModelState {
                 let turn = (record.rank.priority, record.rank.sequence);
                 device.fetch(self.handle, request, turn, record.input, &record.tensors);
             }
+        }
+    }
+
+    /// Tells those who ask that it is out of service, or not.
+    pub(super) fn tell_outage(&self, outage: Option<Outage>, desk: &Desk<'_>) {
+        if let Some(model) = desk.telemetry.model(self.handle) {
+            model.set_outage(outage);
         }
     }
 

@@ -89,6 +89,11 @@ pub trait Device: Send {
         false
     }
 
+    /// Whether nothing works on it any more, in this process.
+    fn is_lost(&self) -> bool {
+        false
+    }
+
     /// Goes on with copies. Returns whether any have come further.
     fn pump(&mut self) -> bool;
 

@@ -106,11 +106,18 @@ impl Repository {
 
     /// Waits as long as it is asked to.
     pub(crate) fn with_pause(self) -> Repository {
+        self.with_number("pause", "pause", crate::kernels::PAUSE)
+    }
+
+    /// A kernel of one thread that takes a number and gives one.
+    pub(crate) fn with_number(self, name: &str, function: &str, code: &str) -> Repository {
         let config = "input { name: \"IN\" data_type: TYPE_INT32 dims: [ 1 ] }\n\
                       output { name: \"OUT\" data_type: TYPE_INT32 dims: [ 1 ] }\n";
-        let manifest = "module = \"pause.ptx\"\n[[kernel]]\nfunction = \"pause\"\ngrid = [1]\nblock = [1]\n\
-                        arguments = [{ input = \"IN\" }, { output = \"OUT\" }]\n";
-        self.with("pause", config, manifest, &[("pause.ptx", crate::kernels::PAUSE.as_bytes())])
+        let manifest = format!(
+            "module = \"code.ptx\"\n[[kernel]]\nfunction = \"{function}\"\ngrid = [1]\nblock = [1]\n\
+             arguments = [{{ input = \"IN\" }}, {{ output = \"OUT\" }}]\n"
+        );
+        self.with(name, config, &manifest, &[("code.ptx", code.as_bytes())])
     }
 
     pub(crate) fn path(&self) -> &Path {

@@ -2,20 +2,34 @@ use std::time::{Duration, Instant};
 
 use host_agent::config::Builtin;
 use host_agent::metrics::ModelState;
-use host_agent::serve::build;
+use host_agent::serve::{Server, build};
 use splitrpc_client::{Client, Error, Input};
+use splitrpc_cuda::{DeviceMemory, MemoryOptions};
 use splitrpc_wire::{DType, Status};
 
 use crate::common::{Repository, client, config, has_gpu, is_alone, start};
 
-/// Has the model wait for so many microseconds, and says how it was refused.
+/// Has the model wait for so many microseconds.
 fn pause(client: &mut Client, micros: i32) -> Result<i32, (Status, String)> {
-    let bytes = micros.to_le_bytes();
-    match client.infer("pause", &[Input::new("IN", DType::Int32, &[1], &bytes[..])]) {
+    ask(client, "pause", micros)
+}
+
+/// What a model makes of a number, or how it was refused.
+pub(crate) fn ask(client: &mut Client, model: &str, number: i32) -> Result<i32, (Status, String)> {
+    let bytes = number.to_le_bytes();
+    match client.infer(model, &[Input::new("IN", DType::Int32, &[1], &bytes[..])]) {
         Ok(response) => Ok(i32::from_le_bytes(response.data().try_into().unwrap())),
         Err(Error::Failed(failure)) => Err((failure.status, failure.text)),
         Err(error) => panic!("{error}"),
     }
+}
+
+/// Why a model is not served now, if it is not.
+fn outage(server: &Server, model: &str) -> Option<String> {
+    let models = server.built.status.models();
+    let model = models.into_iter().find(|known| known.name == model).unwrap();
+    assert_eq!(model.state == ModelState::Failed, model.reason.is_some());
+    model.reason
 }
 
 fn echo(client: &mut Client, model: &str) -> Result<Vec<u8>, String> {
@@ -41,6 +55,8 @@ fn a_launch_that_takes_too_long_is_given_up_and_the_others_are_served() {
     assert!(begun.elapsed() < Duration::from_millis(1_200), "{:?}", begun.elapsed());
     let (status, text) = pause(&mut client, 1).unwrap_err();
     assert_eq!((status, text.as_str()), (Status::ModelFailed, "an earlier launch of the model has not ended"));
+    assert!(outage(&server, "pause").unwrap().contains("does not end"));
+    assert_eq!(outage(&server, "null-gpu"), None);
     assert_eq!(echo(&mut client, "echo").unwrap(), b"abc");
     assert_eq!(echo(&mut client, "null-gpu").unwrap().len(), 4_000);
     // It ends after all, and the model with it is served again.
@@ -49,7 +65,69 @@ fn a_launch_that_takes_too_long_is_given_up_and_the_others_are_served() {
         assert!(Instant::now() < until, "the model does not come back");
         std::thread::sleep(Duration::from_millis(50));
     }
+    assert_eq!(outage(&server, "pause"), None);
     assert!(server.stop());
+}
+
+#[test]
+fn a_kernel_that_never_ends_keeps_its_model_from_being_served_and_no_other() {
+    if !is_alone("faults::a_kernel_that_never_ends_keeps_its_model_from_being_served_and_no_other", &[]) {
+        return;
+    }
+    // One does not end when it is tried, the other one later.
+    let endless = crate::kernels::ENDLESS;
+    let at_once = endless.replace("%word, 7;", "%word, 0;");
+    let repository =
+        Repository::new().with_number("later", "endless", endless).with_number("at-once", "endless", &at_once);
+    let repository = repository.with_add("sum", 256, 0, "graph", "");
+    let mut config = config(Some(&repository), &[Builtin::Echo, Builtin::NullGpu]);
+    config.gpu.launch_limit_ms = 300;
+    let server = start(config);
+    assert!(outage(&server, "at-once").unwrap().contains("the launch has not ended"));
+    let mut client = client(&server);
+    assert_eq!(ask(&mut client, "later", 3), Ok(3));
+    assert!(ask(&mut client, "later", 7).unwrap_err().1.starts_with("the launch has not ended after 3"));
+    for _ in 0..100 {
+        assert_eq!(echo(&mut client, "echo").unwrap(), b"abc");
+        assert_eq!(echo(&mut client, "null-gpu").unwrap().len(), 4_000);
+        let [a, b, expected] = crate::common::sum(3, 256);
+        let inputs = [Input::new("A", DType::Fp32, &[256], &a[..]), Input::new("B", DType::Fp32, &[256], &b[..])];
+        assert_eq!(client.infer("sum", &inputs).unwrap().data(), expected);
+        assert!(ask(&mut client, "later", 3).is_err());
+    }
+    assert!(outage(&server, "later").unwrap().contains("does not end"));
+    assert!(server.stop());
+}
+
+#[test]
+fn a_kernel_that_faults_when_it_is_tried_costs_the_models_on_the_gpu_alone() {
+    if !is_alone("faults::a_kernel_that_faults_when_it_is_tried_costs_the_models_on_the_gpu_alone", &[]) {
+        return;
+    }
+    let repository = Repository::new().with_number("faults", "faults", crate::kernels::FAULTS);
+    let server = start(config(Some(&repository), &[Builtin::Echo, Builtin::NullGpu]));
+    assert!(outage(&server, "faults").unwrap().contains("CUDA_ERROR_ILLEGAL_ADDRESS"));
+    assert!(outage(&server, "null-gpu").unwrap().contains("take that out"));
+    assert_eq!(echo(&mut client(&server), "echo").unwrap(), b"abc");
+    assert!(server.stop());
+}
+
+#[test]
+fn models_for_which_there_is_no_place_together_leave_the_others_served() {
+    if !has_gpu() {
+        return;
+    }
+    let repository = Repository::new().with_add("sum", 1_000_000, 0, "graph", "");
+    let built = build(config(Some(&repository), &[Builtin::Echo])).unwrap();
+    // Somebody else takes what was free when the model was tried.
+    let context = built.gpu.as_ref().unwrap().context.clone();
+    let (free, _) = context.memory_bytes().unwrap();
+    let taken = DeviceMemory::new(&context, free as usize - (32 << 20), MemoryOptions::default()).unwrap();
+    let server = Server::start(built).unwrap();
+    assert!(outage(&server, "sum").unwrap().contains("no place"));
+    assert_eq!(echo(&mut client(&server), "echo").unwrap(), b"abc");
+    assert!(server.stop());
+    drop(taken);
 }
 
 #[test]
@@ -67,6 +145,8 @@ fn a_kernel_that_faults_loses_the_gpu_and_nothing_else() {
         assert!(text.contains("CUDA_ERROR_ILLEGAL_ADDRESS") && text.contains("started anew"), "{text}");
     }
     assert!(echo(&mut client, "null-gpu").unwrap_err().contains("CUDA_ERROR_ILLEGAL_ADDRESS"));
+    assert!(["pause", "null-gpu"].iter().all(|model| outage(&server, model).unwrap().contains("lost")));
+    assert_eq!(outage(&server, "echo"), None);
     // More often than there are slots.
     for _ in 0..100 {
         assert!(pause(&mut client, 1).is_err());

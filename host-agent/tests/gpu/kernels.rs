@@ -74,3 +74,50 @@ wait:
     ret;
 }
 ";
+
+/// `endless(in, out)`: never ends where it is given the number 7; else it answers with what it was given.
+pub(crate) const ENDLESS: &str = r"
+.version 7.0
+.target sm_70
+.address_size 64
+
+.visible .entry endless(
+    .param .u64 endless_in,
+    .param .u64 endless_out
+)
+{
+    .reg .pred %again;
+    .reg .b32 %word;
+    .reg .b64 %in, %out;
+
+    ld.param.u64 %in, [endless_in];
+    ld.param.u64 %out, [endless_out];
+    ld.global.u32 %word, [%in];
+wait:
+    setp.eq.u32 %again, %word, 7;
+    st.volatile.global.u32 [%out], %word;
+    @%again bra wait;
+    ret;
+}
+";
+
+/// `faults(in, out)`: writes where there is no memory, whatever it is given.
+pub(crate) const FAULTS: &str = r"
+.version 7.0
+.target sm_70
+.address_size 64
+
+.visible .entry faults(
+    .param .u64 faults_in,
+    .param .u64 faults_out
+)
+{
+    .reg .b32 %word;
+    .reg .b64 %out;
+
+    mov.u64 %out, 16;
+    mov.u32 %word, 1;
+    st.global.u32 [%out], %word;
+    ret;
+}
+";

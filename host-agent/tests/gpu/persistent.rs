@@ -5,13 +5,14 @@ use std::time::{Duration, Instant};
 use host_agent::config::{Builtin, Config};
 use host_agent::metrics::ModelState;
 use host_agent::serve::build;
-use splitrpc_client::{Client, Error, Input};
+use splitrpc_client::{Client, Input};
 use splitrpc_wire::path::Memory;
 use splitrpc_wire::{DType, Stage, Status};
 
 use crate::common::{
     Repository, answers, bytes, client, config, connection, has_gpu, is_alone, start, submit_sum, sum,
 };
+use crate::faults::ask;
 
 /// Made from `persistent.cu` by `benches/workloads/build.py`.
 const CODE: &str = include_str!("persistent.ptx");
@@ -43,15 +44,6 @@ fn with_number(repository: Repository, name: &str, function: &str) -> Repository
     let config = "input { name: \"IN\" data_type: TYPE_INT32 dims: [ 1 ] }\n\
                   output { name: \"OUT\" data_type: TYPE_INT32 dims: [ 1 ] }\n";
     with(repository, name, function, config, 2, "{ input = \"IN\" }, { output = \"OUT\" }")
-}
-
-fn ask(client: &mut Client, model: &str, number: i32) -> Result<i32, (Status, String)> {
-    let bytes = number.to_le_bytes();
-    match client.infer(model, &[Input::new("IN", DType::Int32, &[1], &bytes[..])]) {
-        Ok(response) => Ok(i32::from_le_bytes(response.data().try_into().unwrap())),
-        Err(Error::Failed(failure)) => Err((failure.status, failure.text)),
-        Err(error) => panic!("{error}"),
-    }
 }
 
 /// Asks for sums of one request of so many numbers.

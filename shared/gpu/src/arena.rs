@@ -135,6 +135,16 @@ impl GpuArena {
         Ok((memory.export()?, memory.len()))
     }
 
+    /// The same as a dma-buf, for a network card's driver.
+    ///
+    /// # Errors
+    /// [`GpuError::NoPool`]; that of [`DeviceMemory::dma_buf`], for instance where machine or device cannot.
+    pub fn dma_buf(&self, pool: u16) -> Result<(OwnedFd, usize), GpuError> {
+        let found = self.pool(pool).and_then(|pool| pool.device.as_ref());
+        let memory = found.ok_or(GpuError::NoPool(pool))?;
+        Ok((memory.dma_buf(0, memory.len())?, memory.len()))
+    }
+
     fn pool(&self, pool: u16) -> Option<&Pool> {
         self.inner.pools.iter().find(|known| known.id == pool)
     }

@@ -76,14 +76,10 @@ impl Kernel {
     /// Finds a kernel in a module.
     ///
     /// # Errors
-    /// The driver's, for instance when there is none of that name, or when it is too old to tell what the kernel takes.
+    /// The driver's, for instance when there is none of that name.
     pub fn new(module: &Module, name: &str) -> Result<Kernel, GpuError> {
-        const TOO_OLD: splitrpc_cuda::Error = splitrpc_cuda::Error::Unsupported {
-            what: "cannot check what a kernel takes",
-            needs: "a driver of CUDA 12.4 or later",
-        };
         let function = module.function(name)?;
-        let parameters = function.parameters()?.ok_or(TOO_OLD)?.into();
+        let parameters = function.parameters()?.into();
         Ok(Kernel { name: name.into(), function, parameters })
     }
 

@@ -17,4 +17,4 @@ pub use cell::Cell;
 pub use event::{Event, Level};
 pub use histogram::{Histogram, Snapshot};
 pub use render::{Writer, render};
-pub use shard::{MAX_PATHS, Model, PathKey, Shard};
+pub use shard::{MAX_PATHS, Model, Outage, PathKey, Shard};

@@ -133,9 +133,30 @@ pub struct Model {
     pub batch_requests: Histogram,
     /// Requests that wait for a launch now.
     pub queued: Cell,
+    outage: Cell,
+}
+
+/// Why a model that was loaded is not served.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outage {
+    /// A launch does not end. It may yet.
+    Stuck = 1,
+    /// The device on which it computes is lost to the process.
+    DeviceLost = 2,
 }
 
 impl Model {
+    /// Says that it is out of service, or not.
+    pub fn set_outage(&self, outage: Option<Outage>) {
+        self.outage.store(outage.map_or(0, |outage| outage as u64));
+    }
+
+    /// Why it is out of service, if it is.
+    #[must_use]
+    pub fn outage(&self) -> Option<Outage> {
+        [Outage::Stuck, Outage::DeviceLost].into_iter().find(|outage| *outage as u64 == self.outage.load())
+    }
+
     fn new() -> Model {
         Model {
             series: ByPath::new(Series::new),
@@ -144,6 +165,7 @@ impl Model {
             batch_rows: Histogram::new(),
             batch_requests: Histogram::new(),
             queued: Cell::new(),
+            outage: Cell::new(),
         }
     }
 }

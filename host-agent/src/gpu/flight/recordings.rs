@@ -42,13 +42,15 @@ pub(super) struct Recordings {
     rehearsed: Vec<u32>,
     /// Something could not be recorded, so nothing is tried any more.
     impossible: bool,
+    /// Nor is anything where as much as may be is recorded.
+    is_full: bool,
     /// The fewest rows that the program computes. A smaller batch is computed as so many, the further ones its own once more.
     pub(super) fewest: u32,
 }
 
 impl Recordings {
     pub(super) fn new() -> Recordings {
-        Recordings { known: HashMap::new(), rehearsed: Vec::new(), impossible: false, fewest: 1 }
+        Recordings { known: HashMap::new(), rehearsed: Vec::new(), impossible: false, is_full: false, fewest: 1 }
     }
 
     pub(super) fn has(&self, key: Key) -> bool {
@@ -93,6 +95,11 @@ impl Recordings {
                 Ok(Some(recording)) => {
                     self.known.insert(key, recording);
                     return lane.replay(recording);
+                }
+                Ok(None) if !std::mem::replace(&mut self.is_full, true) => {
+                    tracing::warn!(
+                        "a lane has recorded as much as it may; batches at other places are submitted piece by piece"
+                    );
                 }
                 Ok(None) => {}
                 Err(error) if error.is_sticky() => return Err(error),

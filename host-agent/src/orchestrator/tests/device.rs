@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex};
 
 use splitrpc_arena::{Arena, Run};
 use splitrpc_engine::MS;
+use splitrpc_telemetry::Outage;
 use splitrpc_wire::path::{Memory, Mover};
 use splitrpc_wire::{Status, TensorDesc};
 
@@ -173,6 +174,10 @@ impl Device for TestDevice {
         assert!(self.control.lock().unwrap().begun.contains(&(model, lane)));
     }
 
+    fn is_lost(&self) -> bool {
+        self.control.lock().unwrap().lost
+    }
+
     fn holds_on(&self) -> bool {
         self.control.lock().unwrap().holds_on
     }
@@ -337,6 +342,7 @@ fn a_launch_that_does_not_end_is_given_up_and_keeps_what_it_writes() {
     let (_, waited) = rig.answer().unwrap();
     assert_eq!((waited.status, waited.text.contains("has not ended")), (Status::ModelFailed, true));
     assert_eq!(rig.outputs_free(), rig.output_slots() - 1, "the launch may still write there");
+    assert_eq!(rig.telemetry.model(0).unwrap().outage(), Some(Outage::Stuck));
     // Nobody is kept waiting for it.
     rig.submit(1, 3);
     rig.poll();
@@ -346,6 +352,7 @@ fn a_launch_that_does_not_end_is_given_up_and_keeps_what_it_writes() {
     control.lock().unwrap().holds = false;
     rig.poll();
     assert_eq!(rig.outputs_free(), rig.output_slots());
+    assert_eq!(rig.telemetry.model(0).unwrap().outage(), None);
     rig.submit(1, 4);
     rig.poll();
     let (_, answer) = rig.answer().unwrap();
@@ -366,4 +373,5 @@ fn a_device_that_is_lost_fails_what_is_under_way_and_what_comes() {
     }
     assert_eq!(rig.outputs_free(), rig.output_slots());
     assert!(rig.host.is_idle());
+    assert_eq!(rig.telemetry.model(0).unwrap().outage(), Some(Outage::DeviceLost));
 }

@@ -157,4 +157,8 @@ fn what_another_party_writes_through_the_handle_is_read_in_place() {
     stream.upload(theirs.range(place, LARGE as usize).unwrap(), &tensor).unwrap();
     assert!(gpu.fetch(run(SLOTS, 6, 1), 0, LARGE) == tensor);
     assert!(matches!(gpu.arena.export(crate::common::FRAMES), Err(GpuError::NoPool(_))));
+    assert!(matches!(gpu.arena.dma_buf(crate::common::FRAMES), Err(GpuError::NoPool(_))));
+    if gpu.context.device().dma_buf {
+        assert_eq!(gpu.arena.dma_buf(SLOTS).unwrap().1, bytes);
+    }
 }
