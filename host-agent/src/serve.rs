@@ -22,7 +22,7 @@ use crate::runtime::null_gpu::null_gpu;
 use crate::runtime::{Execution, Factory, RuntimeError};
 use crate::shard::{self, Addresses, Common, Running, StartError};
 use crate::warmup::warm_up;
-use crate::worker::{Instance, Workers};
+use crate::worker::{Instance, Job, Workers};
 
 /// Everything that a server needs and that does not depend on a data thread.
 #[derive(Debug)]
@@ -268,7 +268,15 @@ fn serve(
             let gpu = gpu.get().map_err(|e| refuse(&e))?;
             let mut with_it = *reserved;
             gpu.admit(spec, &plan, &*program, shards as u64, &mut with_it).map_err(|e| refuse(&e))?;
-            warm_up(&mut |job| gpu.run(spec, &program, job), spec)?;
+            let mut stuck = None;
+            let mut run = |job: &mut Job| {
+                // What does not end once is not tried again.
+                job.error.clone_from(&stuck);
+                if stuck.is_none() && !gpu.run(spec, &program, job) {
+                    stuck.clone_from(&job.error);
+                }
+            };
+            warm_up(&mut run, spec)?;
             *reserved = with_it;
             Computing::Device
         }

@@ -61,8 +61,10 @@ class Batches {
         atomicAdd(arrived, 1);
         return;
       }
-      // The first block looks for no other batch before all have done this one: they hear of the next, or of the end, from it.
-      while (*reinterpret_cast<volatile unsigned *>(arrived) != others) {
+      // The first block looks for no other batch before all have done this one: they hear of the next, or of the end, from it. Where one
+      // of them has left, it leaves too once it is told to.
+      for (unsigned turn = 1; *reinterpret_cast<volatile unsigned *>(arrived) != others; turn++) {
+        if (turn % 4096 == 0 && told_to_end(number_)) return;
       }
       *reinterpret_cast<volatile unsigned *>(arrived) = 0;
     }
@@ -105,6 +107,13 @@ class Batches {
     return time;
   }
 
+  // Whether the CPU has gone on past a number.
+  __device__ bool told_to_end(unsigned number) const {
+    unsigned long long low;
+    asm volatile("ld.volatile.global.u64 %0, [%1];" : "=l"(low) : "l"(bell_.page) : "memory");
+    return static_cast<int>(static_cast<unsigned>(low >> 32) - number) > 0;
+  }
+
   // By one warp: the first block looks at the host's page and tells the others. They do not all look there, which would take each look much longer.
   __device__ bool look() {
     const unsigned lane = local();
@@ -114,13 +123,15 @@ class Batches {
     const bool relays = blocks() > 1;
     unsigned long long low = 0, high = 0;
     const unsigned long long since = now();
-    for (;;) {
+    for (unsigned turn = 1;; turn++) {
       if (mine) asm volatile("ld.volatile.global.v2.u64 {%0, %1}, [%2];" : "=l"(low), "=l"(high) : "l"(from) : "memory");
       const unsigned of_low = static_cast<unsigned>(low >> 32), of_high = static_cast<unsigned>(high >> 32);
       const bool later = static_cast<int>(of_low - number_) > 0 || static_cast<int>(of_high - number_) > 0;
       bool ends = __shfl_sync(0xffffffffu, later, 0);
       if (!ends && __all_sync(0xffffffffu, !mine || (of_low == number_ && of_high == number_))) break;
       if (heralds && !ends) ends = __shfl_sync(0xffffffffu, now() - since > bell_.limit_ns, 0);
+      // In case that the first block has left without a word.
+      if (!heralds && !ends && turn % 4096 == 0) ends = __shfl_sync(0xffffffffu, told_to_end(number_), 0);
       if (ends) {
         if (heralds && relays && lane == 0) {
           const unsigned long long end = static_cast<unsigned long long>(number_ + 1) << 32;

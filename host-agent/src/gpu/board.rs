@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use splitrpc_arena::{Arena, Run};
 use splitrpc_cuda::{FlushScope, MemoryOptions, StreamPriorities, WritesOrdering};
-use splitrpc_gpu::{Chunking, Copies, Direction, GpuArena, GpuError, Lane, Porter};
+use splitrpc_gpu::{Chunking, Copies, Direction, GpuArena, GpuError, Keep, Lane, Porter};
 use splitrpc_wire::TensorDesc;
 
 use super::flight::{Flight, Keeps};
@@ -34,9 +34,9 @@ pub struct Tenant<'m> {
 
 /// One GPU, as far as one shard uses it: slots there, streams, and the copies between them and the host's slots.
 pub struct Board {
-    arena: GpuArena,
-    models: Vec<Option<Model>>,
-    copies: Transfers,
+    arena: Keep<GpuArena>,
+    models: Keep<Vec<Option<Model>>>,
+    copies: Keep<Transfers>,
     /// Lanes with a batch.
     under_way: usize,
     /// Lanes on which something that was launched ahead, for nothing, is not known to be done.
@@ -109,6 +109,7 @@ impl Board {
         let nothing = models.iter().flatten().filter(|model| !model.program.launches());
         let unlaunched = nothing.flat_map(|model| model.inputs.iter().copied()).collect();
         let copies = Transfers::new(incoming, outgoing, porter, &arena, requests, unlaunched, &gpu.settings);
+        let (arena, models, copies) = (Keep::new(arena), Keep::new(models), Keep::new(copies));
         Ok(Board { arena, models, copies, under_way: 0, withdrawn: 0, persistent })
     }
 
@@ -268,6 +269,11 @@ impl Device for Board {
 
     fn fetch(&mut self, model: u16, request: u32, turn: Turn, input: Run, tensors: &[TensorDesc]) {
         let Some(Some(model)) = self.models.get(usize::from(model)) else { return };
+        let bytes: u64 = tensors.iter().map(|tensor| u64::from(tensor.bytes)).sum();
+        if model.program.works_in_place() && bytes <= self.copies.by_kernel {
+            // It is read where it is.
+            return;
+        }
         let rank = (urgency(model.levels, turn.0), turn.1);
         self.copies.fetch(request, rank, input, tensors);
     }
@@ -384,11 +390,15 @@ impl Device for Board {
 }
 
 impl Drop for Board {
-    /// To give one lane's memory back is to wait for all of the device's streams.
+    /// To give any memory back is to wait for all of the device's streams, so where something does not end nothing is given back.
     fn drop(&mut self) {
-        for flight in self.models.iter_mut().flatten().flat_map(|model| &mut model.lanes) {
-            flight.withdraw();
-            flight.leave();
+        // All are told before one is waited for.
+        self.models.iter_mut().flatten().flat_map(|model| &mut model.lanes).for_each(Flight::abandon);
+        if !self.models.iter().flatten().flat_map(|model| &model.lanes).all(Flight::ends) {
+            tracing::warn!("a launch does not end, so the GPU's memory is not given back before the process ends");
+            self.models.leave();
+            self.copies.leave();
+            self.arena.leave();
         }
     }
 }

@@ -418,7 +418,11 @@ impl Flight {
                 if !(signalled && copies.outgoing.are_done(self.ticket) && copies.is_carried(self.ordered)) {
                     let now = Instant::now();
                     if now.saturating_duration_since(asked) > PATIENCE {
-                        self.check(copies)?;
+                        if let Err(error) = self.check(copies) {
+                            copies.outgoing.forget(self.ticket);
+                            copies.waited_for -= 1;
+                            return Err(error);
+                        }
                         self.phase = Phase::Emptying { copy_in, launch: took, since, asked: now };
                     }
                     return Ok(false);
@@ -468,6 +472,12 @@ impl Flight {
         }
         self.requests.clear();
         self.given_up = true;
+        self.abandon();
+    }
+
+    /// Whether nothing of it is under way any more, for which it waits for a while.
+    pub(super) fn ends(&self) -> bool {
+        self.lane.ends() && self.resident.as_ref().is_none_or(Resident::ends)
     }
 
     /// Whether the batch that ended last had been given up.

@@ -40,15 +40,20 @@ pub struct Stays {
 }
 
 impl Stays {
-    /// Multiprocessors that it may take all of.
+    /// Multiprocessors on which its blocks are: as many as there are blocks, since the GPU spreads them.
     ///
     /// # Errors
-    /// The driver's.
-    pub fn multiprocessors(&self) -> Result<u32, GpuError> {
+    /// What does not fit; the driver's.
+    pub fn multiprocessors(&self) -> Result<u64, String> {
         let Launch { grid, block, shared_bytes } = self.launch;
-        let count = |sides: [u32; 3]| sides.iter().fold(1_u32, |all, side| all.saturating_mul(*side));
-        let each = self.kernel.function().blocks_per_multiprocessor(count(block), shared_bytes)?;
-        Ok(count(grid).checked_div(each).map_or(u32::MAX, |whole| whole + u32::from(count(grid) % each > 0)))
+        let count = |sides: [u32; 3]| sides.iter().fold(1_u64, |all, side| all.saturating_mul((*side).into()));
+        let threads = u32::try_from(count(block)).unwrap_or(u32::MAX);
+        let function = self.kernel.function();
+        let each = function.blocks_per_multiprocessor(threads, shared_bytes).map_err(|error| error.to_string())?;
+        if each == 0 {
+            return Err("has a kernel of which no multiprocessor runs a block".into());
+        }
+        Ok(count(grid))
     }
 }
 

@@ -11,6 +11,7 @@ use crate::model::spec::ModelSpec;
 use crate::plan::{ModelPools, Plan};
 use crate::runtime::device::Device;
 use crate::worker::Job;
+use splitrpc_gpu::Persistent;
 
 /// Device memory comes in pieces of so many bytes.
 const GRANULE: u64 = 2 << 20;
@@ -18,27 +19,32 @@ const GRANULE: u64 = 2 << 20;
 const STAYING: u64 = 2;
 
 impl Gpu {
-    /// Computes a job whose inputs and outputs are the pools 0 and 1 of its arena, and waits for that.
-    pub(crate) fn run(&self, spec: &ModelSpec, program: &Arc<dyn Program>, job: &mut Job) {
+    /// Computes a job whose inputs and outputs are the pools 0 and 1 of its arena, and waits for that. Returns whether it has ended, however.
+    pub(crate) fn run(&self, spec: &ModelSpec, program: &Arc<dyn Program>, job: &mut Job) -> bool {
         let pools = ModelPools { inputs: vec![0], output: Some(1) };
         let tenant = Tenant { spec, pools: &pools, program: Arc::clone(program) };
         let mut board = match Board::new(self, &job.arena, &[Some(tenant)], 1, 1) {
             Ok(board) => board,
-            Err(error) => return job.error = Some(error.to_string()),
+            Err(error) => {
+                job.error = Some(error.to_string());
+                return true;
+            }
         };
         let begun = Instant::now();
         board.begin(0, 0, (0, 0), &[0], &job.batch);
         let limit = Duration::from_millis(self.settings.launch_limit_ms.into());
-        job.error = loop {
+        loop {
             board.pump();
-            match board.ended(0, 0, &job.batch, &mut job.launch) {
-                Some(ended) => break ended.err().map(|error| error.0),
-                None if begun.elapsed() > limit => {
-                    break Some(format!("the launch has not ended after {} ms", limit.as_millis()));
-                }
-                None => std::thread::yield_now(),
+            if let Some(ended) = board.ended(0, 0, &job.batch, &mut job.launch) {
+                job.error = ended.err().map(|error| error.0);
+                return true;
             }
-        };
+            if begun.elapsed() > limit {
+                job.error = Some(format!("the launch has not ended after {} ms", limit.as_millis()));
+                return false;
+            }
+            std::thread::yield_now();
+        }
     }
 
     /// Refuses a model that cannot be computed on a GPU, or that there is no memory for beside what was `reserved` for others, and adds what
@@ -66,17 +72,18 @@ impl Gpu {
         let lanes = u64::from(spec.instances.max(1)) * u64::from(groups(spec, range));
         let ahead = self.settings.pre_launched.contains(&spec.name);
         let tensors = Tensors::new(spec, program, ahead);
-        let lane = program.lane_bytes().saturating_add(granules(tensors.staging()));
+        let relay = if program.stays().is_some() { granules(Persistent::DEVICE_BYTES) } else { 0 };
+        let lane = program.lane_bytes().saturating_add(granules(tensors.staging())).saturating_add(relay);
         let (host, device) = plan.all().iter().fold((0_u64, 0_u64), |(host, device), (_, layout)| {
             (host.saturating_add(layout.bytes()), device.saturating_add(granules(layout.bytes())))
         });
-        let stays = program.stays().map_or(Ok(0), Stays::multiprocessors).map_err(|error| error.to_string())?;
-        let stays = u64::from(stays).saturating_mul(lanes).saturating_mul(shards);
+        let stays = program.stays().map_or(Ok(0), Stays::multiprocessors)?;
+        let stays = stays.saturating_mul(lanes).saturating_mul(shards);
         let all = u64::from(self.context.device().multiprocessors);
         let left = (all / STAYING).saturating_sub(reserved.multiprocessors);
         if stays > left {
             return Err(format!(
-                "has kernels stay on {stays} multiprocessors, and of {all} one in {STAYING} is for such, {left} of which are free: \
+                "has {stays} blocks stay on the GPU, and one for each of half of its {all} multiprocessors may, {left} of which are free: \
                  give it fewer blocks, instances or priority levels, or the agent fewer data threads"
             ));
         }

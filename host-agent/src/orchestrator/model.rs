@@ -459,15 +459,13 @@ impl ModelState {
         let (Exec::Device(_), Some(pool), 2..) = (&self.exec, self.pools.output, self.batch.len()) else {
             return false;
         };
-        let place = |desk: &Desk<'_>, waiting: &Waiting| {
-            let input = desk.record(waiting.request).input;
-            (input.pool, input.first)
-        };
-        self.batch.sort_unstable_by_key(|waiting| place(desk, waiting));
-        let rows = u16::try_from(self.batch.iter().map(|waiting| u32::from(waiting.rows)).sum::<u32>());
-        let (Ok(rows), Some(first)) = (rows, self.batch.first()) else { return false };
-        let input = desk.record(first.request).input;
-        let Some(whole) = desk.alloc_beside(pool, rows, input) else { return false };
+        let rows: u32 = self.batch.iter().map(|waiting| u32::from(waiting.rows)).sum();
+        let place = |run: Run| (run.pool, run.first);
+        let inputs = self.batch.iter().map(|waiting| desk.record(waiting.request).input);
+        let first = inputs.min_by_key(|input| place(*input));
+        let (Ok(rows), Some(first)) = (u16::try_from(rows), first) else { return false };
+        let Some(whole) = desk.alloc_beside(pool, rows, first) else { return false };
+        self.batch.sort_unstable_by_key(|waiting| place(desk.record(waiting.request).input));
         desk.split(whole, self.batch.iter().map(|waiting| waiting.rows), &mut self.together);
         true
     }

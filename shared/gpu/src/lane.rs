@@ -238,8 +238,9 @@ impl Lane {
         Ok(self.stream.synchronize()?)
     }
 
-    /// Whether nothing is under way any more, so that what the lane holds may go.
-    pub(crate) fn ends(&self) -> bool {
+    /// Whether nothing is under way any more, so that what the lane holds may go. Waits for that, for two seconds.
+    #[must_use]
+    pub fn ends(&self) -> bool {
         let end = Instant::now() + PATIENCE;
         loop {
             match self.stream.is_done() {

@@ -28,6 +28,8 @@ const ENTRIES: usize = 32;
 const RELAY_BYTES: usize = 1024;
 /// Where in it they count those that are.
 const ARRIVED_AT: u64 = 512;
+/// The number before the first: they go round soon, so that every process has seen that they can.
+const BEFORE_FIRST: u32 = u32::MAX - 100;
 /// The kernel ends when it was told nothing for so long: then the CPU is stopped, or gone.
 const LIMIT: Duration = Duration::from_millis(50);
 /// After a batch that is not older than this the kernel is still there.
@@ -71,7 +73,7 @@ impl Shared {
         let page = Box::new(Page {
             told: [const { [const { AtomicU64::new(0) }; 2] }; ENTRIES],
             _apart: [0; 64],
-            done: AtomicU32::new(0),
+            done: AtomicU32::new(BEFORE_FIRST),
         });
         let base = NonNull::from(&*page).cast();
         // SAFETY: the box keeps the page where it is until it is dropped, after the registration. The device writes `done`, which is an
@@ -98,10 +100,16 @@ pub struct Persistent {
     again: bool,
     /// Some of its blocks may have said that they are done, and others not.
     unclean: bool,
+    /// Nobody wants the batch any more.
+    abandoned: bool,
+    /// When it was rung for.
     last: Instant,
 }
 
 impl Persistent {
+    /// Bytes of device memory that each takes, beside those of the kernel's buffers.
+    pub const DEVICE_BYTES: u64 = RELAY_BYTES as u64;
+
     /// For batches of the slots of an arena, with so many values each. Operands may name these buffers.
     ///
     /// # Errors
@@ -118,7 +126,10 @@ impl Persistent {
         Persistent::check_kernel(&kernel)?;
         let context = arena.context();
         let relay = buffers.len();
-        buffers.push(filled(context, &[0; RELAY_BYTES])?);
+        // Nothing that it says first is of a later number than the first.
+        let mut untold = [0; RELAY_BYTES];
+        [4, 12].iter().for_each(|at| untold[*at..at + 4].copy_from_slice(&BEFORE_FIRST.to_le_bytes()));
+        buffers.push(filled(context, &untold)?);
         let lane = Lane::new(arena, priority, buffers, vec![kernel])?;
         let shared = Shared::new(context)?;
         Ok(Persistent {
@@ -127,11 +138,12 @@ impl Persistent {
             relay,
             launch,
             values: u32::try_from(values).ok().filter(|_| values <= MAX_VALUES).ok_or(GpuError::NoBuffer)?,
-            number: 0,
-            rung: 0,
+            number: BEFORE_FIRST,
+            rung: BEFORE_FIRST,
             running: false,
             again: false,
             unclean: false,
+            abandoned: false,
             last: Instant::now(),
         })
     }
@@ -164,12 +176,19 @@ impl Persistent {
             self.stop();
         }
         self.number = self.number.wrapping_add(1);
-        (self.rung, self.again, self.last) = (self.number, false, now);
+        (self.rung, self.again, self.abandoned, self.last) = (self.number, false, false, now);
         self.tell(&values);
-        if !stays {
-            self.start()?;
+        if stays {
+            return Ok(());
         }
-        Ok(())
+        // Where it cannot be launched nobody will do it.
+        self.start().inspect_err(|_| self.pass_over())
+    }
+
+    /// The batch counts as done.
+    fn pass_over(&mut self) {
+        self.number = self.number.wrapping_add(1);
+        self.shared.page.done.store(self.rung, Ordering::Release);
     }
 
     /// The kernel waits for the number that was rung for.
@@ -202,6 +221,12 @@ impl Persistent {
         }
     }
 
+    /// Has the kernel end even where some of its blocks wait for others that have left. The batch counts as done once it has.
+    pub fn abandon(&mut self) {
+        self.stop();
+        self.abandoned = true;
+    }
+
     fn tell(&self, values: &[u64; ENTRIES]) {
         for (place, value) in values.iter().enumerate().take(1 + self.values as usize).rev() {
             self.put(place, *value);
@@ -223,10 +248,10 @@ impl Persistent {
         self.shared.page.done.load(Ordering::Acquire) == self.rung
     }
 
-    /// For how long the kernel has been there without a batch; `None` where it computes or is not there.
+    /// Whether the kernel has ended, for which this waits for a while.
     #[must_use]
-    pub fn idle_for(&self) -> Option<Duration> {
-        (self.running && self.is_done()).then(|| self.last.elapsed())
+    pub fn ends(&self) -> bool {
+        self.lane.ends()
     }
 
     /// Whether the kernel was launched and not told to end.
@@ -241,28 +266,28 @@ impl Persistent {
     /// # Errors
     /// [`GpuError::Ended`]; the driver's.
     pub fn check(&mut self) -> Result<(), GpuError> {
-        if !self.lane.is_done()? {
+        if !self.lane.is_done().inspect_err(|_| self.running = false)? {
             return Ok(());
         }
-        self.running = false;
+        if std::mem::take(&mut self.running) {
+            // Its blocks have heard that there is a number beyond that for which they waited.
+            self.number = self.number.wrapping_add(2);
+        }
         if self.is_done() {
             return Ok(());
         }
         self.unclean = true;
-        if std::mem::replace(&mut self.again, true) {
-            // Nobody will do it any more.
-            self.shared.page.done.store(self.rung, Ordering::Release);
-            return Err(GpuError::Ended);
+        if self.abandoned || std::mem::replace(&mut self.again, true) {
+            self.pass_over();
+            return if self.abandoned { Ok(()) } else { Err(GpuError::Ended) };
         }
-        // Under a later number: that of the batch is behind the one at which its blocks have ended.
-        self.number = self.number.wrapping_add(2);
         self.rung = self.number;
         let halves =
             self.shared.page.told.each_ref().map(|halves| halves.each_ref().map(|h| h.load(Ordering::Relaxed)));
         let low = u64::from(u32::MAX);
         self.tell(&halves.map(|[a, b]| a & low | b << 32));
         self.last = Instant::now();
-        self.start()
+        self.start().inspect_err(|_| self.pass_over())
     }
 }
 

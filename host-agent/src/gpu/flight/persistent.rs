@@ -1,6 +1,6 @@
 //! A lane whose batches are computed by a kernel that stays on the GPU: the data thread sees each part of a batch end, and begins the next.
 
-use std::time::Duration;
+use std::time::Instant;
 
 use splitrpc_gpu::{GpuError, Operand, Persistent};
 
@@ -15,6 +15,8 @@ use crate::runtime::Batch;
 pub(super) struct Resident {
     kernel: Persistent,
     part: Part,
+    /// When its last batch was seen to be computed.
+    idle_since: Instant,
     /// It waits for the next batch; else it ends behind each, since others would have to wait for it.
     waits: bool,
     /// Scratch.
@@ -32,7 +34,7 @@ enum Part {
 
 impl Resident {
     pub(super) fn new(kernel: Persistent, waits: bool) -> Resident {
-        Resident { kernel, part: Part::Spread, waits, values: Vec::new() }
+        Resident { kernel, part: Part::Spread, idle_since: Instant::now(), waits, values: Vec::new() }
     }
 
     /// Whether it is the kernel that is waited for; then, whether it is done.
@@ -43,6 +45,11 @@ impl Resident {
     /// Fails where the kernel does.
     pub(super) fn check(&mut self) -> Result<(), GpuError> {
         self.kernel.check()
+    }
+
+    /// Whether the kernel, which was told to end, does so within a while.
+    pub(super) fn ends(&self) -> bool {
+        self.kernel.ends()
     }
 
     /// Whether the kernel computes nothing any more, whatever became of it.
@@ -115,6 +122,7 @@ impl Flight {
         match resident.part {
             Part::Gather => self.ring(program)?,
             Part::Compute => {
+                resident.idle_since = Instant::now();
                 if !resident.waits {
                     resident.kernel.stop();
                 }
@@ -144,9 +152,11 @@ impl Flight {
 
     /// Has the kernel end where nothing has come for a while.
     pub(in crate::gpu) fn rest(&mut self) {
-        if let Some(Resident { kernel, .. }) = &mut self.resident
-            && matches!(self.phase, super::Phase::Idle)
-            && kernel.idle_for().is_some_and(|idle: Duration| idle > CLOSE)
+        let is_idle = self.is_idle();
+        if let Some(Resident { kernel, idle_since, .. }) = &mut self.resident
+            && is_idle
+            && kernel.is_running()
+            && idle_since.elapsed() > CLOSE
         {
             kernel.stop();
         }
@@ -157,10 +167,11 @@ impl Flight {
         self.resident.as_ref().is_some_and(|resident| resident.kernel.is_running())
     }
 
-    /// Has the kernel end.
-    pub(in crate::gpu) fn leave(&mut self) {
+    /// Has what stays or waits on the device end, if it can: what is under way is nobody's any more.
+    pub(in crate::gpu) fn abandon(&mut self) {
+        self.withdraw();
         if let Some(resident) = &mut self.resident {
-            resident.kernel.stop();
+            resident.kernel.abandon();
         }
     }
 }

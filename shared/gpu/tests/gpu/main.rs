@@ -6,4 +6,5 @@ mod copies;
 mod gate;
 mod gather;
 mod lanes;
+mod persistent;
 mod porter;
