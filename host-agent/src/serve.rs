@@ -107,20 +107,12 @@ pub fn build(config: Config) -> Result<Built, BuildError> {
             }
         }
     }
-    let gpu = match gpu.opened() {
-        // One of them has lost it for all.
-        Some(opened) if opened.context.is_lost() => {
-            fail_on_gpu(&mut models, &mut failed, GPU_LOST);
-            None
-        }
-        opened => opened.cloned(),
-    };
+    let gpu = gpu.opened().cloned();
+    if let Some(why) = gpu.as_ref().and_then(Gpu::outage) {
+        fail_on_gpu(&mut models, &mut failed, why);
+    }
     lay_out(config, machine, models, failed, gpu)
 }
-
-/// What is said of models that could be served if another one had not broken the GPU when it was tried.
-const GPU_LOST: &str =
-    "the GPU was lost when a model was tried on it, as the log says: take that out and start the agent anew";
 
 /// Takes out the models that compute on the GPU, for this reason.
 fn fail_on_gpu(models: &mut Vec<Served>, failed: &mut Vec<ModelReport>, reason: &str) {

@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::ptr;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 
 use cudarc::driver::sys::{self, CUcontext, CUresult};
@@ -23,6 +24,8 @@ struct Inner {
     batch: Option<BatchCopy>,
     /// The error after which nothing works.
     lost: OnceLock<DriverError>,
+    /// Nothing is given back any more.
+    keeps: AtomicBool,
 }
 
 // SAFETY: contexts belong to the process; the driver lets each thread make them current, and synchronises inside.
@@ -67,7 +70,7 @@ impl Context {
         // SAFETY: the device is one that the driver named, and the place for the context outlives the call.
         let result = unsafe { sys::cuDevicePrimaryCtxRetain(&raw mut raw, device.device) };
         check(result, "cannot use a CUDA device")?;
-        let inner = Inner { raw, device: device.clone(), batch, lost: OnceLock::new() };
+        let inner = Inner { raw, device: device.clone(), batch, lost: OnceLock::new(), keeps: AtomicBool::new(false) };
         Ok(Context { inner: Arc::new(inner) })
     }
 
@@ -158,9 +161,15 @@ impl Context {
         }
     }
 
-    /// Makes the context current on the calling thread for what a drop gives back, even when it is lost.
+    /// Has nothing that belongs to this context be given back any more before the process ends: to give memory or code back waits for all
+    /// that the device computes, and that may be something that does not end.
+    pub fn keep_all(&self) {
+        self.inner.keeps.store(true, Ordering::Relaxed);
+    }
+
+    /// Makes the context current on the calling thread for what a drop gives back, even when it is lost. False: nothing is to be given back.
     pub(crate) fn make_current_to_free(&self) -> bool {
-        self.enter().is_ok()
+        !self.inner.keeps.load(Ordering::Relaxed) && self.enter().is_ok()
     }
 
     /// Costs a look when the context is current already. Others in this process may change that at any time, so it is
@@ -222,6 +231,9 @@ impl fmt::Debug for Context {
 
 impl Drop for Inner {
     fn drop(&mut self) {
+        if *self.keeps.get_mut() {
+            return;
+        }
         // SAFETY: this gives back what `retain` took, once, after the last object made from it is gone. That the
         // process may be ending, or the context be lost, is no error here.
         let _ = unsafe { sys::cuDevicePrimaryCtxRelease_v2(self.device.device) };

@@ -14,6 +14,7 @@ mod transfers;
 mod trial;
 
 use std::cell::OnceCell;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 
 use splitrpc_cuda::{Context, Driver};
@@ -73,6 +74,8 @@ pub struct Gpu {
     /// How copies are cut up, and how long a launch may take.
     pub settings: config::Gpu,
     torch: Arc<OnceLock<Result<Library, String>>>,
+    /// Something computes that does not end, and for which calls of the driver that take or give memory would wait.
+    is_stuck: Arc<AtomicBool>,
 }
 
 impl Gpu {
@@ -89,7 +92,19 @@ impl Gpu {
         })?;
         let context = driver.context(device).map_err(|e| format!("GPU {}: {e}", device.name))?;
         let name = format!("{}, CUDA {}", device.name, driver.version());
-        Ok(Gpu { name, context, settings: settings.clone(), torch: Arc::default() })
+        Ok(Gpu { name, context, settings: settings.clone(), torch: Arc::default(), is_stuck: Arc::default() })
+    }
+
+    /// Why nothing more can be set up on it, if that is so.
+    pub(crate) fn outage(&self) -> Option<&'static str> {
+        if self.context.is_lost() {
+            return Some(
+                "the GPU was lost when a model was tried on it, as the log says: take that out and start the agent anew",
+            );
+        }
+        let stuck =
+            "a model that was tried on the GPU does not end, as the log says: take that out and start the agent anew";
+        self.is_stuck.load(Ordering::Relaxed).then_some(stuck)
     }
 
     /// PyTorch's libraries, loaded when they are first asked for.

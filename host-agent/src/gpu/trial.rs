@@ -57,6 +57,9 @@ impl Gpu {
         shards: u64,
         reserved: &mut Reserved,
     ) -> Result<(), String> {
+        if let Some(why) = self.outage() {
+            return Err(why.into());
+        }
         if plan.outputs.is_empty() {
             return Err(
                 "has outputs of unknown size, or larger than limits.max_request_bytes: a GPU writes them into slots"

@@ -74,28 +74,42 @@ fn a_kernel_that_never_ends_keeps_its_model_from_being_served_and_no_other() {
     if !is_alone("faults::a_kernel_that_never_ends_keeps_its_model_from_being_served_and_no_other", &[]) {
         return;
     }
-    // One does not end when it is tried, the other one later.
-    let endless = crate::kernels::ENDLESS;
-    let at_once = endless.replace("%word, 7;", "%word, 0;");
-    let repository =
-        Repository::new().with_number("later", "endless", endless).with_number("at-once", "endless", &at_once);
+    let repository = Repository::new().with_number("endless", "endless", crate::kernels::ENDLESS);
     let repository = repository.with_add("sum", 256, 0, "graph", "");
     let mut config = config(Some(&repository), &[Builtin::Echo, Builtin::NullGpu]);
     config.gpu.launch_limit_ms = 300;
     let server = start(config);
-    assert!(outage(&server, "at-once").unwrap().contains("the launch has not ended"));
     let mut client = client(&server);
-    assert_eq!(ask(&mut client, "later", 3), Ok(3));
-    assert!(ask(&mut client, "later", 7).unwrap_err().1.starts_with("the launch has not ended after 3"));
+    assert_eq!(ask(&mut client, "endless", 3), Ok(3));
+    assert!(ask(&mut client, "endless", 7).unwrap_err().1.starts_with("the launch has not ended after 3"));
     for _ in 0..100 {
         assert_eq!(echo(&mut client, "echo").unwrap(), b"abc");
         assert_eq!(echo(&mut client, "null-gpu").unwrap().len(), 4_000);
         let [a, b, expected] = crate::common::sum(3, 256);
         let inputs = [Input::new("A", DType::Fp32, &[256], &a[..]), Input::new("B", DType::Fp32, &[256], &b[..])];
         assert_eq!(client.infer("sum", &inputs).unwrap().data(), expected);
-        assert!(ask(&mut client, "later", 3).is_err());
+        assert!(ask(&mut client, "endless", 3).is_err());
     }
-    assert!(outage(&server, "later").unwrap().contains("does not end"));
+    assert!(outage(&server, "endless").unwrap().contains("does not end"));
+    assert!(server.stop());
+}
+
+#[test]
+fn a_kernel_that_does_not_end_when_it_is_tried_costs_the_models_on_the_gpu_alone() {
+    if !is_alone("faults::a_kernel_that_does_not_end_when_it_is_tried_costs_the_models_on_the_gpu_alone", &[]) {
+        return;
+    }
+    let at_once = crate::kernels::ENDLESS.replace("%word, 7;", "%word, 0;");
+    let repository = Repository::new().with_number("endless", "endless", &at_once);
+    let repository = repository.with_add("sum", 256, 0, "graph", "");
+    let mut config = config(Some(&repository), &[Builtin::Echo, Builtin::NullGpu]);
+    config.gpu.launch_limit_ms = 300;
+    let server = start(config);
+    assert!(outage(&server, "endless").unwrap().contains("the launch has not ended"));
+    for model in ["sum", "null-gpu"] {
+        assert!(outage(&server, model).unwrap().contains("take that out"));
+    }
+    assert_eq!(echo(&mut client(&server), "echo").unwrap(), b"abc");
     assert!(server.stop());
 }
 
