@@ -47,6 +47,11 @@ impl Resident {
         self.kernel.check()
     }
 
+    /// Has the kernel end, if it can: its batch is nobody's any more.
+    pub(super) fn abandon(&mut self) {
+        self.kernel.abandon();
+    }
+
     /// Whether the kernel, which was told to end, does so within a while.
     pub(super) fn ends(&self) -> bool {
         self.kernel.ends()
@@ -171,7 +176,7 @@ impl Flight {
     pub(in crate::gpu) fn abandon(&mut self) {
         self.withdraw();
         if let Some(resident) = &mut self.resident {
-            resident.kernel.abandon();
+            resident.abandon();
         }
     }
 }
