@@ -31,7 +31,7 @@ else
 fi
 
 for bytes in 65536 602112; do
-    "$program" gpu-copies --bytes "$bytes" --json "$folder/gpu-copies-$bytes.json"
+    "$program" gpu-copies --bytes "$bytes" --json "$folder/gpu-copies-$bytes.json" --svg "$folder/gpu-copies-$bytes.svg"
 done
 "$program" gpu-launch --json "$folder/gpu-launch.json"
 "$program" gpu-launch --touch 4194304 --json "$folder/gpu-launch-touch-4194304.json"

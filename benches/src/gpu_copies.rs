@@ -6,13 +6,15 @@ use std::time::Instant;
 
 use anyhow::{Context as _, ensure};
 use clap::Args;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use splitrpc_arena::{Arena, PoolLayout, Run};
 use splitrpc_cuda::{Context, CopyBatch, Event, MemoryOptions};
 use splitrpc_gpu::{GpuArena, Lane, Piece, Work};
 
+use crate::arms::Arm;
 use crate::machine::{Machine, OnGpu};
 use crate::plan::IMAGE;
+use crate::report::plots::{Line, by_count, colour};
 use crate::report::write_json;
 
 /// Into how many frames a tensor is cut. 74 are those of the paper's 8,192 bytes, 428 those of an ordinary network.
@@ -39,10 +41,16 @@ pub(crate) struct Options {
     /// Where to write the figures.
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
+    /// Where to draw them.
+    #[arg(long, value_name = "FILE")]
+    svg: Option<PathBuf>,
+    /// Measure nothing, and draw the figures of an earlier run.
+    #[arg(long, value_name = "JSON", requires = "svg", conflicts_with = "json")]
+    from: Option<PathBuf>,
 }
 
 /// How a tensor gets into its slot.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 enum Way {
     /// It lies in one piece, and one copy takes it.
@@ -64,7 +72,7 @@ impl Way {
 }
 
 /// Microseconds, from the first call to the tensor's being there.
-#[derive(Clone, Copy, Debug, Serialize)]
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
 pub(crate) struct Times {
     pub(crate) p10: f64,
     pub(crate) p50: f64,
@@ -75,7 +83,7 @@ pub(crate) struct Times {
 
 /// The kernel beside another way, turn by turn. All three together would not do: many batched copies leave the driver and the
 /// device in a state in which the next kernel starts later.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, Deserialize)]
 struct Pair {
     beside: Way,
     beside_us: Times,
@@ -85,7 +93,7 @@ struct Pair {
 }
 
 /// One tensor, cut into frames in one way.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, Deserialize)]
 struct Row {
     frames: u32,
     frame_bytes: u32,
@@ -103,7 +111,18 @@ struct Report {
     rows: Vec<Row>,
 }
 
+/// The rows of a report.
+#[derive(Debug, Deserialize)]
+struct Earlier {
+    rows: Vec<Row>,
+}
+
 pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
+    if let Some(from) = &options.from {
+        let text = std::fs::read_to_string(from).with_context(|| format!("reading {}", from.display()))?;
+        let earlier: Earlier = serde_json::from_str(&text).with_context(|| format!("reading {}", from.display()))?;
+        return draw(options, &earlier.rows);
+    }
     ensure!(options.bytes > 0 && options.rounds > 0, "--bytes and --rounds are at least 1");
     let OnGpu { driver, context, machine } = OnGpu::take(options.device)?;
     let mut rng = fastrand::Rng::with_seed(1);
@@ -124,7 +143,24 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
         print(&row);
         report.rows.push(row);
     }
-    write_json(options.json.as_deref(), &report)
+    write_json(options.json.as_deref(), &report)?;
+    draw(options, &report.rows)
+}
+
+/// What each way takes, over how many frames there are.
+fn draw(options: &Options, rows: &[Row]) -> anyhow::Result<()> {
+    let Some(file) = &options.svg else { return Ok(()) };
+    let line = |name, colour, of: &dyn Fn(&Row) -> Option<f64>| {
+        let points = rows.iter().filter_map(|row| Some((row.frames.into(), of(row)?))).collect();
+        Line { colour, name, points }
+    };
+    let beside = |row: &Row, way: Way| row.pairs.iter().find(|pair| pair.beside == way).map(|pair| pair.beside_us.p50);
+    let lines = [
+        line("batched copies", colour(Arm::BundledTcp), &|row| beside(row, Way::BatchedCopies)),
+        line("gather kernel", colour(Arm::CommodityTcp), &|row| row.pairs.first().map(|pair| pair.gather_us.p50)),
+        line("one copy", colour(Arm::FloorTcp), &|row| beside(row, Way::OneCopy)),
+    ];
+    std::fs::write(file, by_count(&lines, "frames")?).with_context(|| format!("writing {}", file.display()))
 }
 
 fn measure(

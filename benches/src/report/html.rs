@@ -233,7 +233,7 @@ fn lines(runs: &[&Run], y: impl Fn(&Run) -> f64) -> Vec<Line> {
                 .cmp(&b.concurrency)
                 .then(a.offered_rps.unwrap_or(0.0).total_cmp(&b.offered_rps.unwrap_or(0.0)))
         });
-        Line { arm, points: runs.iter().map(|run| (run.throughput_rps, y(run))).collect() }
+        Line::of(arm, runs.iter().map(|run| (run.throughput_rps, y(run))).collect())
     };
     arms_of(runs).into_iter().map(line).collect()
 }

@@ -30,10 +30,19 @@ pub(crate) fn colour(arm: Arm) -> RGBColor {
 
 /// A line of a plot.
 pub(crate) struct Line {
-    /// Whose it is.
-    pub(crate) arm: Arm,
+    /// Its colour.
+    pub(crate) colour: RGBColor,
+    /// What stands beside it, if anything.
+    pub(crate) name: &'static str,
     /// Its points.
     pub(crate) points: Vec<(f64, f64)>,
+}
+
+impl Line {
+    /// An arm's, which a legend explains.
+    pub(crate) fn of(arm: Arm, points: Vec<(f64, f64)>) -> Line {
+        Line { colour: colour(arm), name: "", points }
+    }
 }
 
 /// Dots of an arm, each at a place on one axis and a value on the other.
@@ -54,10 +63,8 @@ pub(crate) struct Bar {
 
 /// Latency percentiles, on an axis on which each further nine takes as much room as the one before.
 pub(crate) fn distribution(runs: &[&Run]) -> anyhow::Result<String> {
-    let lines: Vec<Line> = runs
-        .iter()
-        .map(|run| Line { arm: run.arm, points: run.curve.iter().map(|&(p, us)| (nines(p), us)).collect() })
-        .collect();
+    let lines: Vec<Line> =
+        runs.iter().map(|run| Line::of(run.arm, run.curve.iter().map(|&(p, us)| (nines(p), us)).collect())).collect();
     let most = lines.iter().flat_map(|line| &line.points).map(|point| point.0).fold(1.0, f64::max);
     lines_svg(&lines, Nines { most }, "share of requests that took no longer", "latency, us", &|&nines| {
         let percentile = 100.0 * (1.0 - 10f64.powf(-nines));
@@ -67,6 +74,13 @@ pub(crate) fn distribution(runs: &[&Run]) -> anyhow::Result<String> {
 
 fn nines(percentile: f64) -> f64 {
     -(1.0 - percentile / 100.0).log10()
+}
+
+/// Microseconds against something that is counted, both logarithmic.
+pub(crate) fn by_count(lines: &[Line], x: &str) -> anyhow::Result<String> {
+    let most = lines.iter().flat_map(|line| &line.points).map(|point| point.0).fold(1.0, f64::max);
+    let axis = LogUs { low: 0.9, high: most * 1.2 };
+    lines_svg(lines, axis, x, "us", &|count| format!("{count:.0}"))
 }
 
 /// Latency against throughput.
@@ -108,10 +122,13 @@ where
             .y_label_formatter(&|us| super::micros(*us))
             .draw()?;
         for line in lines {
-            let colour = colour(line.arm);
+            let colour = line.colour;
             let points: Vec<_> = line.points.iter().copied().filter(|&(_, us)| us > 0.0).collect();
             chart.draw_series(LineSeries::new(points.iter().copied(), colour.stroke_width(2)))?;
             chart.draw_series(points.iter().map(|&point| Circle::new(point, 3, colour.filled())))?;
+            let style = ("sans-serif", 12).into_font().color(&colour);
+            let names = points.last().map(|&point| EmptyElement::at(point) + Text::new(line.name, (-90, -16), style));
+            chart.draw_series(names)?;
         }
         Ok(())
     })
@@ -299,6 +316,20 @@ impl ValueFormatter<f64> for Nines {
 mod tests {
     use super::*;
     use crate::record::tests::run;
+
+    #[test]
+    fn lines_have_names_and_counts_are_spread_evenly() {
+        let line =
+            |name, us| Line { colour: colour(Arm::Local), name, points: vec![(1.0, us), (10.0, us), (100.0, us)] };
+        let svg = by_count(&[line("above", 50.0), line("below", 5.0)], "frames").unwrap();
+        assert!(svg.contains(">\nabove\n") && svg.contains(">\nbelow\n"), "{svg}");
+        let places: Vec<i32> = svg
+            .match_indices("<circle cx=\"")
+            .map(|(at, mark)| svg[at + mark.len()..].split('"').next().unwrap().parse().unwrap())
+            .collect();
+        assert_eq!(places.len(), 6);
+        assert!((places[2] - places[1]).abs_diff(places[1] - places[0]) <= 1, "{places:?}");
+    }
 
     #[test]
     fn plots_take_the_pages_colour_and_scale() {
