@@ -167,9 +167,15 @@ impl Context {
         self.inner.keeps.store(true, Ordering::Relaxed);
     }
 
+    /// Whether that is so.
+    #[must_use]
+    pub fn keeps_all(&self) -> bool {
+        self.inner.keeps.load(Ordering::Relaxed)
+    }
+
     /// Makes the context current on the calling thread for what a drop gives back, even when it is lost. False: nothing is to be given back.
     pub(crate) fn make_current_to_free(&self) -> bool {
-        !self.inner.keeps.load(Ordering::Relaxed) && self.enter().is_ok()
+        !self.keeps_all() && self.enter().is_ok()
     }
 
     /// Costs a look when the context is current already. Others in this process may change that at any time, so it is

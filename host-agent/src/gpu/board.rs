@@ -3,7 +3,6 @@
 use std::fmt;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 
 use splitrpc_arena::{Arena, Run};
 use splitrpc_cuda::{FlushScope, MemoryOptions, StreamPriorities, WritesOrdering};
@@ -44,8 +43,6 @@ pub struct Board {
     withdrawn: usize,
     /// Models whose kernels are persistent.
     persistent: Vec<usize>,
-    /// The GPU's note that something does not end.
-    is_stuck: Arc<AtomicBool>,
 }
 
 struct Model {
@@ -113,7 +110,7 @@ impl Board {
         let unlaunched = nothing.flat_map(|model| model.inputs.iter().copied()).collect();
         let copies = Transfers::new(incoming, outgoing, porter, &arena, requests, unlaunched, &gpu.settings);
         let (arena, models, copies) = (Keep::new(arena), Keep::new(models), Keep::new(copies));
-        Ok(Board { arena, models, copies, under_way: 0, withdrawn: 0, persistent, is_stuck: Arc::clone(&gpu.is_stuck) })
+        Ok(Board { arena, models, copies, under_way: 0, withdrawn: 0, persistent })
     }
 
     /// Bytes of the GPU's memory that its slots take.
@@ -399,7 +396,6 @@ impl Drop for Board {
         self.models.iter_mut().flatten().flat_map(|model| &mut model.lanes).for_each(Flight::abandon);
         if !self.models.iter().flatten().flat_map(|model| &model.lanes).all(Flight::ends) {
             tracing::warn!("a launch does not end, so the GPU's memory is not given back before the process ends");
-            self.is_stuck.store(true, Ordering::Relaxed);
             self.arena.context().keep_all();
             self.models.leave();
             self.copies.leave();

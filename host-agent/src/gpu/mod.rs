@@ -14,7 +14,6 @@ mod transfers;
 mod trial;
 
 use std::cell::OnceCell;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 
 use splitrpc_cuda::{Context, Driver};
@@ -74,8 +73,6 @@ pub struct Gpu {
     /// How copies are cut up, and how long a launch may take.
     pub settings: config::Gpu,
     torch: Arc<OnceLock<Result<Library, String>>>,
-    /// Something computes that does not end, and for which calls of the driver that take or give memory would wait.
-    is_stuck: Arc<AtomicBool>,
 }
 
 impl Gpu {
@@ -92,7 +89,7 @@ impl Gpu {
         })?;
         let context = driver.context(device).map_err(|e| format!("GPU {}: {e}", device.name))?;
         let name = format!("{}, CUDA {}", device.name, driver.version());
-        Ok(Gpu { name, context, settings: settings.clone(), torch: Arc::default(), is_stuck: Arc::default() })
+        Ok(Gpu { name, context, settings: settings.clone(), torch: Arc::default() })
     }
 
     /// Why nothing more can be set up on it, if that is so.
@@ -104,7 +101,7 @@ impl Gpu {
         }
         let stuck =
             "a model that was tried on the GPU does not end, as the log says: take that out and start the agent anew";
-        self.is_stuck.load(Ordering::Relaxed).then_some(stuck)
+        self.context.keeps_all().then_some(stuck)
     }
 
     /// PyTorch's libraries, loaded when they are first asked for.

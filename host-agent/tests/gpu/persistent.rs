@@ -17,13 +17,19 @@ use crate::faults::ask;
 /// Made from `persistent.cu` by `benches/workloads/build.py`.
 const CODE: &str = include_str!("persistent.ptx");
 
-/// A model of one of the kernels, on so many blocks.
-fn with(repository: Repository, name: &str, function: &str, config: &str, blocks: u32, manifest: &str) -> Repository {
+/// A model of one of the kernels, on so many blocks. `head` is what its manifest says of the whole.
+fn with(
+    repository: Repository,
+    name: &str,
+    function: &str,
+    config: &str,
+    blocks: u32,
+    head: &str,
+    arguments: &str,
+) -> Repository {
     let manifest = format!(
-        "module = \"persistent.ptx\"\nlaunch = \"persistent\"\n{}[[kernel]]\nfunction = \"{function}\"\n\
-         grid = [{blocks}]\nblock = [128]\narguments = [{}]\n",
-        manifest.split_once('|').map_or("", |(head, _)| head),
-        manifest.split_once('|').map_or(manifest, |(_, arguments)| arguments),
+        "module = \"persistent.ptx\"\nlaunch = \"persistent\"\n{head}[[kernel]]\nfunction = \"{function}\"\n\
+         grid = [{blocks}]\nblock = [128]\narguments = [{arguments}]\n"
     );
     repository.with(name, config, &manifest, &[("persistent.ptx", CODE.as_bytes())])
 }
@@ -34,16 +40,15 @@ fn with_add(repository: Repository, name: &str, n: u32, max_batch: u16, blocks: 
     let tensors = [tensor("input", "A"), tensor("input", "B"), tensor("output", "C")].concat();
     let batching = "dynamic_batching { max_queue_delay_microseconds: 200000 }";
     let batching = if max_batch > 0 { format!("max_batch_size: {max_batch} {batching}\n") } else { String::new() };
-    let arguments =
-        format!("{head}|{{ input = \"A\" }}, {{ input = \"B\" }}, {{ output = \"C\" }}, {{ u32_per_row = {n} }}");
-    with(repository, name, "add", &format!("{tensors}{batching}"), blocks, &arguments)
+    let arguments = format!("{{ input = \"A\" }}, {{ input = \"B\" }}, {{ output = \"C\" }}, {{ u32_per_row = {n} }}");
+    with(repository, name, "add", &format!("{tensors}{batching}"), blocks, head, &arguments)
 }
 
 /// A model that takes a number, and gives one.
 fn with_number(repository: Repository, name: &str, function: &str) -> Repository {
     let config = "input { name: \"IN\" data_type: TYPE_INT32 dims: [ 1 ] }\n\
                   output { name: \"OUT\" data_type: TYPE_INT32 dims: [ 1 ] }\n";
-    with(repository, name, function, config, 2, "{ input = \"IN\" }, { output = \"OUT\" }")
+    with(repository, name, function, config, 2, "", "{ input = \"IN\" }, { output = \"OUT\" }")
 }
 
 /// Asks for sums of one request of so many numbers.
@@ -163,7 +168,7 @@ fn rows_and_numbers_are_what_the_manifest_says() {
     let config_text = "max_batch_size: 8\ninput { name: \"IN\" data_type: TYPE_FP32 dims: [ 4 ] }\n\
                        output { name: \"OUT\" data_type: TYPE_FP32 dims: [ 1 ] }\n";
     let manifest = "{ input = \"IN\" }, { output = \"OUT\" }, { f32 = 0.25 }, { i64 = -1 }";
-    let repository = with(Repository::new(), "rows", "rows", config_text, 1, manifest);
+    let repository = with(Repository::new(), "rows", "rows", config_text, 1, "", manifest);
     let server = start(config(Some(&repository), &[]));
     let mut client = client(&server);
     for rows in (1..=8_u32).cycle().take(200) {
@@ -190,7 +195,7 @@ fn what_is_asked_of_several_lanes_at_once_is_answered_right() {
             let tensors = ["input { name: \"A\"", "input { name: \"B\"", "output { name: \"C\""]
                 .map(|tensor| format!("{tensor} data_type: TYPE_FP32 dims: [ 100 ] }}\n"));
             let config = format!("max_batch_size: 1 {more}{}", tensors.concat());
-            repository = with(repository, &format!("add-{model}"), "add", &config, 2, arguments);
+            repository = with(repository, &format!("add-{model}"), "add", &config, 2, "", arguments);
         }
         let mut config = config(Some(&repository), &[Builtin::NullGpu]);
         config.limits.slots_per_model = 64;

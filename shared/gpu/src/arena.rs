@@ -130,8 +130,7 @@ impl GpuArena {
     /// # Errors
     /// [`GpuError::NoPool`]; that of [`DeviceMemory::export`], for instance when `options` did not ask for it.
     pub fn export(&self, pool: u16) -> Result<(OwnedFd, usize), GpuError> {
-        let found = self.pool(pool).and_then(|pool| pool.device.as_ref());
-        let memory = found.ok_or(GpuError::NoPool(pool))?;
+        let memory = self.memory(pool)?;
         Ok((memory.export()?, memory.len()))
     }
 
@@ -140,9 +139,13 @@ impl GpuArena {
     /// # Errors
     /// [`GpuError::NoPool`]; that of [`DeviceMemory::dma_buf`], for instance where machine or device cannot.
     pub fn dma_buf(&self, pool: u16) -> Result<(OwnedFd, usize), GpuError> {
-        let found = self.pool(pool).and_then(|pool| pool.device.as_ref());
-        let memory = found.ok_or(GpuError::NoPool(pool))?;
+        let memory = self.memory(pool)?;
         Ok((memory.dma_buf(0, memory.len())?, memory.len()))
+    }
+
+    fn memory(&self, pool: u16) -> Result<&DeviceMemory, GpuError> {
+        let found = self.pool(pool).and_then(|pool| pool.device.as_ref());
+        found.ok_or(GpuError::NoPool(pool))
     }
 
     fn pool(&self, pool: u16) -> Option<&Pool> {

@@ -212,7 +212,7 @@ impl Persistent {
         Ok(())
     }
 
-    /// Has the kernel end, behind the batch that it computes.
+    /// Has the kernel end. The batch that was rung for last is done, or nobody's any more: if the kernel has yet to see it, it does not compute it.
     pub fn stop(&mut self) {
         if std::mem::take(&mut self.running) {
             // It waits for the next number, and ends when it sees a later one.
