@@ -5,23 +5,19 @@
 //! for all streams, and so might the thread that is to open the gate.
 
 use std::fmt;
-use std::ptr::NonNull;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
-use splitrpc_cuda::{Arg, Context, Function, HostRegistration, Launch, Module, Stream};
+use splitrpc_cuda::{Arg, Context, Function, Launch, Module, Stream};
 
 use crate::error::GpuError;
+use crate::pages::{Page, Pages};
 
-const PAGE: usize = 4096;
 /// Words of the page, each on a line of its own: how far the gate is open, the number that is waited for, and how that ended.
 const OPEN: usize = 0;
 const WANTED: usize = 32;
 const VERDICT: usize = 64;
-
-#[repr(C, align(4096))]
-struct Page([AtomicU32; PAGE / 4]);
 
 /// A gate, at which work of one lane waits: see [`Work::hold`](crate::Work::hold). Each time it is shut and opened under a number of its own,
 /// one more than the last, counting round. It is shut again only when what waited is done.
@@ -29,9 +25,7 @@ struct Page([AtomicU32; PAGE / 4]);
 pub struct Gate(Arc<Inner>);
 
 struct Inner {
-    // Dropped in this order.
-    registration: HostRegistration,
-    page: Box<Page>,
+    page: Arc<Pages<Page>>,
     function: Function,
 }
 
@@ -44,12 +38,8 @@ impl Gate {
         let place = |word: usize| (word * size_of::<AtomicU32>()).to_string();
         let ptx = PTX.replace("WANTED", &place(WANTED)).replace("VERDICT", &place(VERDICT));
         let function = Module::from_ptx(context, &ptx)?.function("gate")?;
-        let page = Box::new(Page([const { AtomicU32::new(0) }; PAGE / 4]));
-        let base = NonNull::from(&*page).cast();
-        // SAFETY: the box keeps the page where it is until it is dropped, after the registration; its words are atomics, which may be
-        // written through a shared reference and are accessed in no other way.
-        let registration = unsafe { HostRegistration::new(context, base, PAGE) }?;
-        Ok(Gate(Arc::new(Inner { registration, page, function })))
+        let page = Pages::new(context, Page::new())?;
+        Ok(Gate(Arc::new(Inner { page, function })))
     }
 
     /// Has what is submitted from now on wait for this number.
@@ -73,7 +63,7 @@ impl Gate {
     /// The gate stays until the stream has passed, and what is recorded by this until it is gone.
     pub(crate) unsafe fn hold(&self, stream: &Stream, limit: Duration) -> Result<(), GpuError> {
         let nanos = u64::try_from(limit.as_nanos()).unwrap_or(u64::MAX / 2);
-        let page = self.0.registration.address();
+        let page = self.0.page.address();
         let arguments = [Arg::new(&page), Arg::new(&nanos)];
         let launch = Launch { grid: [1, 1, 1], block: [1, 1, 1], shared_bytes: 0 };
         // SAFETY: these are the kernel's two parameters, and it accesses the page and nothing else, whose words are atomics; the caller

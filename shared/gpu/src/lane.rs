@@ -1,8 +1,10 @@
 //! Streams whose memory outlives their work.
 
+use std::any::Any;
 use std::fmt;
 use std::mem::ManuallyDrop;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -14,7 +16,7 @@ use crate::arena::GpuArena;
 use crate::error::GpuError;
 use crate::gate::Gate;
 use crate::kernel::Kernel;
-use crate::signal::Signal;
+use crate::pages::{Page, Pages};
 use crate::work::Work;
 
 /// Device memory beside the slots: weights, and what a model keeps from kernel to kernel.
@@ -52,7 +54,10 @@ pub(crate) struct Held {
     pub(crate) packages: Vec<Package>,
     pub(crate) buffers: Vec<Buffer>,
     pub(crate) gate: Option<Gate>,
-    signal: Signal,
+    /// Its first word is the number of the last signal.
+    signal: Arc<Pages<Page>>,
+    /// Those of kernels that stay.
+    pages: Option<Arc<dyn Any + Send + Sync>>,
     pub(crate) arena: GpuArena,
 }
 
@@ -71,9 +76,10 @@ impl Lane {
             return Err(GpuError::NoBuffer);
         }
         let stream = Stream::with_priority(arena.context(), priority)?;
-        let signal = Signal::new(arena.context())?;
+        let signal = Pages::new(arena.context(), Page::new())?;
         let (recordings, packages) = (Vec::new(), Vec::new());
-        let held = Held { recordings, kernels, packages, buffers, gate: None, signal, arena: arena.clone() };
+        let held =
+            Held { recordings, kernels, packages, buffers, gate: None, signal, pages: None, arena: arena.clone() };
         Ok(Lane { held: ManuallyDrop::new(held), stream })
     }
 
@@ -120,7 +126,7 @@ impl Lane {
     #[must_use]
     #[inline]
     pub fn signalled(&self) -> u32 {
-        self.held.signal.value()
+        self.held.signal.0[0].load(Ordering::Acquire)
     }
 
     /// Lets the lane wait at a gate, unless it has one.
@@ -128,6 +134,12 @@ impl Lane {
     pub fn with_gate(mut self, gate: &Gate) -> Lane {
         // Work may wait at the one that it had.
         self.held.gate.get_or_insert_with(|| gate.clone());
+        self
+    }
+
+    /// The same lane, which holds these pages until its work is done.
+    pub(crate) fn with_pages(mut self, pages: Arc<dyn Any + Send + Sync>) -> Lane {
+        self.held.pages = Some(pages);
         self
     }
 
@@ -159,12 +171,6 @@ impl Lane {
         let executable = graph?.instantiate()?;
         held.recordings.push(executable);
         Ok(Some(Recording(held.recordings.len() - 1)))
-    }
-
-    /// How much more can be recorded.
-    #[must_use]
-    pub fn recordings_left(&self) -> usize {
-        MAX_RECORDINGS - self.held.recordings.len()
     }
 
     /// Does work again that this lane has recorded. A recording of another lane names another one's, if any.

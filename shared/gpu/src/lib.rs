@@ -17,10 +17,10 @@ mod infer;
 mod keep;
 mod kernel;
 mod lane;
+mod pages;
 mod persistent;
 mod porter;
 mod schedule;
-mod signal;
 mod work;
 
 pub use arena::GpuArena;

@@ -8,17 +8,17 @@
 //! when that goes quiet.
 
 use std::fmt;
-use std::mem::ManuallyDrop;
-use std::ptr::NonNull;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use splitrpc_cuda::{Context, HostRegistration, Launch};
+use splitrpc_cuda::Launch;
 
 use crate::arena::GpuArena;
 use crate::error::GpuError;
 use crate::kernel::{Kernel, Operand};
 use crate::lane::{Buffer, Lane, filled};
+use crate::pages::{Pages, Words};
 
 /// Values that a batch can come with.
 pub const MAX_VALUES: usize = ENTRIES - 1;
@@ -61,32 +61,23 @@ struct Doorbell {
     values: u32,
 }
 
-/// The page, registered with the device.
-struct Shared {
-    // Dropped in this order.
-    registration: HostRegistration,
-    page: Box<Page>,
-}
+// SAFETY: the device writes `done` and nothing else of it.
+unsafe impl Words for Page {}
 
-impl Shared {
-    fn new(context: &Context) -> Result<Shared, GpuError> {
-        let page = Box::new(Page {
+impl Page {
+    fn new() -> Page {
+        Page {
             told: [const { [const { AtomicU64::new(0) }; 2] }; ENTRIES],
             _apart: [0; 64],
             done: AtomicU32::new(BEFORE_FIRST),
-        });
-        let base = NonNull::from(&*page).cast();
-        // SAFETY: the box keeps the page where it is until it is dropped, after the registration. The device writes `done`, which is an
-        // atomic, and nothing else of it.
-        let registration = unsafe { HostRegistration::new(context, base, size_of::<Page>()) }?;
-        Ok(Shared { registration, page })
+        }
     }
 }
 
 /// A model's kernel that stays on the device, and the batch that it computes.
 pub struct Persistent {
-    lane: ManuallyDrop<Lane>,
-    shared: ManuallyDrop<Shared>,
+    lane: Lane,
+    page: Arc<Pages<Page>>,
     /// The lane's buffer for the kernel's own affairs.
     relay: usize,
     launch: Launch,
@@ -130,11 +121,11 @@ impl Persistent {
         let mut untold = [0; RELAY_BYTES];
         [4, 12].iter().for_each(|at| untold[*at..at + 4].copy_from_slice(&BEFORE_FIRST.to_le_bytes()));
         buffers.push(filled(context, &untold)?);
-        let lane = Lane::new(arena, priority, buffers, vec![kernel])?;
-        let shared = Shared::new(context)?;
+        let page = Pages::new(context, Page::new())?;
+        let lane = Lane::new(arena, priority, buffers, vec![kernel])?.with_pages(page.clone());
         Ok(Persistent {
-            lane: ManuallyDrop::new(lane),
-            shared: ManuallyDrop::new(shared),
+            lane,
+            page,
             relay,
             launch,
             values: u32::try_from(values).ok().filter(|_| values <= MAX_VALUES).ok_or(GpuError::NoBuffer)?,
@@ -188,7 +179,7 @@ impl Persistent {
     /// The batch counts as done.
     fn pass_over(&mut self) {
         self.number = self.number.wrapping_add(1);
-        self.shared.page.done.store(self.rung, Ordering::Release);
+        self.page.done.store(self.rung, Ordering::Release);
     }
 
     /// The kernel waits for the number that was rung for.
@@ -198,7 +189,7 @@ impl Persistent {
             self.lane.work().clear(self.relay, ARRIVED_AT, 4)?;
         }
         let doorbell = Doorbell {
-            page: self.shared.registration.address(),
+            page: self.page.address(),
             relay: self.lane.work().value(&relay)?,
             limit_ns: LIMIT.as_nanos() as u64,
             first: self.rung,
@@ -235,7 +226,7 @@ impl Persistent {
 
     fn put(&self, place: usize, value: u64) {
         let number = u64::from(self.number) << 32;
-        let [low, high] = &self.shared.page.told[place];
+        let [low, high] = &self.page.told[place];
         // What the CPU has written, or has seen written, is there for who sees either.
         low.store(number | value & u64::from(u32::MAX), Ordering::Release);
         high.store(number | value >> 32, Ordering::Release);
@@ -245,7 +236,7 @@ impl Persistent {
     #[must_use]
     #[inline]
     pub fn is_done(&self) -> bool {
-        self.shared.page.done.load(Ordering::Acquire) == self.rung
+        self.page.done.load(Ordering::Acquire) == self.rung
     }
 
     /// Whether the kernel has ended, for which this waits for a while.
@@ -282,8 +273,7 @@ impl Persistent {
             return if self.abandoned { Ok(()) } else { Err(GpuError::Ended) };
         }
         self.rung = self.number;
-        let halves =
-            self.shared.page.told.each_ref().map(|halves| halves.each_ref().map(|h| h.load(Ordering::Relaxed)));
+        let halves = self.page.told.each_ref().map(|halves| halves.each_ref().map(|h| h.load(Ordering::Relaxed)));
         let low = u64::from(u32::MAX);
         self.tell(&halves.map(|[a, b]| a & low | b << 32));
         self.last = Instant::now();
@@ -300,12 +290,7 @@ impl fmt::Debug for Persistent {
 
 impl Drop for Persistent {
     fn drop(&mut self) {
+        // The lane waits for it, and keeps all that it uses where it does not end.
         self.stop();
-        if self.lane.ends() {
-            // SAFETY: dropped once, here, and not used after that; the kernel, which uses the page, has ended.
-            unsafe { ManuallyDrop::drop(&mut self.lane) };
-            // SAFETY: as above.
-            unsafe { ManuallyDrop::drop(&mut self.shared) };
-        }
     }
 }

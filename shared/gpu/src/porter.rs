@@ -7,19 +7,19 @@
 mod kernel;
 
 use std::fmt;
-use std::mem::ManuallyDrop;
-use std::ptr::NonNull;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use splitrpc_arena::Run;
-use splitrpc_cuda::{Context, HostRegistration, Launch, Module};
+use splitrpc_cuda::{Launch, Module};
 
 use crate::arena::GpuArena;
 use crate::copies::Direction;
 use crate::error::GpuError;
 use crate::kernel::{Kernel, Operand};
 use crate::lane::{Lane, filled};
+use crate::pages::{Pages, Words};
 
 /// Orders that are not known to be done, at most.
 const ORDERS: u64 = 512;
@@ -56,31 +56,22 @@ const SMALL: u32 = 8 << 10;
 const OUT: u64 = 1 << 24;
 const STOP: u64 = 1 << 25;
 
-/// The ring, registered with the device.
-struct Shared {
-    // Dropped in this order.
-    registration: HostRegistration,
-    ring: Box<Ring>,
-}
+// SAFETY: the device writes `done` and nothing else of it.
+unsafe impl Words for Ring {}
 
-impl Shared {
-    fn new(context: &Context) -> Result<Shared, GpuError> {
-        let ring = Box::new(Ring {
+impl Ring {
+    fn new() -> Ring {
+        Ring {
             orders: [const { [const { AtomicU64::new(0) }; 2] }; ORDERS as usize],
             done: [const { AtomicU32::new(0) }; ORDERS as usize],
-        });
-        let base = NonNull::from(&*ring).cast();
-        // SAFETY: the box keeps the ring, which is whole pages, where it is until it is dropped, after the registration. The device
-        // writes `done`, whose words are atomics, and nothing else of it.
-        let registration = unsafe { HostRegistration::new(context, base, size_of::<Ring>()) }?;
-        Ok(Shared { registration, ring })
+        }
     }
 }
 
 /// The kernel, its orders, and what they may name: pools of slots.
 pub struct Porter {
-    lane: ManuallyDrop<Lane>,
-    shared: ManuallyDrop<Shared>,
+    lane: Lane,
+    ring: Arc<Pages<Ring>>,
     /// The pools' places in the kernel's table.
     pools: Box<[u16]>,
     /// Orders given, and how many of the first of them are done.
@@ -117,11 +108,12 @@ impl Porter {
         let kernels = vec![Kernel::new(&module, "porter")?];
         let buffers = vec![filled(context, &table)?, filled(context, &[0; RELAY_BYTES])?];
         // It is to be there before kernels that fill the device.
-        let lane = Lane::new(arena, context.stream_priorities()?.greatest, buffers, kernels)?;
-        let shared = Shared::new(context)?;
+        let priority = context.stream_priorities()?.greatest;
+        let ring = Pages::new(context, Ring::new())?;
+        let lane = Lane::new(arena, priority, buffers, kernels)?.with_pages(ring.clone());
         Ok(Porter {
-            lane: ManuallyDrop::new(lane),
-            shared: ManuallyDrop::new(shared),
+            lane,
+            ring,
             pools: pools.into(),
             given: 0,
             done: 0,
@@ -167,7 +159,7 @@ impl Porter {
     fn launch(&mut self) -> Result<(), GpuError> {
         self.epoch = self.epoch.wrapping_add(1).max(1);
         let operands = [
-            Operand::Long(self.shared.registration.address()),
+            Operand::Long(self.ring.address()),
             Operand::Buffer { buffer: 0, at: 0, bytes: (POOLS * 16) as u64 },
             Operand::Buffer { buffer: 1, at: 0, bytes: RELAY_BYTES as u64 },
             Operand::Word(self.done as u32),
@@ -191,7 +183,7 @@ impl Porter {
     fn put(&mut self, first: u64, second: u64) {
         self.given += 1;
         let number = self.given as u32;
-        let order = &self.shared.ring.orders[(self.given % ORDERS) as usize];
+        let order = &self.ring.orders[(self.given % ORDERS) as usize];
         // Each half says by its number which order it is of, so it does not matter which is seen first.
         order[0].store(first | u64::from(number & 0xffff) << 48, Ordering::Release);
         order[1].store(second | u64::from(number) << 32, Ordering::Release);
@@ -265,7 +257,7 @@ impl Porter {
     }
 
     fn is_done(&self, number: u64) -> bool {
-        self.shared.ring.done[(number % ORDERS) as usize].load(Ordering::Acquire) == number as u32
+        self.ring.done[(number % ORDERS) as usize].load(Ordering::Acquire) == number as u32
     }
 
     /// Fails where the device does. Where the kernel has ended, because this thread was stopped for long, before it saw all orders, it is launched
@@ -291,12 +283,7 @@ impl fmt::Debug for Porter {
 
 impl Drop for Porter {
     fn drop(&mut self) {
+        // The lane waits for it, and keeps all that it uses where it does not end.
         self.stop();
-        if self.lane.ends() {
-            // SAFETY: dropped once, here, and not used after that; the kernel, which uses the ring, has ended.
-            unsafe { ManuallyDrop::drop(&mut self.lane) };
-            // SAFETY: as above.
-            unsafe { ManuallyDrop::drop(&mut self.shared) };
-        }
     }
 }
