@@ -1,6 +1,7 @@
 //! One lane of a model, and the batch that is under way on it.
 
 mod ahead;
+mod habits;
 mod launch;
 mod persistent;
 mod recordings;

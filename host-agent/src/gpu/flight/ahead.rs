@@ -5,13 +5,13 @@
 //! the output slots that are kept for it. Not even the input slots on the device: they may be another request's meanwhile, whose
 //! copies wait for no lane. It does not wait for ever in any case, since some calls of the driver wait for all streams.
 
-use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
 use splitrpc_cuda::Context;
-use splitrpc_gpu::{Gate, GpuError, Operand, Recording, Work};
+use splitrpc_gpu::{Gate, GpuError, Operand, Work};
 use splitrpc_ring::Run;
 
+use super::recordings::{ELSEWHERE, Key, Part};
 use super::{Flight, PATIENCE};
 use crate::gpu::batch::Stretch;
 use crate::gpu::tensors::{Tensor, Tensors};
@@ -20,9 +20,6 @@ use crate::gpu::{Program, Rows};
 
 /// How long a launch waits for its request. Whoever waits for all streams waits no longer for it either.
 const WAITS: Duration = Duration::from_secs(1);
-
-/// Recordings that are left to what is launched as it comes.
-const LEFT: usize = 128;
 
 /// What a lane launches ahead.
 pub(super) struct Ahead {
@@ -43,8 +40,6 @@ pub(super) struct Ahead {
     withdrawn: Option<Instant>,
     /// Not all of it could be submitted, so that there is no signal, and no further one.
     broken: bool,
-    /// What was recorded, by first slots.
-    recordings: HashMap<(u32, u32), Recording>,
 }
 
 impl Ahead {
@@ -59,7 +54,6 @@ impl Ahead {
             fetches: false,
             withdrawn: None,
             broken: false,
-            recordings: HashMap::new(),
         })
     }
 
@@ -147,7 +141,7 @@ impl Flight {
     fn submit_ahead(&mut self, tensors: &Tensors, program: &dyn Program, copies: &Transfers) -> Result<(), GpuError> {
         let directly = self.empties_directly(tensors, copies);
         let by_kernel = self.output_bytes(tensors) <= copies.by_kernel;
-        let Flight { lane, operands: (inputs, outputs), ahead, number, staging, .. } = self;
+        let Flight { lane, recordings, operands: (inputs, outputs), ahead, number, staging, .. } = self;
         let (Some(ahead), [Stretch { run, .. }]) = (ahead, &self.inputs[..]) else { return Ok(()) };
         let rows = Rows { count: 1, inputs, outputs };
         let fetches = ahead.fetches;
@@ -166,20 +160,10 @@ impl Flight {
                 (false, _) => Ok(()),
             }
         };
-        let first = |stretches: &[Stretch]| stretches.first().map_or(0, |stretch| stretch.run.first);
-        let key = (first(&self.inputs), first(&self.outputs));
-        let recording = match ahead.recordings.get(&key) {
-            Some(known) => Some(*known),
-            None if program.is_recorded() && lane.recordings_left() > LEFT => lane.record(submit)?,
-            None => None,
-        };
-        match recording {
-            Some(recording) => {
-                ahead.recordings.insert(key, recording);
-                lane.replay(recording)?;
-            }
-            None => submit(&lane.work())?,
-        }
+        let first = |stretches: &[Stretch]| stretches.first().map_or(ELSEWHERE, |stretch| stretch.run.first);
+        let key = Key { part: Part::Ahead, ..Key::new(1, first(&self.inputs), first(&self.outputs)) };
+        let is_due = recordings.is_due(key);
+        recordings.submit(lane, program, key, is_due, submit)?;
         *number = number.wrapping_add(1);
         lane.signal(*number)
     }

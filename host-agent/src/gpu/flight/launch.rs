@@ -5,7 +5,7 @@ use splitrpc_ring::Run;
 use splitrpc_torch::Error as TorchError;
 
 use super::Flight;
-use super::recordings::{ELSEWHERE, Key};
+use super::recordings::{ELSEWHERE, Key, Part};
 use crate::gpu::batch::Stretch;
 use crate::gpu::tensors::{Tensor, Tensors};
 use crate::gpu::transfers::Transfers;
@@ -35,7 +35,7 @@ impl Flight {
             self.recordings.was_rehearsed(count);
             self.lane.finish()?;
             if program.is_recorded() {
-                self.compute(program)?;
+                self.compute(program, true)?;
                 self.lane.finish()?;
             }
         }
@@ -53,13 +53,13 @@ impl Flight {
         copies: &Transfers,
         batch: &Batch,
     ) -> Result<(), GpuError> {
-        let bytes: u64 = each_input(&self.inputs, tensors, batch).map(|(.., bytes)| u64::from(bytes)).sum();
-        let by_kernel = program.launches() && tensors.is_even() && bytes <= copies.by_kernel;
+        let is_small = self.input_bytes(tensors, batch) <= copies.by_kernel;
+        let by_kernel = program.launches() && tensors.is_even() && is_small;
         self.place(tensors, batch);
         if by_kernel && self.lies_right(tensors, copies) {
             let in_place = program.works_in_place();
             let recorded = || !self.timed && program.is_recorded() && !program.rehearses();
-            if in_place || recorded() && self.recordings.takes_whole(self.key, &self.lane) {
+            if in_place || recorded() && self.recordings.takes_whole(self.key) {
                 return self.launch_at_once(tensors, program, in_place, batch);
             }
         }
@@ -102,7 +102,9 @@ impl Flight {
             operands.0.iter_mut().chain(&mut operands.1).for_each(pin);
         }
         let rows = Rows { count: key.rows, inputs: &operands.0, outputs: &operands.1 };
-        recordings.submit(lane, program, Key { whole: true, ..*key }, true, |work| {
+        let key = Key { part: Part::Whole, ..*key };
+        let is_due = recordings.is_due(key);
+        recordings.submit(lane, program, key, is_due, |work| {
             if in_place {
                 return program.submit(work, &rows);
             }
@@ -155,14 +157,15 @@ impl Flight {
         batch: &Batch,
     ) -> Result<(), GpuError> {
         self.compactions = 0;
-        // No time for that here, if there is another way.
-        let elsewhere = || self.recordings.has(Key::elsewhere(self.key.rows));
-        let is_full = || self.lane.recordings_left() == 0;
-        if program.rehearses() && !self.recordings.has(self.key) && is_full() && elsewhere() {
+        let is_due = self.recordings.is_due(self.key);
+        let known = |key: Key| self.recordings.has(key);
+        // Submitting it takes such a program's own time, if there is another way.
+        if program.rehearses() && !is_due && !known(self.key) && known(Key::elsewhere(self.key.rows)) {
             self.place_elsewhere(tensors, batch.rows());
         }
         self.gather(tensors, batch)?;
-        self.compute(program)?;
+        // One that is timed is not to take its time, nor is its part alone to be recorded beside the whole.
+        self.compute(program, is_due && (!self.timed || program.rehearses()))?;
         self.mark(&self.marks.computed)?;
         self.spread(tensors)?;
         if self.empties_directly(tensors, copies) {
@@ -189,6 +192,10 @@ impl Flight {
 
     pub(super) fn empties_directly(&self, tensors: &Tensors, copies: &Transfers) -> bool {
         self.output_bytes(tensors) <= copies.direct
+    }
+
+    pub(super) fn input_bytes(&self, tensors: &Tensors, batch: &Batch) -> u64 {
+        each_input(&self.inputs, tensors, batch).map(|(.., bytes)| u64::from(bytes)).sum()
     }
 
     pub(super) fn output_bytes(&self, tensors: &Tensors) -> u64 {
@@ -286,16 +293,14 @@ impl Flight {
         Ok(())
     }
 
-    fn compute(&mut self, program: &dyn Program) -> Result<(), GpuError> {
-        let Flight { lane, operands: (inputs, outputs), recordings, key, timed, .. } = self;
+    fn compute(&mut self, program: &dyn Program, records: bool) -> Result<(), GpuError> {
+        let Flight { lane, operands: (inputs, outputs), recordings, key, .. } = self;
         let rows = Rows { count: key.rows, inputs, outputs };
-        // One that is timed is not to take its time, nor is its part alone to be recorded beside the whole.
-        let records = !*timed || program.rehearses();
         recordings.submit(lane, program, *key, records, |work| program.submit(work, &rows))
     }
 }
 
-pub(super) fn each_input<'f>(
+fn each_input<'f>(
     stretches: &'f [Stretch],
     tensors: &'f Tensors,
     batch: &'f Batch,

@@ -5,7 +5,7 @@ use std::time::Instant;
 use splitrpc_gpu::{GpuError, Operand, Persistent};
 
 use super::Flight;
-use super::launch::{each_input, pin};
+use super::launch::pin;
 use crate::gpu::tensors::{Tensor, Tensors};
 use crate::gpu::transfers::{CLOSE, Transfers};
 use crate::gpu::{Program, Rows};
@@ -75,8 +75,7 @@ impl Flight {
         if self.resident.is_none() || !program.works_in_place() {
             return None;
         }
-        let bytes: u64 = each_input(&self.inputs, tensors, batch).map(|(.., bytes)| u64::from(bytes)).sum();
-        if bytes > copies.by_kernel {
+        if self.input_bytes(tensors, batch) > copies.by_kernel {
             return None;
         }
         self.place(tensors, batch);

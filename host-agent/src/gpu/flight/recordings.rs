@@ -4,6 +4,7 @@ use std::collections::HashMap;
 
 use splitrpc_gpu::{GpuError, Lane, Recording, Work};
 
+use super::habits::Habits;
 use crate::gpu::Program;
 
 /// No first slot: the tensor's rows were put together elsewhere.
@@ -17,14 +18,23 @@ pub(super) struct Key {
     pub(super) input: u32,
     /// The first slot of the outputs, or [`ELSEWHERE`].
     pub(super) output: u32,
-    /// The copies from and to the host are part of it.
-    pub(super) whole: bool,
+    pub(super) part: Part,
+}
+
+/// How much of a batch a recording does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(super) enum Part {
+    Computing,
+    /// With the copies from and to the host.
+    Whole,
+    /// The same, behind the lane's gate.
+    Ahead,
 }
 
 impl Key {
     /// Of the computing alone.
     pub(super) fn new(rows: u32, input: u32, output: u32) -> Key {
-        Key { rows, input, output, whole: false }
+        Key { rows, input, output, part: Part::Computing }
     }
 
     /// With all rows put together elsewhere.
@@ -37,6 +47,7 @@ impl Key {
 #[derive(Debug)]
 pub(super) struct Recordings {
     known: HashMap<Key, Recording>,
+    habits: Habits<Key>,
     /// Numbers of rows that this thread has submitted unrecorded, where a program rehearses: what it makes for a thread and a stream, and
     /// keeps, may be part of no recording.
     rehearsed: Vec<u32>,
@@ -50,17 +61,33 @@ pub(super) struct Recordings {
 
 impl Recordings {
     pub(super) fn new() -> Recordings {
-        Recordings { known: HashMap::new(), rehearsed: Vec::new(), impossible: false, is_full: false, fewest: 1 }
+        Recordings {
+            known: HashMap::new(),
+            habits: Habits::new(),
+            rehearsed: Vec::new(),
+            impossible: false,
+            is_full: false,
+            fewest: 1,
+        }
     }
 
     pub(super) fn has(&self, key: Key) -> bool {
         self.known.contains_key(&key)
     }
 
+    /// Counts a batch that comes. Returns whether it is to be recorded: not what is known, nor what is rare.
+    pub(super) fn is_due(&mut self, key: Key) -> bool {
+        if self.has(key) {
+            self.habits.count_recorded();
+            return false;
+        }
+        self.habits.count(key) && !self.impossible && !self.is_full
+    }
+
     /// Whether a batch's copies and its computing are one recording, or may become one: not where the computing alone is recorded already.
-    pub(super) fn takes_whole(&self, key: Key, lane: &Lane) -> bool {
-        let may = || !self.impossible && lane.recordings_left() > 0 && !self.has(Key { whole: false, ..key });
-        self.has(Key { whole: true, ..key }) || may()
+    pub(super) fn takes_whole(&self, key: Key) -> bool {
+        let may = || !self.impossible && !self.is_full && !self.has(Key { part: Part::Computing, ..key });
+        self.has(Key { part: Part::Whole, ..key }) || may()
     }
 
     /// So many rows were submitted unrecorded.
@@ -90,18 +117,19 @@ impl Recordings {
         if is_new {
             self.rehearsed.push(key.rows);
         }
-        if records && program.is_recorded() && !self.impossible && !is_new {
+        if records && program.is_recorded() && !self.impossible && !self.is_full && !is_new {
             match lane.record(&batch) {
                 Ok(Some(recording)) => {
+                    tracing::debug!(?key, "recorded");
                     self.known.insert(key, recording);
                     return lane.replay(recording);
                 }
-                Ok(None) if !std::mem::replace(&mut self.is_full, true) => {
+                Ok(None) => {
                     tracing::warn!(
                         "a lane has recorded as much as it may; batches at other places are submitted piece by piece"
                     );
+                    self.is_full = true;
                 }
-                Ok(None) => {}
                 Err(error) if error.is_sticky() => return Err(error),
                 Err(error) => {
                     tracing::warn!(%error, "batches cannot be recorded on a lane, and are submitted piece by piece from now on");
