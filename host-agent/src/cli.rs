@@ -12,6 +12,8 @@ use signal_hook::iterator::Signals;
 
 use crate::config::{Config, LoadError, Machine, Overrides};
 use crate::doctor::{self, Verdict};
+use crate::metrics::ModelReport;
+use crate::restart;
 use crate::serve::{self, Server};
 
 /// The exit status after a second signal, as shells use it for an interrupted program.
@@ -40,7 +42,7 @@ enum Command {
     ///
     /// Without arguments it serves the built-in models null, echo and digits on loopback.
     #[command(after_help = KEYS)]
-    Serve(Sources),
+    Serve(Serve),
     /// Says what this machine offers and whether a server could start on it, and what to do where it falls short.
     ///
     /// ok: as it should be, or not needed. warn: it works, with something lost. runs: a splitrpc server has the address already.
@@ -52,6 +54,15 @@ enum Command {
     /// What it prints is a configuration file. The exit status is 1 where something is wrong, which standard error tells by key.
     #[command(after_help = KEYS)]
     CheckConfig(Sources),
+}
+
+#[derive(Debug, Args)]
+struct Serve {
+    #[command(flatten)]
+    sources: Sources,
+    /// A model that is not served, and why: as the program names it to itself where it starts anew.
+    #[arg(long, value_name = "NAME=REASON", value_parser = restart::parse, hide = true)]
+    left_out: Vec<ModelReport>,
 }
 
 /// What stands below the options of each command.
@@ -91,10 +102,11 @@ impl Sources {
 pub fn main() -> ExitCode {
     let cli = Cli::parse();
     start_logs(cli.log_format);
-    let (Command::Serve(sources) | Command::Doctor(sources) | Command::CheckConfig(sources)) = &cli.command;
-    tracing::debug!(?sources, "command line");
+    tracing::debug!(command = ?cli.command, "command line");
     let outcome = match cli.command {
-        Command::Serve(sources) => sources.load().map_err(anyhow::Error::new).and_then(serve),
+        Command::Serve(Serve { sources, left_out }) => {
+            sources.load().map_err(anyhow::Error::new).and_then(|config| serve(config, &left_out))
+        }
         Command::Doctor(sources) => sources.load().map(|config| doctor(&config)).map_err(anyhow::Error::new),
         Command::CheckConfig(sources) => sources.load().map(|config| check(&config)).map_err(anyhow::Error::new),
     };
@@ -127,7 +139,7 @@ fn start_logs(format: LogFormat) {
     }
 }
 
-fn serve(config: Config) -> anyhow::Result<bool> {
+fn serve(config: Config, left_out: &[ModelReport]) -> anyhow::Result<bool> {
     crate::gpu::prepare(&config.gpu);
     // Before anything slow: a signal during start-up ends the program as well.
     let (told, signalled) = mpsc::channel();
@@ -141,7 +153,11 @@ fn serve(config: Config) -> anyhow::Result<bool> {
             let _ = told.send(signal);
         }
     })?;
-    let server = Server::start(serve::build(config)?)?;
+    let mut spoils = |model: &ModelReport| {
+        let error = restart::without(model);
+        tracing::error!(%error, "the agent cannot start anew, and goes on without its models on the GPU");
+    };
+    let server = Server::start(serve::build_without(config, left_out, &mut spoils)?)?;
     say(format_args!("{}ready\n", server.summary()));
     Ok(serve::run(server, |wait: Duration| signalled.recv_timeout(wait).is_ok()))
 }
@@ -189,8 +205,8 @@ mod tests {
     #[test]
     fn options_become_overrides() {
         let cli = Cli::parse_from(["host-agent", "serve", "--tcp", "127.0.0.1:0", "--udp", "off", "--http", "off"]);
-        let Command::Serve(sources) = cli.command else { panic!("not serve") };
-        let config = sources.load().unwrap();
+        let Command::Serve(serve) = cli.command else { panic!("not serve") };
+        let config = serve.sources.load().unwrap();
         assert_eq!(config.listen.tcp, Some("127.0.0.1:0".parse().unwrap()));
         assert_eq!((config.listen.udp, config.listen.http), (None, None));
     }

@@ -14,6 +14,7 @@ pub mod model;
 pub mod orchestrator;
 pub mod plan;
 pub mod quiet;
+mod restart;
 pub mod runtime;
 pub mod serve;
 pub mod shard;

@@ -77,6 +77,19 @@ fn reasons(models: &[ModelReport]) -> String {
 /// # Errors
 /// [`BuildError`].
 pub fn build(config: Config) -> Result<Built, BuildError> {
+    build_without(config, &[], &mut |_| {})
+}
+
+/// The same without some models, of which it is known why they are not served. `spoils` is told of the model with which a GPU was lost that others
+/// are to compute on: whoever goes on is left with those of the CPU.
+///
+/// # Errors
+/// [`BuildError`].
+pub fn build_without(
+    config: Config,
+    left_out: &[ModelReport],
+    spoils: &mut dyn FnMut(&ModelReport),
+) -> Result<Built, BuildError> {
     Machine::raise_limits();
     let machine = Machine::here();
     let problems = config.check(&machine);
@@ -93,10 +106,19 @@ pub fn build(config: Config) -> Result<Built, BuildError> {
     let mut reserved = Reserved::default();
     for candidate in candidates(&config, &gpu)? {
         let served = candidate.and_then(|factory| {
-            let name = factory.spec().name.clone();
+            let name = &factory.spec().name;
+            if let Some(known) = left_out.iter().find(|model| model.name == *name) {
+                return Err(known.clone());
+            }
+            let outage = || gpu.opened().and_then(Gpu::outage);
+            let was_lost = outage().is_some();
             serve(&factory, &config, &gpu, &mut reserved).map_err(|error| {
                 let file = factory.file().map(|file| format!("{}: ", file.display()));
-                ModelReport::failed(name, format!("{}{error}", file.unwrap_or_default()))
+                let report = ModelReport::failed(name, format!("{}{error}", file.unwrap_or_default()));
+                if !was_lost && outage().is_some() {
+                    spoils(&report);
+                }
+                report
             })
         });
         match served {

@@ -2,7 +2,8 @@
 
 mod model_support;
 
-use std::process::{Command, Output};
+use std::io::{BufRead, BufReader};
+use std::process::{Command, Output, Stdio};
 
 use model_support::onnx::{D, FLOAT, Graph};
 use model_support::put;
@@ -26,6 +27,25 @@ fn the_reason_for_not_serving_is_given_once() {
     let said = fault(&["serve", "--tcp", "off", "--udp", "off"]);
     assert_eq!(said.lines().count(), 1, "{said}");
     assert!(said.contains("listen.tcp"), "{said}");
+}
+
+#[test]
+fn a_model_that_is_left_out_says_why() {
+    let off = ["--tcp", "127.0.0.1:0", "--udp", "off", "--http", "off"];
+    let left_out = ["null", "echo"].map(|model| ["--left-out".to_owned(), format!("{model}=was tried: in vain")]);
+    let mut command = Command::new(env!("CARGO_BIN_EXE_host-agent"));
+    let mut agent =
+        command.arg("serve").args(off).args(left_out.as_flattened()).stdout(Stdio::piped()).spawn().unwrap();
+    let lines = BufReader::new(agent.stdout.take().unwrap()).lines().map(Result::unwrap);
+    let said: Vec<_> = lines.take_while(|line| line != "ready").collect();
+    agent.kill().unwrap();
+    agent.wait().unwrap();
+    let has = |line: &str| said.iter().any(|said| said.starts_with(line));
+    assert!(has("  model  null: not served: was tried: in vain"), "{said:?}");
+    assert!(has("  model  echo: not served: was tried: in vain"), "{said:?}");
+    assert!(has("  model  digits version 1: ready"), "{said:?}");
+    let all = ["null=x", "echo=y", "digits=z"].map(|model| ["--left-out", model]);
+    assert!(fault(&[&["serve"][..], &off, all.as_flattened()].concat()).contains("no model can be served"));
 }
 
 #[test]

@@ -1,9 +1,11 @@
+use std::io::{BufRead, BufReader};
+use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use host_agent::config::Builtin;
+use host_agent::config::{Builtin, Config};
 use host_agent::metrics::ModelState;
 use host_agent::serve::{Server, build};
-use splitrpc_client::{Client, Error, Input};
+use splitrpc_client::{Client, ClientOptions, Error, Input};
 use splitrpc_cuda::{DeviceMemory, MemoryOptions};
 use splitrpc_wire::{DType, Status};
 
@@ -124,6 +126,63 @@ fn a_kernel_that_faults_when_it_is_tried_costs_the_models_on_the_gpu_alone() {
     assert!(outage(&server, "null-gpu").unwrap().contains("take that out"));
     assert_eq!(echo(&mut client(&server), "echo").unwrap(), b"abc");
     assert!(server.stop());
+}
+
+#[test]
+fn the_agent_starts_anew_without_the_models_that_spoil_the_gpu() {
+    if !has_gpu() {
+        return;
+    }
+    let at_once = crate::kernels::ENDLESS.replace("%word, 7;", "%word, 0;");
+    let repository = Repository::new().with_number("endless", "endless", &at_once);
+    let repository = repository.with_number("faults", "faults", crate::kernels::FAULTS);
+    let repository = repository.with_add("sum", 256, 0, "graph", "");
+    // Of those on the GPU alone.
+    let mut config = config(Some(&repository), &[]);
+    config.gpu.launch_limit_ms = 300;
+    let agent = Agent::start(&config);
+    let reason = |model: &str| {
+        let start = format!("  model  {model}: not served: ");
+        agent.said.iter().find_map(|line| line.strip_prefix(&start)).unwrap_or_else(|| panic!("{:?}", agent.said))
+    };
+    assert!(reason("endless").contains("the launch has not ended"), "{:?}", agent.said);
+    assert!(reason("faults").contains("CUDA_ERROR_ILLEGAL_ADDRESS"), "{:?}", agent.said);
+    let mut client = Client::connect(&agent.tcp, ClientOptions::default()).unwrap();
+    let [a, b, expected] = crate::common::sum(3, 256);
+    let inputs = [Input::new("A", DType::Fp32, &[256], &a[..]), Input::new("B", DType::Fp32, &[256], &b[..])];
+    assert_eq!(client.infer("sum", &inputs).unwrap().data(), expected);
+}
+
+/// The program itself, in a process of its own.
+struct Agent {
+    child: Child,
+    said: Vec<String>,
+    tcp: String,
+}
+
+impl Agent {
+    fn start(config: &Config) -> Agent {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("agent.toml");
+        std::fs::write(&file, config.to_toml()).unwrap();
+        let program = std::env::var("SPLITRPC_TESTS_HOST_AGENT");
+        let mut command = Command::new(program.as_deref().unwrap_or(env!("CARGO_BIN_EXE_host-agent")));
+        command.arg("serve").arg("--config").arg(&file).stdout(Stdio::piped());
+        let mut child =
+            command.spawn().expect("SPLITRPC_TESTS_HOST_AGENT names the program, where it was carried here");
+        let lines = BufReader::new(child.stdout.take().unwrap()).lines().map(Result::unwrap);
+        let said: Vec<_> = lines.take_while(|line| line != "ready").collect();
+        let tcp = said.iter().find_map(|line| line.strip_prefix("  tcp    ")).map(str::to_owned);
+        let tcp = tcp.unwrap_or_else(|| panic!("it does not serve: {:?} {said:?}", child.wait()));
+        Agent { child, said, tcp }
+    }
+}
+
+impl Drop for Agent {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
 }
 
 #[test]
