@@ -141,7 +141,7 @@ impl Model {
         let steps = (range.least - range.greatest).unsigned_abs().min(254) as u8;
         let groups = groups(spec, range);
         let each = usize::from(spec.instances.max(1));
-        let tensors = Tensors::new(spec, &*tenant.program, keeps.ahead);
+        let tensors = Tensors::new(spec, &*tenant.program, keeps.ahead, gpu.settings.kernel_bytes);
         let lane = |index: usize| {
             let urgency = urgency(groups, (index / each) as u8 + 1);
             let priority = range.greatest + i32::from(steps) * i32::from(urgency) / i32::from(u8::MAX);

@@ -152,6 +152,8 @@ impl Flight {
         };
         if program.rehearses() {
             flight.rehearse(tensors, program)?;
+        } else if program.is_recorded() && tensors.staging() > 0 {
+            flight.record(tensors, program)?;
         }
         Ok(flight)
     }

@@ -4,7 +4,7 @@ use splitrpc_wire::{DType, Shape, TensorDesc};
 
 use super::Program;
 use super::batch::Stretch;
-use crate::model::spec::ModelSpec;
+use crate::model::spec::{ModelSpec, TensorSpec};
 use crate::runtime::Batch;
 
 /// Where in the memory for compactions a tensor may begin, unless the model asks for more.
@@ -23,16 +23,14 @@ pub(super) struct Tensors {
     pub(super) max_batch: u16,
     has_rows: bool,
     pub(super) alignment: u64,
-    /// Bytes of memory for compactions, and behind it for inputs that a launch fetches which was submitted ahead.
+    /// Bytes of memory in which rows are put together, of each lane's own.
     staging: u64,
-    /// Where in it those are; nothing where there are none.
-    fetched: Vec<u64>,
 }
 
 pub(super) struct Tensor {
     /// Bytes of a row; `None` where they vary, and then there is one request in a batch.
     pub(super) row: Option<u32>,
-    /// Where it is put together, in the memory for compactions.
+    /// Where it is put together, in that memory.
     pub(super) at: u64,
     dtype: DType,
     /// Those of one row, for outputs.
@@ -40,16 +38,23 @@ pub(super) struct Tensor {
 }
 
 impl Tensors {
-    /// Of a model whose lanes launch ahead, or not.
-    pub(super) fn new(spec: &ModelSpec, program: &dyn Program, launches_ahead: bool) -> Tensors {
+    /// Of a model whose lanes launch ahead, or not. Tensors of at most `by_kernel` bytes a row are carried by kernels.
+    pub(super) fn new(spec: &ModelSpec, program: &dyn Program, launches_ahead: bool, by_kernel: u32) -> Tensors {
         let max_batch = spec.max_batch.max(1);
         let alignment = u64::from(program.alignment().max(1));
+        let is_small = |tensors: &[TensorSpec]| {
+            let row = |tensor| spec.row_bytes(tensor).map(u64::from);
+            tensors.iter().map(row).sum::<Option<u64>>().is_some_and(|bytes| bytes <= by_kernel.into())
+        };
+        // Kernels carry these past the slots on the device.
+        let passes = (launches_ahead || program.is_recorded()) && is_small(&spec.inputs) && is_small(&spec.outputs);
+        // Slots of single rows are where they should be, as long as not too much is asked.
+        let staged = passes || max_batch > 1 || alignment > SLOT_ALIGNMENT || program.rehearses();
         let mut staging = 0;
         let mut tensor = |tensor| {
             let row = spec.row_bytes(tensor);
             let at = staging;
-            // Slots of single rows are where they should be, as long as not too much is asked.
-            if max_batch > 1 || alignment > SLOT_ALIGNMENT || program.rehearses() {
+            if staged {
                 let window = u64::from(row.unwrap_or(0)) * u64::from(max_batch);
                 staging += window.next_multiple_of(ALIGNMENT.max(alignment));
             }
@@ -58,21 +63,10 @@ impl Tensors {
         };
         let inputs = spec.inputs.iter().map(&mut tensor).collect();
         let outputs = spec.outputs.iter().map(&mut tensor).collect();
-        let fixed = spec.fixed_inputs();
-        let mut fetched = Vec::new();
-        for tensor in spec.inputs.iter().filter(|_| launches_ahead && fixed) {
-            fetched.push(staging);
-            staging += u64::from(spec.row_bytes(tensor).unwrap_or(0)).next_multiple_of(ALIGNMENT.max(alignment));
-        }
-        Tensors { inputs, outputs, max_batch, has_rows: spec.max_batch > 0, alignment, staging, fetched }
+        Tensors { inputs, outputs, max_batch, has_rows: spec.max_batch > 0, alignment, staging }
     }
 
-    /// Where in the memory for compactions inputs are fetched to.
-    pub(super) fn fetched(&self) -> &[u64] {
-        &self.fetched
-    }
-
-    /// Bytes of each lane's memory for compactions.
+    /// Bytes of each lane's memory in which rows are put together; 0 where none are.
     pub(super) fn staging(&self) -> u64 {
         self.staging
     }

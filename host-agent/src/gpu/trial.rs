@@ -74,7 +74,7 @@ impl Gpu {
         let range = self.context.stream_priorities().map_err(failed)?;
         let lanes = u64::from(spec.instances.max(1)) * u64::from(groups(spec, range));
         let ahead = self.settings.pre_launched.contains(&spec.name);
-        let tensors = Tensors::new(spec, program, ahead);
+        let tensors = Tensors::new(spec, program, ahead, self.settings.kernel_bytes);
         let relay = if program.stays().is_some() { granules(Persistent::DEVICE_BYTES) } else { 0 };
         let lane = program.lane_bytes().saturating_add(granules(tensors.staging())).saturating_add(relay);
         let (host, device) = plan.all().iter().fold((0_u64, 0_u64), |(host, device), (_, layout)| {

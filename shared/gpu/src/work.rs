@@ -120,21 +120,40 @@ impl Work<'_> {
         unsafe { gate.hold(self.stream, limit) }
     }
 
-    /// Has a kernel read tensors on the host, from the beginning of each run's on, into a buffer on the device: it can wait for its turn before the
-    /// bytes are there, and writes no slots.
+    /// As [`Work::collect`], of single tensors, past the slots on the device to where the operands are: it can wait for its turn before the bytes are
+    /// there, and writes no slots.
     ///
     /// # Errors
     /// As [`Work::gather`]; [`GpuError::NoBuffer`].
-    pub fn fetch(
-        &self,
-        inputs: impl Iterator<Item = (Run, u16, u32)>,
-        buffer: usize,
-        at: &[u64],
-    ) -> Result<(), GpuError> {
-        self.carry_each(inputs.zip(at).map(|((run, tensor, len), at)| {
-            let host = self.held.arena.host_rows(run.pool, tensor).and_then(|rows| rows.address(run, 0, len));
-            Ok((host.ok_or(GpuError::NoSlots)?, self.buffer(buffer, *at, len.into())?.address(), len))
-        }))
+    pub fn fetch<'o>(&self, inputs: impl Iterator<Item = ((Run, u16, u32), &'o Operand)>) -> Result<(), GpuError> {
+        self.carry_each(
+            inputs.map(|((run, tensor, len), to)| Ok((self.host(run, tensor, len)?, self.place(to, len)?, len))),
+        )
+    }
+
+    /// As [`Work::deliver`], of single tensors, from where the operands are: the twin of [`Work::fetch`].
+    ///
+    /// # Errors
+    /// As [`Work::fetch`].
+    pub fn post<'o>(&self, outputs: impl Iterator<Item = ((Run, u16, u32), &'o Operand)>) -> Result<(), GpuError> {
+        self.carry_each(
+            outputs.map(|((run, tensor, len), from)| Ok((self.place(from, len)?, self.host(run, tensor, len)?, len))),
+        )
+    }
+
+    /// Where on the device an operand of so many bytes or more is.
+    fn place(&self, operand: &Operand, len: u32) -> Result<u64, GpuError> {
+        match operand {
+            Operand::Slots { bytes, .. } if *bytes >= len => self.value(operand),
+            Operand::Buffer { bytes, .. } if *bytes >= len.into() => self.value(operand),
+            _ => Err(GpuError::NoBuffer),
+        }
+    }
+
+    /// Where on the host the first so many bytes of a run's tensor are.
+    fn host(&self, run: Run, tensor: u16, len: u32) -> Result<u64, GpuError> {
+        let rows = self.held.arena.host_rows(run.pool, tensor);
+        rows.and_then(|rows| rows.address(run, 0, len)).ok_or(GpuError::NoSlots)
     }
 
     /// As [`Work::copy_in`], from the beginning of each run's tensor, by a kernel: another one behind it begins sooner than behind a copy engine.
@@ -162,9 +181,8 @@ impl Work<'_> {
 
     /// Where the first so many bytes of a run's tensor are on the host and on the device.
     fn sides(&self, run: Run, tensor: u16, len: u32) -> Result<[u64; 2], GpuError> {
-        let arena = &self.held.arena;
-        let address = |rows: Option<Rows>| rows.and_then(|rows| rows.address(run, 0, len)).ok_or(GpuError::NoSlots);
-        Ok([address(arena.host_rows(run.pool, tensor))?, address(arena.device_rows(run.pool, tensor))?])
+        let device = self.held.arena.device_rows(run.pool, tensor).and_then(|rows| rows.address(run, 0, len));
+        Ok([self.host(run, tensor, len)?, device.ok_or(GpuError::NoSlots)?])
     }
 
     /// Carries bytes from one address to another, so many each.

@@ -95,8 +95,8 @@ impl Flight {
             stretches.clear();
             stretches.push(Stretch { run, row: 0 });
         }
-        let fetched = tensors.fetched();
-        let fetches = !fetched.is_empty() && Tensors::row_bytes(&tensors.inputs) <= copies.by_kernel;
+        let is_small = tensors.is_fixed() && Tensors::row_bytes(&tensors.inputs) <= copies.by_kernel;
+        let fetches = tensors.staging() > 0 && is_small;
         let (inputs, outputs) = &mut self.operands;
         let arena = self.lane.arena();
         let lie_right = |known: &[Tensor], run: Run, operands: &mut Vec<Operand>| {
@@ -109,11 +109,12 @@ impl Flight {
             })
         };
         if fetches {
-            let bytes = |known: &Tensor| u64::from(known.row.unwrap_or(0));
-            let place =
-                |(known, at): (&Tensor, &u64)| Operand::Buffer { buffer: self.staging, at: *at, bytes: bytes(known) };
+            let place = |known: &Tensor| {
+                let bytes = known.row.unwrap_or(0).into();
+                Operand::Buffer { buffer: self.staging, at: known.at, bytes }
+            };
             inputs.clear();
-            inputs.extend(tensors.inputs.iter().zip(fetched).map(place));
+            inputs.extend(tensors.inputs.iter().map(place));
         } else if !lie_right(&tensors.inputs, input, inputs) {
             return false;
         }
@@ -141,7 +142,7 @@ impl Flight {
     fn submit_ahead(&mut self, tensors: &Tensors, program: &dyn Program, copies: &Transfers) -> Result<(), GpuError> {
         let directly = self.empties_directly(tensors, copies);
         let by_kernel = self.output_bytes(tensors) <= copies.by_kernel;
-        let Flight { lane, recordings, operands: (inputs, outputs), ahead, number, staging, .. } = self;
+        let Flight { lane, recordings, operands: (inputs, outputs), ahead, number, .. } = self;
         let (Some(ahead), [Stretch { run, .. }]) = (ahead, &self.inputs[..]) else { return Ok(()) };
         let rows = Rows { count: 1, inputs, outputs };
         let fetches = ahead.fetches;
@@ -149,7 +150,7 @@ impl Flight {
         let submit = |work: &Work<'_>| {
             work.hold(WAITS)?;
             if fetches {
-                work.fetch(each(), *staging, tensors.fetched())?;
+                work.fetch(each().zip(&*inputs))?;
             }
             program.submit(work, &rows)?;
             match (directly, by_kernel) {

@@ -1,75 +1,51 @@
 //! Which batches are common enough to be recorded.
 //!
 //! Each recording takes device memory for good and about a millisecond of the thread that makes it, so the rare ones must not be made, least
-//! of all one by one for hours: what a steady load needs is learnt from its first batches, and then nothing more is taken.
+//! of all one by one for hours: what is common is learnt from a lane's first batches, and after those nothing more is taken.
 
 use std::collections::HashMap;
 use std::hash::Hash;
 
-/// So many batches make a round.
-const ROUND: u32 = 4096;
-/// So many alike within a round are common. No more kinds than a lane may record come so often in a round.
+/// So many batches are learnt from.
+const LEARNT_FROM: u32 = 4096;
+/// So many alike among them are common. No more kinds than a lane may record come so often.
 const COMMON: u32 = 16;
-/// So many more unrecorded ones in a round than there were at first mean another load.
-const CHANGED: u32 = ROUND / 4;
 
 /// What has been seen of a lane's batches.
 #[derive(Debug)]
 pub(super) struct Habits<K> {
-    /// How many of each kind were seen in this round, while that is learnt.
+    /// How many of each kind were not recorded.
     seen: HashMap<K, u32>,
-    /// How many batches of this round are yet to come.
+    /// How many batches are yet to be learnt from.
     left: u32,
-    /// How many of this round's were not recorded.
-    unrecorded: u32,
-    learning: Learning,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Learning {
-    /// In this round.
-    Now,
-    /// In the round before. How many stay unrecorded is seen in this one.
-    Done,
-    /// So many stayed unrecorded in the round after it.
-    Settled(u32),
 }
 
 impl<K: Copy + Eq + Hash> Habits<K> {
     pub(super) fn new() -> Habits<K> {
-        Habits { seen: HashMap::new(), left: ROUND, unrecorded: 0, learning: Learning::Now }
+        Habits { seen: HashMap::new(), left: LEARNT_FROM }
     }
 
     /// A batch comes that is recorded.
     #[inline]
     pub(super) fn count_recorded(&mut self) {
-        self.left -= 1;
-        if self.left == 0 {
-            self.end_round();
+        if self.left > 0 {
+            self.left -= 1;
+            if self.left == 0 {
+                self.seen = HashMap::new();
+            }
         }
     }
 
     /// A batch of this kind comes, which is not recorded. Returns whether it should be.
     pub(super) fn count(&mut self, kind: K) -> bool {
-        self.unrecorded += 1;
-        let is_common = self.learning == Learning::Now && {
-            let seen = self.seen.entry(kind).or_insert(0);
-            *seen += 1;
-            *seen >= COMMON
-        };
+        if self.left == 0 {
+            return false;
+        }
+        let seen = self.seen.entry(kind).or_insert(0);
+        *seen += 1;
+        let is_common = *seen >= COMMON;
         self.count_recorded();
         is_common
-    }
-
-    fn end_round(&mut self) {
-        self.learning = match self.learning {
-            Learning::Now => Learning::Done,
-            Learning::Done => Learning::Settled(self.unrecorded),
-            Learning::Settled(usual) if self.unrecorded > usual + CHANGED => Learning::Now,
-            settled => settled,
-        };
-        self.seen = HashMap::new();
-        (self.left, self.unrecorded) = (ROUND, 0);
     }
 }
 
@@ -77,7 +53,7 @@ impl<K: Copy + Eq + Hash> Habits<K> {
 mod tests {
     use std::collections::HashSet;
 
-    use super::{CHANGED, COMMON, Habits, ROUND};
+    use super::{COMMON, Habits, LEARNT_FROM};
 
     /// A lane that records what is common.
     struct Lane {
@@ -111,39 +87,24 @@ mod tests {
     }
 
     #[test]
-    fn a_steady_load_takes_nothing_after_its_first_round() {
+    fn rare_kinds_are_not_and_nothing_is_after_the_first_batches() {
         let mut lane = Lane::new();
         // Half of the batches are of two kinds, the others of a thousand.
-        let load = |from: u32| (from..from + ROUND).map(|i| if i % 2 == 0 { i / 2 % 2 } else { 2 + i / 2 % 1000 });
-        lane.submit(load(0));
+        lane.submit((0..LEARNT_FROM).map(|i| if i % 2 == 0 { i / 2 % 2 } else { 2 + i / 2 % 1000 }));
         assert_eq!(lane.recorded, HashSet::from([0, 1]));
-        // The rare ones become a little more common: not enough for them to be learnt.
-        let more = (0..200 * ROUND).map(|i| if i % 2 == 0 { i / 2 % 2 } else { 2 + i / 2 % 20 });
-        lane.submit(more);
+        lane.submit((0..100 * LEARNT_FROM).map(|i| 2 + i % 20));
         assert_eq!(lane.recorded, HashSet::from([0, 1]));
+        assert!(lane.habits.seen.is_empty());
     }
 
     #[test]
-    fn another_load_is_learnt_anew() {
+    fn no_more_kinds_are_common_than_a_lane_may_record() {
         let mut lane = Lane::new();
-        lane.submit((0..3 * ROUND).map(|_| 1));
-        // One round shows that it is another one, the next one is learnt from.
-        lane.submit((0..ROUND).map(|i| u32::from(i >= CHANGED)));
-        assert_eq!(lane.recorded, HashSet::from([1]), "as many as may change");
-        lane.submit((0..ROUND).map(|i| u32::from(i > CHANGED)));
-        assert_eq!(lane.recorded, HashSet::from([1]), "learning has yet to begin");
-        lane.submit((0..COMMON).map(|_| 0));
-        assert_eq!(lane.recorded, HashSet::from([0, 1]));
-    }
-
-    #[test]
-    fn a_slow_load_is_learnt_over_the_whole_round() {
+        let most = LEARNT_FROM / COMMON;
+        lane.submit((0..LEARNT_FROM).map(|i| i % most));
+        assert_eq!(lane.recorded.len(), most as usize);
         let mut lane = Lane::new();
-        let kinds = ROUND / COMMON;
-        lane.submit((0..ROUND).map(|i| i % kinds));
-        assert_eq!(lane.recorded.len(), kinds as usize);
-        let mut lane = Lane::new();
-        lane.submit((0..100 * ROUND).map(|i| i % (kinds + kinds / 8)));
-        assert!(lane.recorded.is_empty(), "none comes so often");
+        lane.submit((0..LEARNT_FROM).map(|i| i % (most + 1)));
+        assert!(lane.recorded.len() < most as usize);
     }
 }

@@ -21,7 +21,7 @@ impl Flight {
     /// Computes batches of nothing in the memory for compactions, and records that, so that whatever comes has been recorded. For start-up.
     pub(super) fn rehearse(&mut self, tensors: &Tensors, program: &dyn Program) -> Result<(), GpuError> {
         let most = u32::from(tensors.max_batch);
-        for count in (1..=most).filter(|count| *count <= EACH_RECORDED || count.is_power_of_two() || *count == most) {
+        for count in sizes(most) {
             self.place_elsewhere(tensors, count);
             let (inputs, outputs) = &self.operands;
             match program.submit(&self.lane.work(), &Rows { count, inputs, outputs }) {
@@ -44,6 +44,17 @@ impl Flight {
         Ok(())
     }
 
+    /// Records the computing of batches in the memory for compactions, without doing any. For start-up.
+    pub(super) fn record(&mut self, tensors: &Tensors, program: &dyn Program) -> Result<(), GpuError> {
+        for count in sizes(tensors.max_batch.into()) {
+            self.place_elsewhere(tensors, count);
+            let Flight { lane, operands: (inputs, outputs), recordings, key, .. } = self;
+            let rows = Rows { count, inputs, outputs };
+            recordings.record(lane, *key, |work| program.submit(work, &rows))?;
+        }
+        Ok(())
+    }
+
     /// Submits everything of a batch of which nothing is on its way: with a kernel for the inputs where they are small, or none at all
     /// where they can stay on the host; and as one recording where the program's part is one, so that the driver is called once.
     pub(super) fn launch_whole(
@@ -59,7 +70,7 @@ impl Flight {
         if by_kernel && self.lies_right(tensors, copies) {
             let in_place = program.works_in_place();
             let recorded = || !self.timed && program.is_recorded() && !program.rehearses();
-            if in_place || recorded() && self.recordings.takes_whole(self.key) {
+            if in_place || recorded() {
                 return self.launch_at_once(tensors, program, in_place, batch);
             }
         }
@@ -86,7 +97,8 @@ impl Flight {
         }
     }
 
-    /// Submits everything of a batch whose rows lie together, as one recording where there can be one. Only what is done in place can be timed so.
+    /// Submits everything of a batch whose rows lie together: as one recording where it is common, else past the slots, since what is computed in
+    /// the memory for compactions is recorded already. Only what is done in place can be timed so.
     fn launch_at_once(
         &mut self,
         tensors: &Tensors,
@@ -97,24 +109,49 @@ impl Flight {
         (self.compactions, self.in_place) = (0, in_place);
         self.mark(&self.marks.begun)?;
         self.mark(&self.marks.filled)?;
-        let Flight { lane, recordings, inputs, outputs, operands, key, .. } = self;
+        let key = Key { part: Part::Whole, ..self.key };
+        let is_due = self.recordings.is_due(key);
+        if in_place || is_due || self.recordings.has(key) || tensors.staging() == 0 {
+            self.submit_whole(tensors, program, in_place, batch, key, is_due)?;
+        } else {
+            self.submit_past_slots(tensors, program, batch)?;
+        }
+        self.mark(&self.marks.computed)?;
+        self.mark(&self.marks.emptied)?;
+        self.signal()
+    }
+
+    fn submit_past_slots(&mut self, tensors: &Tensors, program: &dyn Program, batch: &Batch) -> Result<(), GpuError> {
+        self.place_elsewhere(tensors, batch.rows());
+        let inputs = each_input(&self.inputs, tensors, batch);
+        self.lane.work().fetch(inputs.map(|piece| (piece, &self.operands.0[usize::from(piece.1)])))?;
+        self.compute(program, false)?;
+        let outputs = each_output(&self.outputs, tensors);
+        self.lane.work().post(outputs.map(|piece| (piece, &self.operands.1[usize::from(piece.1)])))
+    }
+
+    fn submit_whole(
+        &mut self,
+        tensors: &Tensors,
+        program: &dyn Program,
+        in_place: bool,
+        batch: &Batch,
+        key: Key,
+        records: bool,
+    ) -> Result<(), GpuError> {
+        let Flight { lane, recordings, inputs, outputs, operands, .. } = self;
         if in_place {
             operands.0.iter_mut().chain(&mut operands.1).for_each(pin);
         }
         let rows = Rows { count: key.rows, inputs: &operands.0, outputs: &operands.1 };
-        let key = Key { part: Part::Whole, ..*key };
-        let is_due = recordings.is_due(key);
-        recordings.submit(lane, program, key, is_due, |work| {
+        recordings.submit(lane, program, key, records, |work| {
             if in_place {
                 return program.submit(work, &rows);
             }
             work.collect(each_input(inputs, tensors, batch))?;
             program.submit(work, &rows)?;
             work.deliver(each_output(outputs, tensors))
-        })?;
-        self.mark(&self.marks.computed)?;
-        self.mark(&self.marks.emptied)?;
-        self.signal()
+        })
     }
 
     /// Copies what is not on its way yet behind what is, on the stream of the copies, and has the lane wait for it.
@@ -298,6 +335,11 @@ impl Flight {
         let rows = Rows { count: key.rows, inputs, outputs };
         recordings.submit(lane, program, *key, records, |work| program.submit(work, &rows))
     }
+}
+
+/// The numbers of rows, up to the most, of which each has a recording of its own before the first batch.
+fn sizes(most: u32) -> impl Iterator<Item = u32> {
+    (1..=most).filter(move |count| *count <= EACH_RECORDED || count.is_power_of_two() || *count == most)
 }
 
 fn each_input<'f>(

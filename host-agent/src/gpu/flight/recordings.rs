@@ -84,12 +84,6 @@ impl Recordings {
         self.habits.count(key) && !self.impossible && !self.is_full
     }
 
-    /// Whether a batch's copies and its computing are one recording, or may become one: not where the computing alone is recorded already.
-    pub(super) fn takes_whole(&self, key: Key) -> bool {
-        let may = || !self.impossible && !self.is_full && !self.has(Key { part: Part::Computing, ..key });
-        self.has(Key { part: Part::Whole, ..key }) || may()
-    }
-
     /// So many rows were submitted unrecorded.
     pub(super) fn was_rehearsed(&mut self, count: u32) {
         self.rehearsed.push(count);
@@ -117,26 +111,44 @@ impl Recordings {
         if is_new {
             self.rehearsed.push(key.rows);
         }
-        if records && program.is_recorded() && !self.impossible && !self.is_full && !is_new {
-            match lane.record(&batch) {
-                Ok(Some(recording)) => {
-                    tracing::debug!(?key, "recorded");
-                    self.known.insert(key, recording);
-                    return lane.replay(recording);
-                }
-                Ok(None) => {
-                    tracing::warn!(
-                        "a lane has recorded as much as it may; batches at other places are submitted piece by piece"
-                    );
-                    self.is_full = true;
-                }
-                Err(error) if error.is_sticky() => return Err(error),
-                Err(error) => {
-                    tracing::warn!(%error, "batches cannot be recorded on a lane, and are submitted piece by piece from now on");
-                    self.impossible = true;
-                }
-            }
+        if records
+            && program.is_recorded()
+            && !is_new
+            && let Some(recording) = self.record(lane, key, &batch)?
+        {
+            return lane.replay(recording);
         }
         batch(&lane.work())
+    }
+
+    /// Records what `batch` submits, if anything more can be.
+    pub(super) fn record(
+        &mut self,
+        lane: &mut Lane,
+        key: Key,
+        batch: impl Fn(&Work<'_>) -> Result<(), GpuError>,
+    ) -> Result<Option<Recording>, GpuError> {
+        if self.impossible || self.is_full {
+            return Ok(None);
+        }
+        match lane.record(&batch) {
+            Ok(Some(recording)) => {
+                tracing::debug!(?key, "recorded");
+                self.known.insert(key, recording);
+                return Ok(Some(recording));
+            }
+            Ok(None) => {
+                tracing::warn!(
+                    "a lane has recorded as much as it may; batches at other places are submitted piece by piece"
+                );
+                self.is_full = true;
+            }
+            Err(error) if error.is_sticky() => return Err(error),
+            Err(error) => {
+                tracing::warn!(%error, "batches cannot be recorded on a lane, and are submitted piece by piece from now on");
+                self.impossible = true;
+            }
+        }
+        Ok(None)
     }
 }

@@ -3,12 +3,17 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::Duration;
 
-use splitrpc_gpu::{Direction, Gate, GpuError, Lane, Piece, Porter, Work, filled};
+use splitrpc_gpu::{Direction, Gate, GpuError, Lane, Operand, Piece, Porter, Work, filled};
 
 use crate::common::{FRAME, FRAMES, Gpu, LARGE, SLOTS, SMALL, gpu, pattern, run};
 
 /// Longer than any test takes.
 const LIMIT: Duration = Duration::from_secs(60);
+
+/// A place in a lane's first buffer.
+fn place(at: u64, bytes: u32) -> Operand {
+    Operand::Buffer { buffer: 0, at, bytes: bytes.into() }
+}
 
 /// A lane, and the gate at which it waits.
 fn gated(gpu: &Gpu) -> (Lane, Gate) {
@@ -53,7 +58,7 @@ fn what_waits_at_a_gate_is_done_once_it_is_opened_and_holds_up_nobody() {
     let piece = Piece { frame, frame_offset: 0, slot, tensor: 0, offset: LARGE - FRAME, len: FRAME };
     let submit = |work: &Work<'_>| {
         work.hold(LIMIT)?;
-        work.fetch([(slot, 0, LARGE)].into_iter(), 0, &[1024])?;
+        work.fetch([((slot, 0, LARGE), &place(1024, LARGE))].into_iter())?;
         work.spread(0, 1024, slot, 0, LARGE)?;
         work.scatter(&[piece]).map(drop)
     };
@@ -77,7 +82,7 @@ fn what_waits_at_a_gate_is_done_once_it_is_opened_and_holds_up_nobody() {
         assert!(gate.was_opened(number));
         assert!(gpu.read(frame, 0, FRAME) == tensor[(LARGE - FRAME) as usize..], "{number}");
     }
-    let past = lane.work().fetch([(slot, 0, LARGE)].into_iter(), 0, &[1 << 40]);
+    let past = lane.work().fetch([((slot, 0, LARGE), &place(1 << 40, LARGE))].into_iter());
     assert_eq!((past, other.work().hold(LIMIT)), (Err(GpuError::NoBuffer), Err(GpuError::NoBuffer)));
 }
 
@@ -116,7 +121,7 @@ fn a_lane_that_waits_holds_up_nothing_that_is_submitted() {
         // For the first time, so that code is loaded and a graph made.
         let submit = |work: &Work<'_>| {
             work.spread(0, 0, slot, 0, 4096)?;
-            work.fetch([(slot, 1, SMALL)].into_iter(), 0, &[4096])?;
+            work.fetch([((slot, 1, SMALL), &place(4096, SMALL))].into_iter())?;
             work.deliver([(slot, 0, 4096)].into_iter())
         };
         let recording = theirs.record(submit).unwrap().unwrap();

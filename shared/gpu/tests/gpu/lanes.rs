@@ -162,3 +162,34 @@ fn what_another_party_writes_through_the_handle_is_read_in_place() {
         assert_eq!(gpu.arena.dma_buf(SLOTS).unwrap().1, bytes);
     }
 }
+
+#[test]
+fn what_is_fetched_and_posted_passes_the_slots_on_the_device() {
+    let Some(gpu) = gpu() else { return };
+    let lane = lane(&gpu);
+    let (from, to) = (run(SLOTS, 0, 1), run(SLOTS, 1, 1));
+    for slot in [from, to] {
+        gpu.write(slot, 0, 0, &pattern(9, LARGE));
+        lane.work().collect([(slot, 0, LARGE)].into_iter()).unwrap();
+    }
+    lane.finish().unwrap();
+    gpu.write(from, 0, 0, &pattern(1, LARGE));
+    let whole = Operand::Buffer { buffer: 0, at: 0, bytes: LARGE.into() };
+    let work = lane.work();
+    work.fetch([((from, 0, LARGE), &whole)].into_iter()).unwrap();
+    let launch = Launch { grid: [WORDS.div_ceil(256), 1, 1], block: [256, 1, 1], shared_bytes: 0 };
+    work.run(0, launch, &[whole, whole, Operand::Word(WORDS), Operand::Word(5)]).unwrap();
+    work.post([((to, 0, LARGE), &whole)].into_iter()).unwrap();
+    lane.finish().unwrap();
+    assert!(gpu.read(to, 0, LARGE) == added(&pattern(1, LARGE), 5));
+    for slot in [from, to] {
+        assert!(gpu.fetch(slot, 0, LARGE) == pattern(9, LARGE));
+    }
+    // An operand holds all that is carried there.
+    let part = Operand::Buffer { buffer: 0, at: 0, bytes: u64::from(LARGE) - 1 };
+    let word = Operand::Word(0);
+    for wrong in [part, word] {
+        assert_eq!(work.fetch([((from, 0, LARGE), &wrong)].into_iter()), Err(GpuError::NoBuffer));
+        assert_eq!(work.post([((to, 0, LARGE), &wrong)].into_iter()), Err(GpuError::NoBuffer));
+    }
+}
