@@ -200,7 +200,7 @@ impl Bench {
         let all = |work: &Work<'_>, fetches: bool| {
             work.hold(LIMIT)?;
             if fetches {
-                work.fetch(TENSOR.into_iter(), 0, &[0])?;
+                work.fetch(TENSOR.into_iter().zip([&fetched]))?;
             }
             steps(work, if fetches { fetched } else { slot })?;
             work.deliver(TENSOR.into_iter())
