@@ -153,7 +153,7 @@ impl Flight {
         if program.rehearses() {
             flight.rehearse(tensors, program)?;
         } else if program.is_recorded() && tensors.staging() > 0 {
-            flight.record(tensors, program)?;
+            flight.record(tensors, program, gpu.settings.kernel_bytes)?;
         }
         Ok(flight)
     }

@@ -63,6 +63,15 @@ impl<const N: usize> Entries<N> {
         Entries { from: 0, to: 0, all: [Entry::default(); N], count: 0 }
     }
 
+    /// Copies of so many bytes from or to these addresses, in this order, on whose other sides are addresses that the kernel is told. `None`
+    /// where they are more than `N`, or further apart than 32 bits reach.
+    pub(crate) fn told(sides: &[(u64, u32)]) -> Option<Entries<N>> {
+        let mut entries = Entries::new();
+        let base = sides.first().map_or(0, |(first, _)| first.wrapping_sub(1 << 31));
+        (entries.from, entries.to) = (base, base);
+        sides.iter().all(|&(side, len)| entries.append(side, side, len)).then_some(entries)
+    }
+
     /// Adds a copy, as part of the one before where it continues that. Returns false where it has to go with another launch.
     #[inline]
     pub(crate) fn push(&mut self, from: u64, to: u64, len: u32) -> bool {
@@ -110,24 +119,42 @@ pub(crate) struct Carry {
     pub(crate) some: Function,
     /// Without it there are more launches.
     pub(crate) many: Option<Function>,
+    /// For a few whose sources, or targets, are read from memory.
+    pub(crate) from_told: Function,
+    pub(crate) to_told: Function,
 }
 
 impl Carry {
     pub(crate) fn load(context: &Context) -> Result<Carry, GpuError> {
-        let find = |version, bytes| Module::from_ptx(context, &ptx(version, bytes))?.function("carry");
+        let load = |text: String| Module::from_ptx(context, &text)?.function("carry");
+        let find = |version, bytes| load(ptx(version, bytes, None));
+        let told = |side| load(ptx("7.0", Entries::<FEW>::BYTES, Some(side)));
         Ok(Carry {
             few: find("7.0", Entries::<FEW>::BYTES)?,
             some: find("7.0", Entries::<SOME>::BYTES)?,
             many: find("8.1", Entries::<MANY>::BYTES).ok(),
+            from_told: told("%from")?,
+            to_told: told("%to")?,
         })
     }
 }
 
-fn ptx(version: &str, bytes: usize) -> String {
-    PTX.replace("VERSION", version).replace("BYTES", &bytes.to_string())
+/// The kernel for so many bytes of entries; `told` is the side, `%from` or `%to`, whose addresses it reads from memory.
+fn ptx(version: &str, bytes: usize, told: Option<&str>) -> String {
+    let (parameter, read) = if told.is_some() { (",\n    .param .u64 told", TOLD) } else { ("", "") };
+    let text = PTX.replace(",TOLD", parameter).replace("READ\n", read).replace("SIDE", told.unwrap_or_default());
+    text.replace("VERSION", version).replace("BYTES", &bytes.to_string())
 }
 
-/// `carry(entries)`: block `(x, y)` carries the 8,192 bytes from `8192 x` on of copy `y`, as far as that goes. Where both of its
+/// The address of copy `y` is that word of what `told` is the address of.
+const TOLD: &str = r"
+    ld.param.u64 %src, [told];
+    mul.wide.u32 %offset, %index, 8;
+    add.s64 %src, %src, %offset;
+    ld.relaxed.sys.global.u64 SIDE, [%src];
+";
+
+/// `carry(entries)`, or `carry(entries, told)`: block `(x, y)` carries the 8,192 bytes from `8192 x` on of copy `y`, as far as that goes. Where both of its
 /// addresses are multiples of 16, each thread has two loads of 16 bytes under way at once, which is what hides the bus. Where
 /// they are multiples of 4, words go one after the other, and else bytes, as do those behind the last whole one.
 const PTX: &str = r"
@@ -136,7 +163,7 @@ const PTX: &str = r"
 .address_size 64
 
 .visible .entry carry(
-    .param .align 8 .b8 entries[BYTES]
+    .param .align 8 .b8 entries[BYTES],TOLD
 )
 {
     .reg .pred %p, %first, %second;
@@ -158,7 +185,7 @@ const PTX: &str = r"
     add.s64 %from, %from, %offset;
     cvt.u64.u32 %offset, %far_to;
     add.s64 %to, %to, %offset;
-
+READ
     mov.u32 %start, %ctaid.x;
     shl.b32 %start, %start, 13;
     setp.ge.u32 %p, %start, %len;
@@ -290,7 +317,10 @@ mod tests {
         // What it declares is read by the driver.
         const { assert!(Entries::<MANY>::BYTES <= size_of::<Entries<MANY>>()) };
         const { assert!(Entries::<MANY>::BYTES <= 32_764 && Entries::<SOME>::BYTES <= 4_096) };
-        let text = ptx("8.1", Entries::<MANY>::BYTES);
-        assert!(text.starts_with("\n.version 8.1\n") && text.contains("entries[24592]"));
+        let text = ptx("8.1", Entries::<MANY>::BYTES, None);
+        assert!(text.starts_with("\n.version 8.1\n") && text.contains("entries[24592]\n)"));
+        let text = ptx("7.0", Entries::<FEW>::BYTES, Some("%to"));
+        assert!(text.contains("entries[208],\n    .param .u64 told\n)") && text.contains("u64 %to, [%src];"));
+        assert!(!["VERSION", "BYTES", "TOLD", "READ", "SIDE"].iter().any(|mark| text.contains(mark)));
     }
 }

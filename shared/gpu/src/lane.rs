@@ -17,6 +17,7 @@ use crate::error::GpuError;
 use crate::gate::Gate;
 use crate::kernel::Kernel;
 use crate::pages::{Page, Pages};
+use crate::told::Told;
 use crate::work::Work;
 
 /// Device memory beside the slots: weights, and what a model keeps from kernel to kernel.
@@ -44,8 +45,8 @@ const PATIENCE: Duration = Duration::from_secs(2);
 /// A lane that is dropped waits for its work. Where that does not end, its memory is never given back, as the device
 /// may still write there.
 pub struct Lane {
-    held: ManuallyDrop<Held>,
-    stream: Stream,
+    pub(crate) held: ManuallyDrop<Held>,
+    pub(crate) stream: Stream,
 }
 
 pub(crate) struct Held {
@@ -56,6 +57,8 @@ pub(crate) struct Held {
     pub(crate) gate: Option<Gate>,
     /// Its first word is the number of the last signal.
     signal: Arc<Pages<Page>>,
+    /// Recordings for all slots.
+    pub(crate) told: Told,
     /// Those of kernels that stay.
     pages: Option<Arc<dyn Any + Send + Sync>>,
     pub(crate) arena: GpuArena,
@@ -78,8 +81,17 @@ impl Lane {
         let stream = Stream::with_priority(arena.context(), priority)?;
         let signal = Pages::new(arena.context(), Page::new())?;
         let (recordings, packages) = (Vec::new(), Vec::new());
-        let held =
-            Held { recordings, kernels, packages, buffers, gate: None, signal, pages: None, arena: arena.clone() };
+        let held = Held {
+            recordings,
+            kernels,
+            packages,
+            buffers,
+            gate: None,
+            signal,
+            told: Told::default(),
+            pages: None,
+            arena: arena.clone(),
+        };
         Ok(Lane { held: ManuallyDrop::new(held), stream })
     }
 
@@ -158,8 +170,19 @@ impl Lane {
         &mut self,
         submit: impl FnOnce(&Work<'_>) -> Result<(), GpuError>,
     ) -> Result<Option<Recording>, GpuError> {
+        let Some(executable) = self.capture(submit)? else { return Ok(None) };
+        let recordings = &mut self.held.recordings;
+        recordings.push(executable);
+        Ok(Some(Recording(recordings.len() - 1)))
+    }
+
+    /// What `submit` submits, recorded, if so much may be.
+    pub(crate) fn capture(
+        &mut self,
+        submit: impl FnOnce(&Work<'_>) -> Result<(), GpuError>,
+    ) -> Result<Option<Executable>, GpuError> {
         let Lane { held, stream } = self;
-        if held.recordings.len() == MAX_RECORDINGS {
+        if held.recordings.len() + held.told.all.len() >= MAX_RECORDINGS {
             return Ok(None);
         }
         let mut outcome = Ok(());
@@ -168,9 +191,7 @@ impl Lane {
             Ok(())
         });
         outcome?;
-        let executable = graph?.instantiate()?;
-        held.recordings.push(executable);
-        Ok(Some(Recording(held.recordings.len() - 1)))
+        Ok(Some(graph?.instantiate()?))
     }
 
     /// Does work again that this lane has recorded. A recording of another lane names another one's, if any.

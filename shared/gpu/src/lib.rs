@@ -21,6 +21,7 @@ mod pages;
 mod persistent;
 mod porter;
 mod schedule;
+mod told;
 mod work;
 
 pub use arena::GpuArena;
@@ -35,4 +36,5 @@ pub use kernel::{Kernel, MAX_ARGUMENTS, Operand};
 pub use lane::{Buffer, Lane, Recording, filled};
 pub use persistent::{MAX_VALUES, Persistent};
 pub use porter::Porter;
+pub use told::{Carried, ForAll};
 pub use work::Work;

@@ -131,18 +131,8 @@ impl Work<'_> {
         )
     }
 
-    /// As [`Work::deliver`], of single tensors, from where the operands are: the twin of [`Work::fetch`].
-    ///
-    /// # Errors
-    /// As [`Work::fetch`].
-    pub fn post<'o>(&self, outputs: impl Iterator<Item = ((Run, u16, u32), &'o Operand)>) -> Result<(), GpuError> {
-        self.carry_each(
-            outputs.map(|((run, tensor, len), from)| Ok((self.place(from, len)?, self.host(run, tensor, len)?, len))),
-        )
-    }
-
     /// Where on the device an operand of so many bytes or more is.
-    fn place(&self, operand: &Operand, len: u32) -> Result<u64, GpuError> {
+    pub(crate) fn place(&self, operand: &Operand, len: u32) -> Result<u64, GpuError> {
         match operand {
             Operand::Slots { bytes, .. } if *bytes >= len => self.value(operand),
             Operand::Buffer { bytes, .. } if *bytes >= len.into() => self.value(operand),
@@ -151,7 +141,7 @@ impl Work<'_> {
     }
 
     /// Where on the host the first so many bytes of a run's tensor are.
-    fn host(&self, run: Run, tensor: u16, len: u32) -> Result<u64, GpuError> {
+    pub(crate) fn host(&self, run: Run, tensor: u16, len: u32) -> Result<u64, GpuError> {
         let rows = self.held.arena.host_rows(run.pool, tensor);
         rows.and_then(|rows| rows.address(run, 0, len)).ok_or(GpuError::NoSlots)
     }
@@ -201,7 +191,7 @@ impl Work<'_> {
     }
 
     fn carry(&self, pieces: &[Piece], direction: impl Fn(u64, u64) -> (u64, u64)) -> Result<usize, GpuError> {
-        let Carry { few, some, many } = self.held.arena.carry();
+        let Carry { few, some, many, .. } = self.held.arena.carry();
         match many {
             _ if pieces.len() <= FEW => self.carry_by::<FEW>(few, pieces, direction),
             Some(many) if pieces.len() > SOME => self.carry_by::<MANY>(many, pieces, direction),
@@ -243,6 +233,19 @@ impl Work<'_> {
             launches += 1;
         }
         Ok(launches)
+    }
+
+    /// Carries as many bytes as the entries say, from the addresses that are in words from `told` on if `from`, else to those.
+    pub(crate) fn carry_told(&self, from: bool, entries: &Entries<FEW>, told: u64) -> Result<(), GpuError> {
+        if entries.is_empty() {
+            return Ok(());
+        }
+        let carry = self.held.arena.carry();
+        let kernel = if from { &carry.from_told } else { &carry.to_told };
+        let parameters = [Arg::new(entries), Arg::new(&told)];
+        // SAFETY: those are the kernel's two parameters. It reads as many words as there are entries from a page that the lane holds, each of which
+        // is always the address of as many bytes of host slots as its entry says; for the rest, as in `launch_carry`.
+        Ok(unsafe { self.stream.launch(kernel, entries.launch(), &parameters) }?)
     }
 
     fn launch_carry<const N: usize>(&self, kernel: &Function, entries: &Entries<N>) -> Result<(), GpuError> {

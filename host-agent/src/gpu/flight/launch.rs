@@ -1,6 +1,6 @@
 //! What a launch is made of: copies in front of it, rows put together, the model's own part, and what brings its outputs back.
 
-use splitrpc_gpu::{GpuError, Operand};
+use splitrpc_gpu::{Carried, GpuError, Operand};
 use splitrpc_ring::Run;
 use splitrpc_torch::Error as TorchError;
 
@@ -44,13 +44,27 @@ impl Flight {
         Ok(())
     }
 
-    /// Records the computing of batches in the memory for compactions, without doing any. For start-up.
-    pub(super) fn record(&mut self, tensors: &Tensors, program: &dyn Program) -> Result<(), GpuError> {
+    /// Records the computing of batches in the memory for compactions, and as a whole those whose tensors have no more than `by_kernel` bytes, without
+    /// doing any. For start-up.
+    pub(super) fn record(&mut self, tensors: &Tensors, program: &dyn Program, by_kernel: u32) -> Result<(), GpuError> {
+        let carried = |known: &[Tensor], operands: &[Operand], count: u32| -> Option<Vec<Carried>> {
+            let bytes = known.iter().map(|tensor| tensor.row?.checked_mul(count)).collect::<Option<Vec<_>>>()?;
+            let all = bytes.iter().try_fold(0_u32, |all, bytes| all.checked_add(*bytes))?;
+            let each = (0..).zip(bytes).zip(operands).filter(|((_, bytes), _)| *bytes > 0);
+            (all <= by_kernel).then(|| each.map(|((tensor, bytes), at)| (tensor, bytes, *at)).collect())
+        };
         for count in sizes(tensors.max_batch.into()) {
             self.place_elsewhere(tensors, count);
             let Flight { lane, operands: (inputs, outputs), recordings, key, .. } = self;
             let rows = Rows { count, inputs, outputs };
             recordings.record(lane, *key, |work| program.submit(work, &rows))?;
+            if !program.works_in_place()
+                && let Some(ins) = carried(&tensors.inputs, inputs, count)
+                && let Some(outs) = carried(&tensors.outputs, outputs, count)
+                && let Ok(Some(recorded)) = lane.record_for_all(&ins, &outs, |work| program.submit(work, &rows))
+            {
+                recordings.has_for_all(count, recorded);
+            }
         }
         Ok(())
     }
@@ -97,8 +111,8 @@ impl Flight {
         }
     }
 
-    /// Submits everything of a batch whose rows lie together: as one recording where it is common, else past the slots, since what is computed in
-    /// the memory for compactions is recorded already. Only what is done in place can be timed so.
+    /// Submits everything of a batch whose rows lie together as one recording: of those very slots where it is common, else of all. Only what is
+    /// done in place can be timed so.
     fn launch_at_once(
         &mut self,
         tensors: &Tensors,
@@ -111,23 +125,14 @@ impl Flight {
         self.mark(&self.marks.filled)?;
         let key = Key { part: Part::Whole, ..self.key };
         let is_due = self.recordings.is_due(key);
-        if in_place || is_due || self.recordings.has(key) || tensors.staging() == 0 {
-            self.submit_whole(tensors, program, in_place, batch, key, is_due)?;
-        } else {
-            self.submit_past_slots(tensors, program, batch)?;
+        let is_rare = !in_place && !is_due && !self.recordings.has(key);
+        match self.recordings.for_all(key.rows).filter(|_| is_rare) {
+            Some(recorded) => self.lane.replay_for(recorded, self.inputs[0].run, self.outputs[0].run)?,
+            None => self.submit_whole(tensors, program, in_place, batch, key, is_due)?,
         }
         self.mark(&self.marks.computed)?;
         self.mark(&self.marks.emptied)?;
         self.signal()
-    }
-
-    fn submit_past_slots(&mut self, tensors: &Tensors, program: &dyn Program, batch: &Batch) -> Result<(), GpuError> {
-        self.place_elsewhere(tensors, batch.rows());
-        let inputs = each_input(&self.inputs, tensors, batch);
-        self.lane.work().fetch(inputs.map(|piece| (piece, &self.operands.0[usize::from(piece.1)])))?;
-        self.compute(program, false)?;
-        let outputs = each_output(&self.outputs, tensors);
-        self.lane.work().post(outputs.map(|piece| (piece, &self.operands.1[usize::from(piece.1)])))
     }
 
     fn submit_whole(

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use splitrpc_gpu::{GpuError, Lane, Recording, Work};
+use splitrpc_gpu::{ForAll, GpuError, Lane, Recording, Work};
 
 use super::habits::Habits;
 use crate::gpu::Program;
@@ -47,6 +47,8 @@ impl Key {
 #[derive(Debug)]
 pub(super) struct Recordings {
     known: HashMap<Key, Recording>,
+    /// By rows: small batches as a whole, in whatever slots they lie.
+    for_all: HashMap<u32, ForAll>,
     habits: Habits<Key>,
     /// Numbers of rows that this thread has submitted unrecorded, where a program rehearses: what it makes for a thread and a stream, and
     /// keeps, may be part of no recording.
@@ -63,6 +65,7 @@ impl Recordings {
     pub(super) fn new() -> Recordings {
         Recordings {
             known: HashMap::new(),
+            for_all: HashMap::new(),
             habits: Habits::new(),
             rehearsed: Vec::new(),
             impossible: false,
@@ -82,6 +85,16 @@ impl Recordings {
             return false;
         }
         self.habits.count(key) && !self.impossible && !self.is_full
+    }
+
+    /// What does a batch of so many rows as a whole, in whatever slots it lies.
+    pub(super) fn for_all(&self, rows: u32) -> Option<ForAll> {
+        self.for_all.get(&rows).copied()
+    }
+
+    /// Something does so.
+    pub(super) fn has_for_all(&mut self, rows: u32, recorded: ForAll) {
+        self.for_all.insert(rows, recorded);
     }
 
     /// So many rows were submitted unrecorded.

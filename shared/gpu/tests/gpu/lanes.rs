@@ -1,7 +1,7 @@
 use std::sync::Arc;
 
 use splitrpc_cuda::{DeviceMemory, Launch, MemoryOptions, Module, Stream};
-use splitrpc_gpu::{GpuError, Kernel, Lane, Operand};
+use splitrpc_gpu::{GpuError, Kernel, Lane, Operand, Work};
 
 use crate::common::{Gpu, LARGE, SLOTS, gpu, pattern, run};
 
@@ -164,32 +164,43 @@ fn what_another_party_writes_through_the_handle_is_read_in_place() {
 }
 
 #[test]
-fn what_is_fetched_and_posted_passes_the_slots_on_the_device() {
+fn what_is_recorded_for_all_slots_is_done_on_those_that_it_is_told() {
     let Some(gpu) = gpu() else { return };
-    let lane = lane(&gpu);
-    let (from, to) = (run(SLOTS, 0, 1), run(SLOTS, 1, 1));
-    for slot in [from, to] {
+    let mut lane = lane(&gpu);
+    let slots = [0, 1, 2].map(|slot| run(SLOTS, slot, 1));
+    for slot in slots {
         gpu.write(slot, 0, 0, &pattern(9, LARGE));
         lane.work().collect([(slot, 0, LARGE)].into_iter()).unwrap();
     }
-    lane.finish().unwrap();
-    gpu.write(from, 0, 0, &pattern(1, LARGE));
-    let whole = Operand::Buffer { buffer: 0, at: 0, bytes: LARGE.into() };
-    let work = lane.work();
-    work.fetch([((from, 0, LARGE), &whole)].into_iter()).unwrap();
+    let [whole, beside] = [0, 1 << 20].map(|at| Operand::Buffer { buffer: 0, at, bytes: LARGE.into() });
     let launch = Launch { grid: [WORDS.div_ceil(256), 1, 1], block: [256, 1, 1], shared_bytes: 0 };
-    work.run(0, launch, &[whole, whole, Operand::Word(WORDS), Operand::Word(5)]).unwrap();
-    work.post([((to, 0, LARGE), &whole)].into_iter()).unwrap();
-    lane.finish().unwrap();
-    assert!(gpu.read(to, 0, LARGE) == added(&pattern(1, LARGE), 5));
-    for slot in [from, to] {
-        assert!(gpu.fetch(slot, 0, LARGE) == pattern(9, LARGE));
+    let carried = [(0, LARGE, whole)];
+    let mut record = |value| {
+        let compute =
+            |work: &Work<'_>| work.run(0, launch, &[whole, whole, Operand::Word(WORDS), Operand::Word(value)]);
+        lane.record_for_all(&carried, &carried, compute).unwrap().unwrap()
+    };
+    let recorded = [record(5), record(7)];
+    for round in 0..30 {
+        let [from, to] = [slots[round % 3], slots[round / 3 % 3]];
+        let (which, tensor) = (round % 2, pattern(round as u32, LARGE));
+        gpu.write(from, 0, 0, &tensor);
+        lane.replay_for(recorded[which], from, to).unwrap();
+        lane.finish().unwrap();
+        assert!(gpu.read(to, 0, LARGE) == added(&tensor, [5, 7][which]), "round {round}");
     }
+    // Past the slots on the device.
+    assert!(slots.iter().all(|slot| gpu.fetch(*slot, 0, LARGE) == pattern(9, LARGE)));
+    let nowhere = run(SLOTS, 1 << 20, 1);
+    assert_eq!(lane.replay_for(recorded[0], nowhere, slots[0]), Err(GpuError::NoSlots));
+    assert_eq!(lane.replay_for(recorded[0], slots[0], nowhere), Err(GpuError::NoSlots));
     // An operand holds all that is carried there.
     let part = Operand::Buffer { buffer: 0, at: 0, bytes: u64::from(LARGE) - 1 };
-    let word = Operand::Word(0);
-    for wrong in [part, word] {
-        assert_eq!(work.fetch([((from, 0, LARGE), &wrong)].into_iter()), Err(GpuError::NoBuffer));
-        assert_eq!(work.post([((to, 0, LARGE), &wrong)].into_iter()), Err(GpuError::NoBuffer));
+    for wrong in [part, Operand::Word(0), beside] {
+        let wrong = [(0, LARGE, wrong)];
+        assert_eq!(lane.record_for_all(&wrong, &carried, |_| Ok(())), Err(GpuError::NoBuffer));
+        assert_eq!(lane.record_for_all(&carried, &wrong, |_| Ok(())), Err(GpuError::NoBuffer));
     }
+    let many = vec![(0, LARGE, whole); 17];
+    assert_eq!(lane.record_for_all(&many, &carried, |_| Ok(())), Ok(None));
 }
