@@ -270,8 +270,10 @@ impl Device for Board {
     fn fetch(&mut self, model: u16, request: u32, turn: Turn, input: Run, tensors: &[TensorDesc]) {
         let Some(Some(model)) = self.models.get(usize::from(model)) else { return };
         let bytes: u64 = tensors.iter().map(|tensor| u64::from(tensor.bytes)).sum();
-        if model.program.works_in_place() && bytes <= self.copies.by_kernel {
-            // It is read where it is.
+        let bytes_of_batch = bytes * u64::from(model.tensors.max_batch);
+        let reads_itself = model.program.is_recorded() && bytes_of_batch <= self.copies.by_kernel;
+        if reads_itself || model.program.works_in_place() && bytes <= self.copies.by_kernel {
+            // It is read where it is, or by the launch.
             return;
         }
         let rank = (urgency(model.levels, turn.0), turn.1);

@@ -172,7 +172,7 @@ fn what_is_recorded_for_all_slots_is_done_on_those_that_it_is_told() {
         gpu.write(slot, 0, 0, &pattern(9, LARGE));
         lane.work().collect([(slot, 0, LARGE)].into_iter()).unwrap();
     }
-    let [whole, beside] = [0, 1 << 20].map(|at| Operand::Buffer { buffer: 0, at, bytes: LARGE.into() });
+    let [whole, beside] = [0, 1 << 40].map(|at| Operand::Buffer { buffer: 0, at, bytes: LARGE.into() });
     let launch = Launch { grid: [WORDS.div_ceil(256), 1, 1], block: [256, 1, 1], shared_bytes: 0 };
     let carried = [(0, LARGE, whole)];
     let mut record = |value| {
