@@ -3,7 +3,8 @@
 use std::io::{IsTerminal, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
-use std::sync::mpsc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, mpsc};
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
@@ -143,9 +144,12 @@ fn serve(config: Config, left_out: &[ModelReport]) -> anyhow::Result<bool> {
     crate::gpu::prepare(&config.gpu);
     // Before anything slow: a signal during start-up ends the program as well.
     let (told, signalled) = mpsc::channel();
+    let is_over = Arc::new(AtomicBool::new(false));
+    let ended = Arc::clone(&is_over);
     let mut signals = Signals::new(TERM_SIGNALS)?;
     std::thread::Builder::new().name("signals".into()).spawn(move || {
         for (count, signal) in signals.forever().enumerate() {
+            ended.store(true, Ordering::Relaxed);
             if count > 0 {
                 std::process::exit(INTERRUPTED);
             }
@@ -154,6 +158,10 @@ fn serve(config: Config, left_out: &[ModelReport]) -> anyhow::Result<bool> {
         }
     })?;
     let mut spoils = |model: &ModelReport| {
+        // The next start would know nothing of a signal.
+        if is_over.load(Ordering::Relaxed) {
+            return;
+        }
         let error = restart::without(model);
         tracing::error!(%error, "the agent cannot start anew, and goes on without its models on the GPU");
     };

@@ -80,8 +80,8 @@ pub fn build(config: Config) -> Result<Built, BuildError> {
     build_without(config, &[], &mut |_| {})
 }
 
-/// The same without some models, of which it is known why they are not served. `spoils` is told of the model with which a GPU was lost that others
-/// are to compute on: whoever goes on is left with those of the CPU.
+/// The same without some models, of which it is known why they are not served. `spoils` is told of the model with which the GPU was lost: whoever
+/// goes on is left with those of the CPU.
 ///
 /// # Errors
 /// [`BuildError`].

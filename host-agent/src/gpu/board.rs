@@ -270,10 +270,14 @@ impl Device for Board {
     fn fetch(&mut self, model: u16, request: u32, turn: Turn, input: Run, tensors: &[TensorDesc]) {
         let Some(Some(model)) = self.models.get(usize::from(model)) else { return };
         let bytes: u64 = tensors.iter().map(|tensor| u64::from(tensor.bytes)).sum();
-        let bytes_of_batch = bytes * u64::from(model.tensors.max_batch);
-        let reads_itself = model.program.is_recorded() && bytes_of_batch <= self.copies.by_kernel;
-        if reads_itself || model.program.works_in_place() && bytes <= self.copies.by_kernel {
-            // It is read where it is, or by the launch.
+        let program = &model.program;
+        let of_batch = bytes * u64::from(model.tensors.max_batch);
+        let is_carried = model.tensors.is_even() && of_batch <= self.copies.by_kernel;
+        // Behind other copies it would wait once more.
+        let is_brought =
+            is_carried && program.is_recorded() && !program.rehearses() && self.copies.incoming.all_given();
+        if is_brought || program.works_in_place() && bytes <= self.copies.by_kernel {
+            // By its launch, or it is read where it is.
             return;
         }
         let rank = (urgency(model.levels, turn.0), turn.1);

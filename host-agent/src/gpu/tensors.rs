@@ -25,6 +25,8 @@ pub(super) struct Tensors {
     pub(super) alignment: u64,
     /// Bytes of memory in which rows are put together, of each lane's own.
     staging: u64,
+    /// The rows of a batch may have to be.
+    pub(super) lie_apart: bool,
 }
 
 pub(super) struct Tensor {
@@ -46,10 +48,12 @@ impl Tensors {
             let row = |tensor| spec.row_bytes(tensor).map(u64::from);
             tensors.iter().map(row).sum::<Option<u64>>().is_some_and(|bytes| bytes <= by_kernel.into())
         };
-        // Kernels carry these past the slots on the device.
-        let passes = (launches_ahead || program.is_recorded()) && is_small(&spec.inputs) && is_small(&spec.outputs);
         // Slots of single rows are where they should be, as long as not too much is asked.
-        let staged = passes || max_batch > 1 || alignment > SLOT_ALIGNMENT || program.rehearses();
+        let lie_apart = max_batch > 1 || alignment > SLOT_ALIGNMENT || program.rehearses();
+        // Kernels carry small ones past the slots on the device.
+        let small = (is_small(&spec.inputs), is_small(&spec.outputs));
+        let passes = program.is_recorded() && !program.works_in_place() && small == (true, true);
+        let staged = lie_apart || passes || launches_ahead && small.0;
         let mut staging = 0;
         let mut tensor = |tensor| {
             let row = spec.row_bytes(tensor);
@@ -63,7 +67,7 @@ impl Tensors {
         };
         let inputs = spec.inputs.iter().map(&mut tensor).collect();
         let outputs = spec.outputs.iter().map(&mut tensor).collect();
-        Tensors { inputs, outputs, max_batch, has_rows: spec.max_batch > 0, alignment, staging }
+        Tensors { inputs, outputs, max_batch, has_rows: spec.max_batch > 0, alignment, staging, lie_apart }
     }
 
     /// Bytes of each lane's memory in which rows are put together; 0 where none are.

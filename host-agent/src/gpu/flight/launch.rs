@@ -1,6 +1,6 @@
 //! What a launch is made of: copies in front of it, rows put together, the model's own part, and what brings its outputs back.
 
-use splitrpc_gpu::{Carried, GpuError, Operand};
+use splitrpc_gpu::{Carried, GpuError, Operand, Work};
 use splitrpc_ring::Run;
 use splitrpc_torch::Error as TorchError;
 
@@ -53,17 +53,20 @@ impl Flight {
             let each = (0..).zip(bytes).zip(operands).filter(|((_, bytes), _)| *bytes > 0);
             (all <= by_kernel).then(|| each.map(|((tensor, bytes), at)| (tensor, bytes, *at)).collect())
         };
+        let carries = tensors.is_even() && !program.works_in_place();
         for count in sizes(tensors.max_batch.into()) {
             self.place_elsewhere(tensors, count);
             let Flight { lane, operands: (inputs, outputs), recordings, key, .. } = self;
             let rows = Rows { count, inputs, outputs };
-            recordings.record(lane, *key, |work| program.submit(work, &rows))?;
-            if !program.works_in_place()
+            let compute = |work: &Work<'_>| program.submit(work, &rows);
+            if tensors.lie_apart {
+                recordings.record(lane, *key, compute)?;
+            }
+            if carries
                 && let Some(ins) = carried(&tensors.inputs, inputs, count)
                 && let Some(outs) = carried(&tensors.outputs, outputs, count)
-                && let Ok(Some(recorded)) = lane.record_for_all(&ins, &outs, |work| program.submit(work, &rows))
             {
-                recordings.has_for_all(count, recorded);
+                recordings.record_for_all(lane, count, (&ins, &outs), compute)?;
             }
         }
         Ok(())
@@ -124,7 +127,7 @@ impl Flight {
         self.mark(&self.marks.begun)?;
         self.mark(&self.marks.filled)?;
         let key = Key { part: Part::Whole, ..self.key };
-        let is_due = self.recordings.is_due(key);
+        let is_due = self.recordings.is_due(program, key);
         let is_rare = !in_place && !is_due && !self.recordings.has(key);
         match self.recordings.for_all(key.rows).filter(|_| is_rare) {
             Some(recorded) => self.lane.replay_for(recorded, self.inputs[0].run, self.outputs[0].run)?,
@@ -199,7 +202,7 @@ impl Flight {
         batch: &Batch,
     ) -> Result<(), GpuError> {
         self.compactions = 0;
-        let is_due = self.recordings.is_due(self.key);
+        let is_due = self.recordings.is_due(program, self.key);
         let known = |key: Key| self.recordings.has(key);
         // Submitting it takes such a program's own time, if there is another way.
         if program.rehearses() && !is_due && !known(self.key) && known(Key::elsewhere(self.key.rows)) {

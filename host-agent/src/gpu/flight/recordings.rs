@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use splitrpc_gpu::{ForAll, GpuError, Lane, Recording, Work};
+use splitrpc_gpu::{Carried, ForAll, GpuError, Lane, Recording, Work};
 
 use super::habits::Habits;
 use crate::gpu::Program;
@@ -79,7 +79,10 @@ impl Recordings {
     }
 
     /// Counts a batch that comes. Returns whether it is to be recorded: not what is known, nor what is rare.
-    pub(super) fn is_due(&mut self, key: Key) -> bool {
+    pub(super) fn is_due(&mut self, program: &dyn Program, key: Key) -> bool {
+        if !program.is_recorded() {
+            return false;
+        }
         if self.has(key) {
             self.habits.count_recorded();
             return false;
@@ -90,11 +93,6 @@ impl Recordings {
     /// What does a batch of so many rows as a whole, in whatever slots it lies.
     pub(super) fn for_all(&self, rows: u32) -> Option<ForAll> {
         self.for_all.get(&rows).copied()
-    }
-
-    /// Something does so.
-    pub(super) fn has_for_all(&mut self, rows: u32, recorded: ForAll) {
-        self.for_all.insert(rows, recorded);
     }
 
     /// So many rows were submitted unrecorded.
@@ -144,24 +142,49 @@ impl Recordings {
         if self.impossible || self.is_full {
             return Ok(None);
         }
-        match lane.record(&batch) {
-            Ok(Some(recording)) => {
+        let recording = self.made(lane.record(&batch))?;
+        match recording {
+            Some(recording) => {
                 tracing::debug!(?key, "recorded");
                 self.known.insert(key, recording);
-                return Ok(Some(recording));
             }
-            Ok(None) => {
+            None if self.impossible => {}
+            None => {
                 tracing::warn!(
                     "a lane has recorded as much as it may; batches at other places are submitted piece by piece"
                 );
                 self.is_full = true;
             }
-            Err(error) if error.is_sticky() => return Err(error),
-            Err(error) => {
-                tracing::warn!(%error, "batches cannot be recorded on a lane, and are submitted piece by piece from now on");
-                self.impossible = true;
-            }
         }
-        Ok(None)
+        Ok(recording)
+    }
+
+    /// Records batches of so many rows as a whole, for all slots, if that can be. Inputs and outputs are those of their kernels.
+    pub(super) fn record_for_all(
+        &mut self,
+        lane: &mut Lane,
+        rows: u32,
+        (inputs, outputs): (&[Carried], &[Carried]),
+        compute: impl Fn(&Work<'_>) -> Result<(), GpuError>,
+    ) -> Result<(), GpuError> {
+        if self.impossible || self.is_full {
+            return Ok(());
+        }
+        if let Some(recorded) = self.made(lane.record_for_all(inputs, outputs, compute))? {
+            self.for_all.insert(rows, recorded);
+        }
+        Ok(())
+    }
+
+    /// What was recorded, if anything was.
+    fn made<R>(&mut self, recorded: Result<Option<R>, GpuError>) -> Result<Option<R>, GpuError> {
+        recorded.or_else(|error| {
+            if error.is_sticky() {
+                return Err(error);
+            }
+            tracing::warn!(%error, "batches cannot be recorded on a lane, and are submitted piece by piece from now on");
+            self.impossible = true;
+            Ok(None)
+        })
     }
 }

@@ -46,7 +46,7 @@ impl Split {
     /// Counts a launch. Returns whether it is to be timed.
     pub(super) fn count(&mut self) -> bool {
         self.launches += 1;
-        // Not the first, which may be recorded, and compiled.
+        // Not the first, for which code may have to be loaded.
         self.launches > 1 && (self.launches % TIMED_EVERY == 2 || !self.is_known)
     }
 
