@@ -51,7 +51,8 @@ struct Server {
     requests: BTreeMap<u64, Collected>,
     executed: usize,
     packet: u32,
-    unacknowledged: BTreeMap<u32, (Header, Vec<u8>)>,
+    /// By the last number under which it was sent, each with those before.
+    unacknowledged: BTreeMap<u32, (Header, Vec<u8>, Vec<u32>)>,
     largest: usize,
 }
 
@@ -205,7 +206,10 @@ impl Server {
             Kind::Ack => {
                 let ack = Ack::parse(payload).unwrap();
                 for range in ack.ranges {
-                    self.unacknowledged.retain(|p, _| !(range.first()..=range.last()).contains(p));
+                    let acknowledged = range.first()..=range.last();
+                    self.unacknowledged.retain(|last, (_, _, before)| {
+                        !acknowledged.contains(last) && !before.iter().any(|number| acknowledged.contains(number))
+                    });
                 }
             }
             Kind::Goodbye => return false,
@@ -281,7 +285,7 @@ impl Server {
         for (header, payload) in frames {
             let packet = self.packet;
             self.packet += 1;
-            self.unacknowledged.insert(packet, (header, payload.clone()));
+            self.unacknowledged.insert(packet, (header, payload.clone(), Vec::new()));
             self.send(&Header { packet, ..header }, &payload);
         }
     }
@@ -290,10 +294,11 @@ impl Server {
     fn resend(&mut self) {
         let again: Vec<u32> = self.unacknowledged.keys().copied().take(200).collect();
         for number in again {
-            let Some((header, payload)) = self.unacknowledged.remove(&number) else { continue };
+            let Some((header, payload, mut before)) = self.unacknowledged.remove(&number) else { continue };
+            before.push(number);
             let packet = self.packet;
             self.packet += 1;
-            self.unacknowledged.insert(packet, (header, payload.clone()));
+            self.unacknowledged.insert(packet, (header, payload.clone(), before));
             self.send(&Header { packet, flags: header.flags.with(Flags::ACK_NOW), ..header }, &payload);
         }
         if let Some(held) = self.held.take() {
