@@ -27,19 +27,18 @@ unsafe impl Words for Addresses {}
 #[derive(Default)]
 pub(crate) struct Told {
     // Dropped in this order.
-    pub(crate) all: Vec<One>,
+    pub(crate) all: Vec<Recorded>,
     addresses: Option<Arc<Pages<Addresses>>>,
-    used: usize,
 }
 
-pub(crate) struct One {
+pub(crate) struct Recorded {
     executable: Executable,
-    inputs: Vec<Piece>,
-    outputs: Vec<Piece>,
+    inputs: Vec<Place>,
+    outputs: Vec<Place>,
 }
 
 /// The beginning of a run's tensor. Once it is done for the first time, what its word ever holds is the address of as many bytes in host slots.
-struct Piece {
+struct Place {
     word: usize,
     tensor: u16,
     len: u32,
@@ -65,8 +64,9 @@ impl Lane {
         outputs: &[Carried],
         compute: impl Fn(&Work<'_>) -> Result<(), GpuError>,
     ) -> Result<Option<ForAll>, GpuError> {
-        let (first, count) = (self.held.told.used, inputs.len() + outputs.len());
-        if first + count > WORDS {
+        let first: usize =
+            self.held.told.all.iter().map(|recorded| recorded.inputs.len() + recorded.outputs.len()).sum();
+        if first + inputs.len() + outputs.len() > WORDS {
             return Ok(None);
         }
         let addresses = match &self.held.told.addresses {
@@ -77,11 +77,10 @@ impl Lane {
                 self.held.told.addresses.insert(addresses).clone()
             }
         };
-        self.held.told.used += count;
-        let pieces = |first: usize, carried: &[Carried]| -> Vec<Piece> {
-            (first..).zip(carried).map(|(word, &(tensor, len, _))| Piece { word, tensor, len }).collect()
+        let places = |first: usize, carried: &[Carried]| -> Vec<Place> {
+            (first..).zip(carried).map(|(word, &(tensor, len, _))| Place { word, tensor, len }).collect()
         };
-        let (ins, outs) = (pieces(first, inputs), pieces(first + inputs.len(), outputs));
+        let (ins, outs) = (places(first, inputs), places(first + inputs.len(), outputs));
         let work = self.work();
         let entries = |carried: &[Carried]| {
             let side = |(_, len, at): &Carried| Ok((work.place(at, *len)?, *len));
@@ -96,7 +95,7 @@ impl Lane {
         })?;
         let Some(executable) = executable else { return Ok(None) };
         let told = &mut self.held.told;
-        told.all.push(One { executable, inputs: ins, outputs: outs });
+        told.all.push(Recorded { executable, inputs: ins, outputs: outs });
         Ok(Some(ForAll(told.all.len() - 1)))
     }
 
@@ -117,10 +116,10 @@ impl Lane {
     }
 }
 
-fn tell(work: &Work<'_>, addresses: &Addresses, run: Run, pieces: &[Piece]) -> Result<(), GpuError> {
-    pieces.iter().try_for_each(|piece| {
-        let address = work.host(run, piece.tensor, piece.len)?;
-        addresses.0[piece.word].store(address, Ordering::Release);
+fn tell(work: &Work<'_>, addresses: &Addresses, run: Run, places: &[Place]) -> Result<(), GpuError> {
+    places.iter().try_for_each(|place| {
+        let address = work.host(run, place.tensor, place.len)?;
+        addresses.0[place.word].store(address, Ordering::Release);
         Ok(())
     })
 }

@@ -25,9 +25,9 @@ impl<K: Copy + Eq + Hash> Habits<K> {
         Habits { seen: HashMap::new(), left: LEARNT_FROM }
     }
 
-    /// A batch comes that is recorded.
+    /// A batch comes, recorded or not.
     #[inline]
-    pub(super) fn count_recorded(&mut self) {
+    pub(super) fn count_any(&mut self) {
         if self.left > 0 {
             self.left -= 1;
             if self.left == 0 {
@@ -36,7 +36,7 @@ impl<K: Copy + Eq + Hash> Habits<K> {
         }
     }
 
-    /// A batch of this kind comes, which is not recorded. Returns whether it should be.
+    /// A batch of this kind comes, which is not recorded. Counts it, and returns whether it should be.
     pub(super) fn count(&mut self, kind: K) -> bool {
         if self.left == 0 {
             return false;
@@ -44,7 +44,7 @@ impl<K: Copy + Eq + Hash> Habits<K> {
         let seen = self.seen.entry(kind).or_insert(0);
         *seen += 1;
         let is_common = *seen >= COMMON;
-        self.count_recorded();
+        self.count_any();
         is_common
     }
 }
@@ -69,7 +69,7 @@ mod tests {
         fn submit(&mut self, kinds: impl IntoIterator<Item = u32>) {
             for kind in kinds {
                 if self.recorded.contains(&kind) {
-                    self.habits.count_recorded();
+                    self.habits.count_any();
                 } else if self.habits.count(kind) {
                     self.recorded.insert(kind);
                 }

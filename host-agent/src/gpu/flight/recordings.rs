@@ -84,7 +84,7 @@ impl Recordings {
             return false;
         }
         if self.has(key) {
-            self.habits.count_recorded();
+            self.habits.count_any();
             return false;
         }
         self.habits.count(key) && !self.impossible && !self.is_full
