@@ -5,7 +5,7 @@ use splitrpc_ring::Run;
 use splitrpc_torch::Error as TorchError;
 
 use super::Flight;
-use super::recordings::{ELSEWHERE, Key, Part};
+use super::recordings::{ELSEWHERE, Key, Part, Way};
 use crate::gpu::batch::Stretch;
 use crate::gpu::tensors::{Tensor, Tensors};
 use crate::gpu::transfers::Transfers;
@@ -35,7 +35,7 @@ impl Flight {
             self.recordings.was_rehearsed(count);
             self.lane.finish()?;
             if program.is_recorded() {
-                self.compute(program, true)?;
+                self.compute(program, Way::Common)?;
                 self.lane.finish()?;
             }
         }
@@ -127,11 +127,11 @@ impl Flight {
         self.mark(&self.marks.begun)?;
         self.mark(&self.marks.filled)?;
         let key = Key { part: Part::Whole, ..self.key };
-        let is_due = self.recordings.is_due(program, key);
-        let is_rare = !in_place && !is_due && !self.recordings.has(key);
-        match self.recordings.for_all(key.rows).filter(|_| is_rare) {
+        let way = self.recordings.way(program, key);
+        let may_be_anywhere = !in_place && matches!(way, Way::Rare);
+        match self.recordings.for_all(key.rows).filter(|_| may_be_anywhere) {
             Some(recorded) => self.lane.replay_for(recorded, self.inputs[0].run, self.outputs[0].run)?,
-            None => self.submit_whole(tensors, program, in_place, batch, key, is_due)?,
+            None => self.submit_whole(tensors, program, in_place, batch, (key, way))?,
         }
         self.mark(&self.marks.computed)?;
         self.mark(&self.marks.emptied)?;
@@ -144,15 +144,14 @@ impl Flight {
         program: &dyn Program,
         in_place: bool,
         batch: &Batch,
-        key: Key,
-        records: bool,
+        (key, way): (Key, Way),
     ) -> Result<(), GpuError> {
         let Flight { lane, recordings, inputs, outputs, operands, .. } = self;
         if in_place {
             operands.0.iter_mut().chain(&mut operands.1).for_each(pin);
         }
         let rows = Rows { count: key.rows, inputs: &operands.0, outputs: &operands.1 };
-        recordings.submit(lane, program, key, records, |work| {
+        recordings.submit(lane, program, (key, way), |work| {
             if in_place {
                 return program.submit(work, &rows);
             }
@@ -202,15 +201,21 @@ impl Flight {
         batch: &Batch,
     ) -> Result<(), GpuError> {
         self.compactions = 0;
-        let is_due = self.recordings.is_due(program, self.key);
-        let known = |key: Key| self.recordings.has(key);
+        let mut way = self.recordings.way(program, self.key);
         // Submitting it takes such a program's own time, if there is another way.
-        if program.rehearses() && !is_due && !known(self.key) && known(Key::elsewhere(self.key.rows)) {
+        if program.rehearses()
+            && matches!(way, Way::Rare)
+            && let Some(known) = self.recordings.known(Key::elsewhere(self.key.rows))
+        {
             self.place_elsewhere(tensors, batch.rows());
+            way = Way::Known(known);
+        }
+        // One that is timed is not to take its time, nor is its part alone to be recorded beside the whole.
+        if self.timed && !program.rehearses() && matches!(way, Way::Common) {
+            way = Way::Rare;
         }
         self.gather(tensors, batch)?;
-        // One that is timed is not to take its time, nor is its part alone to be recorded beside the whole.
-        self.compute(program, is_due && (!self.timed || program.rehearses()))?;
+        self.compute(program, way)?;
         self.mark(&self.marks.computed)?;
         self.spread(tensors)?;
         if self.empties_directly(tensors, copies) {
@@ -338,10 +343,10 @@ impl Flight {
         Ok(())
     }
 
-    fn compute(&mut self, program: &dyn Program, records: bool) -> Result<(), GpuError> {
+    fn compute(&mut self, program: &dyn Program, way: Way) -> Result<(), GpuError> {
         let Flight { lane, operands: (inputs, outputs), recordings, key, .. } = self;
         let rows = Rows { count: key.rows, inputs, outputs };
-        recordings.submit(lane, program, *key, records, |work| program.submit(work, &rows))
+        recordings.submit(lane, program, (*key, way), |work| program.submit(work, &rows))
     }
 }
 

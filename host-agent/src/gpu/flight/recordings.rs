@@ -43,6 +43,17 @@ impl Key {
     }
 }
 
+/// How a batch is submitted.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Way {
+    /// As it was recorded.
+    Known(Recording),
+    /// Recorded first.
+    Common,
+    /// Piece by piece, or by what was recorded for all slots.
+    Rare,
+}
+
 /// The recordings of a lane.
 #[derive(Debug)]
 pub(super) struct Recordings {
@@ -74,20 +85,20 @@ impl Recordings {
         }
     }
 
-    pub(super) fn has(&self, key: Key) -> bool {
-        self.known.contains_key(&key)
+    pub(super) fn known(&self, key: Key) -> Option<Recording> {
+        self.known.get(&key).copied()
     }
 
-    /// Counts a batch that comes. Returns whether it is to be recorded: not what is known, nor what is rare.
-    pub(super) fn is_due(&mut self, program: &dyn Program, key: Key) -> bool {
-        if !program.is_recorded() {
-            return false;
-        }
-        if self.has(key) {
+    /// Counts a batch that comes, and says how it is to be submitted.
+    pub(super) fn way(&mut self, program: &dyn Program, key: Key) -> Way {
+        if let Some(known) = self.known(key) {
             self.habits.count_any();
-            return false;
+            return Way::Known(known);
         }
-        self.habits.count(key) && !self.impossible && !self.is_full
+        match program.is_recorded() && self.habits.count(key) && !self.impossible && !self.is_full {
+            true => Way::Common,
+            false => Way::Rare,
+        }
     }
 
     /// What does a batch of so many rows as a whole, in whatever slots it lies.
@@ -105,26 +116,23 @@ impl Recordings {
         self.rehearsed = Vec::with_capacity(self.rehearsed.len());
     }
 
-    /// Does what `batch` submits for a batch of a program: as it was recorded, and recorded first if that is yet to be and it `records`, or
-    /// piece by piece.
+    /// Does what `batch` submits for a batch of a program: as it was recorded, and recorded first if it is common, or piece by piece.
     pub(super) fn submit(
         &mut self,
         lane: &mut Lane,
         program: &dyn Program,
-        key: Key,
-        records: bool,
+        (key, way): (Key, Way),
         batch: impl Fn(&Work<'_>) -> Result<(), GpuError>,
     ) -> Result<(), GpuError> {
-        if let Some(known) = self.known.get(&key) {
-            return lane.replay(*known);
+        if let Way::Known(recording) = way {
+            return lane.replay(recording);
         }
         let is_new = program.rehearses() && !self.rehearsed.contains(&key.rows);
         if is_new {
             self.rehearsed.push(key.rows);
         }
-        if records
-            && program.is_recorded()
-            && !is_new
+        if !is_new
+            && matches!(way, Way::Common)
             && let Some(recording) = self.record(lane, key, &batch)?
         {
             return lane.replay(recording);
