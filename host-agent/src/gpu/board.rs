@@ -147,7 +147,14 @@ impl Model {
             let priority = range.greatest + i32::from(steps) * i32::from(urgency) / i32::from(u8::MAX);
             Flight::new(gpu, arena, &tensors, &*tenant.program, priority, first + index as u32, keeps)
         };
-        let lanes = (0..count(spec, range)).map(lane).collect::<Result<Vec<_>, _>>()?;
+        let mut lanes = (0..count(spec, range)).map(lane).collect::<Result<Vec<_>, _>>()?;
+        if let ([inputs], Some(outputs)) = (&tenant.pools.inputs[..], tenant.pools.output)
+            && tenant.program.rehearses()
+            && tenant.program.is_recorded()
+        {
+            let mut each = lanes.iter_mut();
+            each.try_for_each(|lane| lane.record_in_slots(&tensors, &*tenant.program, (*inputs, outputs)))?;
+        }
         if let (Some(pool), Some(flight)) = (tenant.pools.output, lanes.first())
             && let Some(layout) = arena.host_arena().layout(pool)
         {

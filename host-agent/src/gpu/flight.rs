@@ -5,6 +5,7 @@ mod habits;
 mod launch;
 mod persistent;
 mod recordings;
+mod startup;
 mod steps;
 mod timing;
 

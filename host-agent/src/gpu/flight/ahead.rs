@@ -164,7 +164,7 @@ impl Flight {
         let first = |stretches: &[Stretch]| stretches.first().map_or(ELSEWHERE, |stretch| stretch.run.first);
         let key = Key { part: Part::Ahead, ..Key::new(1, first(&self.inputs), first(&self.outputs)) };
         let way = recordings.way(program, key);
-        recordings.submit(lane, program, (key, way), submit)?;
+        recordings.submit(lane, (key, way), submit)?;
         *number = number.wrapping_add(1);
         lane.signal(*number)
     }

@@ -1,8 +1,7 @@
 //! What a launch is made of: copies in front of it, rows put together, the model's own part, and what brings its outputs back.
 
-use splitrpc_gpu::{Carried, GpuError, Operand, Work};
-use splitrpc_ring::Run;
-use splitrpc_torch::Error as TorchError;
+use splitrpc_arena::Run;
+use splitrpc_gpu::{GpuError, Operand};
 
 use super::Flight;
 use super::recordings::{ELSEWHERE, Key, Part, Way};
@@ -12,66 +11,7 @@ use crate::gpu::transfers::Transfers;
 use crate::gpu::{Program, Rows};
 use crate::runtime::Batch;
 
-/// Up to so many rows, each number of them has a recording of its own before the first batch; beyond that, only some have.
-const EACH_RECORDED: u32 = 32;
-/// Programs that take no single row take so many: exporters count 0 and 1 among the sizes that are fixed.
-const SEVERAL: u32 = 2;
-
 impl Flight {
-    /// Computes batches of nothing in the memory for compactions, and records that, so that whatever comes has been recorded. For start-up.
-    pub(super) fn rehearse(&mut self, tensors: &Tensors, program: &dyn Program) -> Result<(), GpuError> {
-        let most = u32::from(tensors.max_batch);
-        for count in sizes(most) {
-            self.place_elsewhere(tensors, count);
-            let (inputs, outputs) = &self.operands;
-            match program.submit(&self.lane.work(), &Rows { count, inputs, outputs }) {
-                Err(GpuError::Torch(error @ TorchError::Failed { .. })) if count == 1 && most >= SEVERAL => {
-                    tracing::warn!(%error, "the model computes no single row: such a batch is computed as one of two rows");
-                    self.recordings.fewest = SEVERAL;
-                    continue;
-                }
-                submitted => submitted?,
-            }
-            self.recordings.was_rehearsed(count);
-            self.lane.finish()?;
-            if program.is_recorded() {
-                self.compute(program, Way::Common)?;
-                self.lane.finish()?;
-            }
-        }
-        // Another thread is to come.
-        self.recordings.move_on();
-        Ok(())
-    }
-
-    /// Records the computing of batches in the memory for compactions, and as a whole those whose tensors have no more than `by_kernel` bytes, without
-    /// doing any. For start-up.
-    pub(super) fn record(&mut self, tensors: &Tensors, program: &dyn Program, by_kernel: u32) -> Result<(), GpuError> {
-        let carried = |known: &[Tensor], operands: &[Operand], count: u32| -> Option<Vec<Carried>> {
-            let bytes = known.iter().map(|tensor| tensor.row?.checked_mul(count)).collect::<Option<Vec<_>>>()?;
-            let all = bytes.iter().try_fold(0_u32, |all, bytes| all.checked_add(*bytes))?;
-            let each = (0..).zip(bytes).zip(operands).filter(|((_, bytes), _)| *bytes > 0);
-            (all <= by_kernel).then(|| each.map(|((tensor, bytes), at)| (tensor, bytes, *at)).collect())
-        };
-        let carries = tensors.is_even() && !program.works_in_place();
-        for count in sizes(tensors.max_batch.into()) {
-            self.place_elsewhere(tensors, count);
-            let Flight { lane, operands: (inputs, outputs), recordings, key, .. } = self;
-            let rows = Rows { count, inputs, outputs };
-            let compute = |work: &Work<'_>| program.submit(work, &rows);
-            if tensors.lie_apart {
-                recordings.record(lane, *key, compute)?;
-            }
-            if carries
-                && let Some(ins) = carried(&tensors.inputs, inputs, count)
-                && let Some(outs) = carried(&tensors.outputs, outputs, count)
-            {
-                recordings.record_for_all(lane, count, (&ins, &outs), compute)?;
-            }
-        }
-        Ok(())
-    }
-
     /// Submits everything of a batch of which nothing is on its way: with a kernel for the inputs where they are small, or none at all
     /// where they can stay on the host; and as one recording where the program's part is one, so that the driver is called once.
     pub(super) fn launch_whole(
@@ -151,7 +91,7 @@ impl Flight {
             operands.0.iter_mut().chain(&mut operands.1).for_each(pin);
         }
         let rows = Rows { count: key.rows, inputs: &operands.0, outputs: &operands.1 };
-        recordings.submit(lane, program, (key, way), |work| {
+        recordings.submit(lane, (key, way), |work| {
             if in_place {
                 return program.submit(work, &rows);
             }
@@ -211,7 +151,7 @@ impl Flight {
             way = Way::Known(known);
         }
         // One that is timed is not to take its time, nor is its part alone to be recorded beside the whole.
-        if self.timed && !program.rehearses() && matches!(way, Way::Common) {
+        if self.timed && matches!(way, Way::Common) {
             way = Way::Rare;
         }
         self.gather(tensors, batch)?;
@@ -263,13 +203,25 @@ impl Flight {
         if batch.rows() < self.recordings.fewest {
             return self.place_elsewhere(tensors, batch.rows());
         }
+        self.place_rows(tensors, batch.rows(), |tensor, stretch| tensors.input_bytes(tensor, stretch, batch));
+    }
+
+    /// Where they would be for so many rows of a batch in these slots.
+    pub(super) fn place_first(&mut self, tensors: &Tensors, count: u32, (inputs, outputs): (u16, u16), first: u32) {
+        let stretch = |pool| Stretch { run: Run { pool, rows: count as u16, first, generation: 0 }, row: 0 };
+        (self.inputs, self.outputs) = (vec![stretch(inputs)], vec![stretch(outputs)]);
+        self.place_rows(tensors, count, |_, _| 0);
+    }
+
+    /// `varies` are the bytes of inputs whose rows vary.
+    fn place_rows(&mut self, tensors: &Tensors, count: u32, varies: impl Fn(usize, &Stretch) -> u32) {
         let (inputs, outputs) = &mut self.operands;
         inputs.clear();
         outputs.clear();
         let first = |stretches: &[Stretch]| if let [one] = stretches { one.run.first } else { ELSEWHERE };
-        self.key = Key::new(batch.rows(), first(&self.inputs), first(&self.outputs));
+        self.key = Key::new(count, first(&self.inputs), first(&self.outputs));
         let arena = self.lane.arena();
-        let rows = u64::from(batch.rows());
+        let rows = u64::from(count);
         let place = |known: &Tensor, tensor: usize, stretches: &[Stretch], bytes: u64| {
             if let [Stretch { run, .. }] = stretches
                 && let Ok(bytes) = u32::try_from(bytes)
@@ -281,7 +233,7 @@ impl Flight {
             Operand::Buffer { buffer: self.staging, at: known.at, bytes }
         };
         for (tensor, known) in tensors.inputs.iter().enumerate() {
-            let varies = || self.inputs.first().map_or(0, |s| tensors.input_bytes(tensor, s, batch).into());
+            let varies = || self.inputs.first().map_or(0, |stretch| varies(tensor, stretch).into());
             let bytes = known.row.map_or_else(varies, |row| u64::from(row) * rows);
             inputs.push(place(known, tensor, &self.inputs, bytes));
         }
@@ -291,7 +243,7 @@ impl Flight {
     }
 
     /// Has all of a batch of so many rows put together in the memory for compactions, where more rows may follow.
-    fn place_elsewhere(&mut self, tensors: &Tensors, count: u32) {
+    pub(super) fn place_elsewhere(&mut self, tensors: &Tensors, count: u32) {
         let count = count.max(self.recordings.fewest);
         self.key = Key::elsewhere(count);
         let staging = self.staging;
@@ -343,16 +295,11 @@ impl Flight {
         Ok(())
     }
 
-    fn compute(&mut self, program: &dyn Program, way: Way) -> Result<(), GpuError> {
+    pub(super) fn compute(&mut self, program: &dyn Program, way: Way) -> Result<(), GpuError> {
         let Flight { lane, operands: (inputs, outputs), recordings, key, .. } = self;
         let rows = Rows { count: key.rows, inputs, outputs };
-        recordings.submit(lane, program, (*key, way), |work| program.submit(work, &rows))
+        recordings.submit(lane, (*key, way), |work| program.submit(work, &rows))
     }
-}
-
-/// The numbers of rows, up to the most, of which each has a recording of its own before the first batch.
-fn sizes(most: u32) -> impl Iterator<Item = u32> {
-    (1..=most).filter(move |count| *count <= EACH_RECORDED || count.is_power_of_two() || *count == most)
 }
 
 fn each_input<'f>(

@@ -61,9 +61,6 @@ pub(super) struct Recordings {
     /// By rows: small batches as a whole, in whatever slots they lie.
     for_all: HashMap<u32, ForAll>,
     habits: Habits<Key>,
-    /// Numbers of rows that this thread has submitted unrecorded, where a program rehearses: what it makes for a thread and a stream, and
-    /// keeps, may be part of no recording.
-    rehearsed: Vec<u32>,
     /// Something could not be recorded, so nothing is tried any more.
     impossible: bool,
     /// Nor is anything where as much as may be is recorded.
@@ -78,7 +75,6 @@ impl Recordings {
             known: HashMap::new(),
             for_all: HashMap::new(),
             habits: Habits::new(),
-            rehearsed: Vec::new(),
             impossible: false,
             is_full: false,
             fewest: 1,
@@ -95,7 +91,9 @@ impl Recordings {
             self.habits.count_any();
             return Way::Known(known);
         }
-        match program.is_recorded() && self.habits.count(key) && !self.impossible && !self.is_full {
+        // To record one that rehearses takes tens of milliseconds, and is done before the first batch only.
+        let may_be = program.is_recorded() && !program.rehearses();
+        match may_be && self.habits.count(key) && !self.impossible && !self.is_full {
             true => Way::Common,
             false => Way::Rare,
         }
@@ -106,33 +104,17 @@ impl Recordings {
         self.for_all.get(&rows).copied()
     }
 
-    /// So many rows were submitted unrecorded.
-    pub(super) fn was_rehearsed(&mut self, count: u32) {
-        self.rehearsed.push(count);
-    }
-
-    /// The lane goes to another thread.
-    pub(super) fn move_on(&mut self) {
-        self.rehearsed = Vec::with_capacity(self.rehearsed.len());
-    }
-
     /// Does what `batch` submits for a batch of a program: as it was recorded, and recorded first if it is common, or piece by piece.
     pub(super) fn submit(
         &mut self,
         lane: &mut Lane,
-        program: &dyn Program,
         (key, way): (Key, Way),
         batch: impl Fn(&Work<'_>) -> Result<(), GpuError>,
     ) -> Result<(), GpuError> {
         if let Way::Known(recording) = way {
             return lane.replay(recording);
         }
-        let is_new = program.rehearses() && !self.rehearsed.contains(&key.rows);
-        if is_new {
-            self.rehearsed.push(key.rows);
-        }
-        if !is_new
-            && matches!(way, Way::Common)
+        if matches!(way, Way::Common)
             && let Some(recording) = self.record(lane, key, &batch)?
         {
             return lane.replay(recording);
