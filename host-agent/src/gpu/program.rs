@@ -97,7 +97,7 @@ pub trait Program: Send + Sync {
     }
 
     /// Whether [`Program::submit`] takes long when it is first called for so many rows, and has to have been called for them before it is
-    /// recorded. Then lanes do so before their first batch.
+    /// recorded. Then lanes do so before their first batch, and record nothing after it.
     fn rehearses(&self) -> bool {
         false
     }

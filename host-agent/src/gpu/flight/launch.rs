@@ -206,10 +206,13 @@ impl Flight {
         self.place_rows(tensors, batch.rows(), |tensor, stretch| tensors.input_bytes(tensor, stretch, batch));
     }
 
-    /// Where they would be for so many rows of a batch in these slots.
-    pub(super) fn place_first(&mut self, tensors: &Tensors, count: u32, (inputs, outputs): (u16, u16), first: u32) {
-        let stretch = |pool| Stretch { run: Run { pool, rows: count as u16, first, generation: 0 }, row: 0 };
-        (self.inputs, self.outputs) = (vec![stretch(inputs)], vec![stretch(outputs)]);
+    /// Where they would be for so many rows from these slots on, each named by its pool and number. The sizes of all tensors are known.
+    pub(super) fn place_in_slots(&mut self, tensors: &Tensors, count: u32, input: (u16, u32), output: (u16, u32)) {
+        let stretch = |(pool, first)| Stretch { run: Run { pool, rows: count as u16, first, generation: 0 }, row: 0 };
+        for (stretches, place) in [(&mut self.inputs, input), (&mut self.outputs, output)] {
+            stretches.clear();
+            stretches.push(stretch(place));
+        }
         self.place_rows(tensors, count, |_, _| 0);
     }
 

@@ -91,7 +91,7 @@ impl Recordings {
             self.habits.count_any();
             return Way::Known(known);
         }
-        // To record one that rehearses takes tens of milliseconds, and is done before the first batch only.
+        // The first call of one that rehearses takes long in each thread, so it is recorded before the first batch only.
         let may_be = program.is_recorded() && !program.rehearses();
         match may_be && self.habits.count(key) && !self.impossible && !self.is_full {
             true => Way::Common,
