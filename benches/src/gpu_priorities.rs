@@ -109,7 +109,7 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
         "multiples of 16 bytes"
     );
     // Before this thread has one core alone.
-    let machine = Machine { gpu: gpu_name().ok(), ..Machine::this() };
+    let machine = Machine { gpu: Some(gpu_name()?), ..Machine::this() };
     let folder = tempfile::tempdir()?;
     let fold = |name, bytes, blocks| Fold { name, bytes, blocks, max_batch: 1, more: LEVELS, stays: false };
     let urgent = fold("urgent", options.urgent_bytes, 4);

@@ -104,7 +104,7 @@ struct Report {
 pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
     ensure!(options.rounds > 0, "--rounds is at least 1");
     // Before this thread has one core alone.
-    let machine = Machine { gpu: gpu_name().ok(), ..Machine::this() };
+    let machine = Machine { gpu: Some(gpu_name()?), ..Machine::this() };
     let folder = tempfile::tempdir()?;
     let repository = folder.path().join("models");
     WAYS.iter().try_for_each(|way| way.write(&repository))?;

@@ -30,6 +30,7 @@ mod workloads;
 
 use std::io::Write;
 use std::net::{IpAddr, SocketAddr, ToSocketAddrs};
+use std::process::ExitCode;
 
 use anyhow::Context;
 use clap::{Args, Parser, Subcommand};
@@ -114,8 +115,19 @@ struct IdleClients {
 /// The first arm's port, unless told otherwise.
 const PORT_BASE: u16 = 7_470;
 
-fn main() -> anyhow::Result<()> {
-    match Cli::parse().command {
+fn main() -> ExitCode {
+    match run(Cli::parse().command) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            // Causes, and no backtrace: what goes wrong here is the machine's or the command line's.
+            eprintln!("Error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(command: Command) -> anyhow::Result<()> {
+    match command {
         Command::Compare(options) => compare::run(&options),
         Command::ServeArm(options) => serve_arm(&options),
         Command::ListArms => {

@@ -77,7 +77,7 @@ struct Sources {
     /// Configuration file (TOML).
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
-    /// Directory with a folder for each model, laid out as MODEL/VERSION/model.onnx; none by default.
+    /// Directory with a folder for each model, laid out as MODEL/VERSION/model.onnx (or kernels.toml, model.pt2); none by default.
     #[arg(long, value_name = "DIR")]
     model_repository: Option<PathBuf>,
     /// Address for requests over TCP, or "off"; 127.0.0.1:7100 if nothing names another.

@@ -178,7 +178,8 @@ fn models(config: &Config) -> Vec<Check> {
     let found = match crate::serve::specs(config) {
         Ok(found) => found,
         Err(error) => {
-            let advice = "set models.repository to a folder that holds MODEL/VERSION/model.onnx";
+            let advice =
+                "set models.repository to a folder that holds MODEL/VERSION/model.onnx, kernels.toml or model.pt2";
             return vec![fail("models", error.to_string(), advice)];
         }
     };
@@ -186,7 +187,8 @@ fn models(config: &Config) -> Vec<Check> {
     let refused = |name: &str, why: &str| warn("models", format!("{name} cannot be served"), why);
     for model in found {
         match model {
-            Ok(spec) => match Plan::new([&spec], &config.limits) {
+            Ok((_, Some(problem))) => checks.push(fail("configuration", problem.to_string(), "")),
+            Ok((spec, None)) => match Plan::new([&spec], &config.limits) {
                 Ok(plan) => {
                     bytes += plan.all().iter().map(|(_, layout)| layout.bytes()).sum::<u64>();
                     specs.push(spec.name);
@@ -197,6 +199,7 @@ fn models(config: &Config) -> Vec<Check> {
         }
     }
     let served = match specs.is_empty() {
+        true if checks.iter().any(|check| check.verdict == Verdict::Fail) => return checks,
         true => fail("models", "not one can be served", "see models.repository and models.builtins"),
         false => ok("models", format!("{} can be loaded", specs.join(", "))),
     };
@@ -304,7 +307,7 @@ fn nics() -> Check {
 fn gpu(config: &Config) -> Vec<Check> {
     let gpu = match Gpu::open(&config.gpu) {
         Ok(gpu) => gpu,
-        Err(why) => return vec![ok("gpu", format!("{why}; models compute on the CPU"))],
+        Err(why) => return vec![ok("gpu", format!("{why}; only models on the CPU are served"))],
     };
     let memory = match gpu.context.memory_bytes() {
         Ok((free, total)) => {
@@ -403,6 +406,12 @@ mod tests {
         let failed: Vec<_> = checks.iter().filter(|c| c.name == "configuration").collect();
         assert_eq!(failed.len(), 2);
         assert!(failed.iter().all(|c| c.verdict == Verdict::Fail && c.found.starts_with("require.mover: ")));
+        config.require.mover = None;
+        config.require.memory = Some("cuda".into());
+        let checks = examine(&config);
+        let failed: Vec<_> = checks.iter().filter(|c| c.verdict == Verdict::Fail).map(|c| &c.found).collect();
+        assert_eq!(failed.len(), config.models.builtins.len(), "{failed:?}");
+        assert!(failed.iter().all(|found| found.starts_with("require.memory: ")), "{failed:?}");
         assert!(conclusion(&checks).starts_with("The server could not start"));
     }
 

@@ -6,7 +6,6 @@ use std::sync::atomic::AtomicUsize;
 use std::time::{Duration, Instant};
 
 use splitrpc_telemetry::Shard as Telemetry;
-use splitrpc_wire::path::Memory;
 
 use crate::config::{Builtin, Config, Limits, Machine, Problem, USUAL_SESSIONS};
 use crate::gpu::{Gpu, LazyGpu, Reserved};
@@ -160,12 +159,7 @@ fn lay_out(
     if models.is_empty() {
         return Err(BuildError::NoModel(failed));
     }
-    let memory = |model: &Served| match model.computing {
-        Computing::Device => Memory::Cuda,
-        Computing::Inline | Computing::Workers(_) => Memory::Host,
-    };
-    let elsewhere = models.iter().filter_map(|m| config.require.check_model(&m.factory.spec().name, memory(m)));
-    let elsewhere: Vec<Problem> = elsewhere.collect();
+    let elsewhere: Vec<Problem> = models.iter().filter_map(|m| elsewhere(&config, &m.factory)).collect();
     if !elsewhere.is_empty() {
         return Err(BuildError::Config(elsewhere));
     }
@@ -197,13 +191,22 @@ impl Built {
     }
 }
 
-/// Specifications of all models that can be loaded, and what is wrong with the others.
+/// What is required, where a model reads its inputs elsewhere.
+fn elsewhere(config: &Config, model: &Arc<dyn Factory>) -> Option<Problem> {
+    config.require.check_model(&model.spec().name, model.execution().memory())
+}
+
+/// A model that can be loaded, with what is required and not so of it, or what is wrong with it.
+pub type Loadable = Result<(ModelSpec, Option<Problem>), ModelReport>;
+
+/// All models that the configuration names.
 ///
 /// # Errors
 /// [`ModelError`] where the repository cannot be read.
-pub fn specs(config: &Config) -> Result<Vec<Result<ModelSpec, ModelReport>>, ModelError> {
+pub fn specs(config: &Config) -> Result<Vec<Loadable>, ModelError> {
     let gpu = LazyGpu::new(config.gpu.clone());
-    Ok(candidates(config, &gpu)?.into_iter().map(|model| model.map(|factory| factory.spec().clone())).collect())
+    let told = |model: Arc<dyn Factory>| (model.spec().clone(), elsewhere(config, &model));
+    Ok(candidates(config, &gpu)?.into_iter().map(|model| model.map(told)).collect())
 }
 
 type Candidate = Result<Arc<dyn Factory>, ModelReport>;

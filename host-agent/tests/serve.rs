@@ -194,12 +194,20 @@ fn a_model_that_no_request_fits_is_not_served_and_the_others_are() {
 #[test]
 fn without_a_gpu_its_models_are_told_and_the_others_served() {
     let folder = tempfile::tempdir().unwrap();
-    std::fs::create_dir_all(folder.path().join("add/1")).unwrap();
     let tensor = |kind: &str| format!("{kind} {{ name: \"{kind}\" data_type: TYPE_FP32 dims: [ 4 ] }}\n");
-    std::fs::write(folder.path().join("add/config.pbtxt"), tensor("input") + &tensor("output")).unwrap();
-    let manifest = "module = \"add.ptx\"\n[[kernel]]\nfunction = \"add\"\ngrid = [1]\nblock = [4]\n\
-                    arguments = [{ input = \"input\" }, { output = \"output\" }]\n";
-    std::fs::write(folder.path().join("add/1/kernels.toml"), manifest).unwrap();
+    let kernel = "module = \"add.ptx\"\n[[kernel]]\nfunction = \"add\"\ngrid = [1]\nblock = [4]\n\
+                  arguments = [{ input = \"input\" }, { output = \"output\" }]\n";
+    let buffer = "[[buffer]]\nname = \"weights\"\nfile = \"weights.bin\"\nbytes = 9\n";
+    for (name, code, more) in
+        [("add", Some("code"), ""), ("empty", Some(""), ""), ("lies", Some("code"), buffer), ("no-code", None, "")]
+    {
+        let version = folder.path().join(name).join("1");
+        std::fs::create_dir_all(&version).unwrap();
+        std::fs::write(version.with_file_name("config.pbtxt"), tensor("input") + &tensor("output")).unwrap();
+        std::fs::write(version.join("kernels.toml"), [kernel, more].concat()).unwrap();
+        std::fs::write(version.join("weights.bin"), "12345678").unwrap();
+        code.into_iter().for_each(|code| std::fs::write(version.join("add.ptx"), code).unwrap());
+    }
     let mut config = config();
     // No machine has so many.
     config.gpu.device = 255;
@@ -208,10 +216,19 @@ fn without_a_gpu_its_models_are_told_and_the_others_served() {
     let server = Server::start(build(config).unwrap()).unwrap();
     let models = server.built.status.models();
     let states: Vec<_> = models.iter().map(|m| (m.name.as_str(), m.state)).collect();
-    assert_eq!(states, [("echo", ModelState::Ready), ("null-gpu", ModelState::Failed), ("add", ModelState::Failed)]);
-    for model in &models[1..] {
+    assert_eq!(states[0], ("echo", ModelState::Ready));
+    let failed = [
+        ("null-gpu", "no GPU"),
+        ("add", "no GPU"),
+        // What is wrong with the files is told first.
+        ("empty", "add.ptx: is empty"),
+        ("lies", "weights.bin: has 8 bytes, where kernels.toml says 9"),
+        ("no-code", "add.ptx: cannot be read: "),
+    ];
+    assert_eq!(states[1..], failed.map(|(name, _)| (name, ModelState::Failed)));
+    for (model, (_, why)) in models[1..].iter().zip(failed) {
         let reason = model.reason.as_deref().unwrap();
-        assert!(reason.contains("no GPU"), "{reason}");
+        assert!(reason.contains(why), "{reason}");
     }
     let mut client = Client::connect(&server.tcp().unwrap().to_string(), ClientOptions::default()).unwrap();
     let response = client.infer("echo", &[Input::new("INPUT", DType::Uint8, &[3], &b"abc"[..])]).unwrap();

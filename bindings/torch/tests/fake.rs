@@ -6,9 +6,9 @@ use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU32, Ordering};
 
 use splitrpc_torch::{Element, Error, Library, Package, Target, View};
-use tempfile::TempDir;
 use zip::ZipWriter;
 use zip::write::SimpleFileOptions;
 
@@ -16,7 +16,7 @@ const TARGET: Target = Target { device: 3, capability: (9, 0) };
 const STREAM: *mut c_void = 99 as *mut c_void;
 
 struct Fake {
-    folder: TempDir,
+    folder: PathBuf,
     library: Library,
 }
 
@@ -24,28 +24,33 @@ struct Fake {
 fn fake() -> &'static Fake {
     static FAKE: OnceLock<Fake> = OnceLock::new();
     FAKE.get_or_init(|| {
-        let folder = tempfile::tempdir().unwrap();
-        build(&folder.path().join("libtorch_cpu.so"), &["-DLIBRARY"]);
-        for name in ["libtorch_cuda.so", "libtorch.so"] {
-            std::fs::copy(folder.path().join("libtorch_cpu.so"), folder.path().join(name)).unwrap();
+        let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("fake-torch");
+        std::fs::create_dir_all(&folder).unwrap();
+        for name in ["libtorch_cpu.so", "libtorch_cuda.so", "libtorch.so"] {
+            build(&folder.join(name), &["-DLIBRARY"]);
         }
-        let library = Library::open(folder.path()).unwrap();
+        let library = Library::open(&folder).unwrap();
         Fake { folder, library }
     })
 }
 
+/// Others, whose files these are too, may build or have loaded the same at the same time.
 fn build(object: &Path, more: &[&str]) {
+    static BUILT: AtomicU32 = AtomicU32::new(0);
+    let number = BUILT.fetch_add(1, Ordering::Relaxed);
+    let made = object.with_extension(format!("{}-{number}", std::process::id()));
     let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fake.c");
-    let compiler = Command::new("cc").args(["-shared", "-fPIC", "-o"]).arg(object).arg(source).args(more).output();
+    let compiler = Command::new("cc").args(["-shared", "-fPIC", "-o"]).arg(&made).arg(source).args(more).output();
     let compiler = compiler.expect("a C compiler, as Rust itself needs one to link");
     assert!(compiler.status.success(), "{}", String::from_utf8_lossy(&compiler.stderr));
+    std::fs::rename(made, object).unwrap();
 }
 
 /// A model that goes wrong in one of its ways, or in none (0).
 fn model(mode: u32) -> Vec<u8> {
     let fake = fake();
-    let object = fake.folder.path().join(format!("model-{mode}.so"));
-    let library = fake.folder.path().join("libtorch_cpu.so");
+    let object = fake.folder.join(format!("model-{mode}.so"));
+    let library = fake.folder.join("libtorch_cpu.so");
     build(&object, &[&format!("-DMODE={mode}"), library.to_str().unwrap()]);
     std::fs::read(object).unwrap()
 }
@@ -76,7 +81,7 @@ fn open_mode(mode: u32) -> Result<Package, Error> {
 
 fn alive() -> i32 {
     // SAFETY: the stand-in is a library like any other, and loaded already.
-    let object = unsafe { libloading::Library::new(fake().folder.path().join("libtorch_cpu.so")) }.unwrap();
+    let object = unsafe { libloading::Library::new(fake().folder.join("libtorch_cpu.so")) }.unwrap();
     // SAFETY: it is declared so.
     let count = unsafe { object.get::<unsafe extern "C" fn() -> c_int>(b"tensors_alive\0") }.unwrap();
     // SAFETY: it takes nothing and returns a number.
@@ -168,5 +173,5 @@ fn libraries_that_are_missing_are_named() {
     let folder = tempfile::tempdir().unwrap();
     let error = Library::open(folder.path()).unwrap_err().to_string();
     assert!(error.contains("libtorch_cpu.so"), "{error}");
-    assert_eq!(Library::open(fake().folder.path()).unwrap().folder(), fake().folder.path());
+    assert_eq!(Library::open(&fake().folder).unwrap().folder(), fake().folder);
 }

@@ -226,7 +226,9 @@ impl Config {
             let shown = folder.display();
             wrong(
                 "models.repository",
-                format!("{shown} cannot be read: {error}; it must hold MODEL/VERSION/model.onnx"),
+                format!(
+                    "{shown} cannot be read: {error}; it must hold MODEL/VERSION/model.onnx, kernels.toml or model.pt2"
+                ),
             );
         }
         match self.engine().check() {

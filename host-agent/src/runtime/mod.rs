@@ -214,6 +214,17 @@ pub enum Execution {
     Gpu(Arc<dyn Program>),
 }
 
+impl Execution {
+    /// Where a model reads its inputs, if it copies none.
+    #[must_use]
+    pub const fn memory(&self) -> Memory {
+        match self {
+            Execution::Inline | Execution::Threads => Memory::Host,
+            Execution::Gpu(_) => Memory::Cuda,
+        }
+    }
+}
+
 /// A loaded model, from which instances are made.
 pub trait Factory: Send + Sync {
     /// What the model takes and gives.

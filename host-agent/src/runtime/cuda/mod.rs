@@ -21,8 +21,8 @@ const MAX_MODULE_BYTES: u64 = 1 << 28;
 /// Shared memory that a block may have without asking for it, on every device.
 const USUAL_SHARED_BYTES: u32 = 48 << 10;
 
-/// Loads what a manifest names, and holds it against the tensors that `spec` gives. The manifest is read first, so that what is
-/// wrong with it is told where there is no GPU, too.
+/// Loads what a manifest names, and holds it against the tensors that `spec` gives. The manifest is read first, and its files are looked at, so
+/// that what is wrong with them is told where there is no GPU, too.
 ///
 /// # Errors
 /// What is wrong, with the file that is at fault.
@@ -31,8 +31,29 @@ pub(crate) fn load(file: &Path, spec: &ModelSpec, gpu: &LazyGpu) -> Result<Arc<d
     let bytes = read_plain(file, MAX_MANIFEST_BYTES).map_err(|e| wrong(format!("cannot be read: {e}")))?;
     let text = String::from_utf8(bytes).map_err(|_| wrong("is not UTF-8 text".to_owned()))?;
     let manifest = manifest::read(&text, spec).map_err(wrong)?;
+    let module = file.with_file_name(&manifest.module);
+    let code = read_plain(&module, MAX_MODULE_BYTES).map_err(|e| format!("cannot be read: {e}"));
+    let code = code.and_then(|code| has_size(code.len() as u64, None).map(|()| code)).map_err(|why| (module, why))?;
+    for plan in &manifest.buffers {
+        if let BufferPlan::File { name, bytes } = plan {
+            let path = file.with_file_name(name);
+            let found = std::fs::metadata(&path).map_err(|e| format!("cannot be read: {e}"));
+            found.and_then(|found| has_size(found.len(), *bytes)).map_err(|why| (path, why))?;
+        }
+    }
     let gpu = gpu.get().map_err(wrong)?;
-    Ok(Arc::new(Kernels::load(file, &manifest, spec, &gpu.context)?))
+    Ok(Arc::new(Kernels::load(file, &manifest, &code, spec, &gpu.context)?))
+}
+
+/// Whether a file has as many bytes as the manifest says, if it does, and any at all.
+fn has_size(bytes: u64, expected: Option<u64>) -> Result<(), String> {
+    if bytes == 0 {
+        return Err("is empty".into());
+    }
+    match expected.filter(|expected| *expected != bytes) {
+        Some(expected) => Err(format!("has {bytes} bytes, where {MANIFEST} says {expected}")),
+        None => Ok(()),
+    }
 }
 
 #[derive(Debug)]
@@ -58,15 +79,13 @@ impl Kernels {
     fn load(
         file: &Path,
         manifest: &Manifest,
+        code: &[u8],
         spec: &ModelSpec,
         context: &Context,
     ) -> Result<Kernels, (PathBuf, String)> {
         let beside = |name: &str| file.with_file_name(name);
         let in_manifest = |why: String| (file.to_owned(), why);
-        let path = beside(&manifest.module);
-        let refuse = |why: String| (path.clone(), why);
-        let bytes = read_plain(&path, MAX_MODULE_BYTES).map_err(|e| refuse(format!("cannot be read: {e}")))?;
-        let module = load_code(context, &bytes).map_err(|e| refuse(e.to_string()))?;
+        let module = load_code(context, code).map_err(|e| (beside(&manifest.module), e.to_string()))?;
         let mut buffers = Vec::new();
         for plan in &manifest.buffers {
             buffers.push(match plan {
@@ -169,12 +188,7 @@ impl Memory {
 fn contents(context: &Context, path: &Path, expected: Option<u64>) -> Result<Buffer, String> {
     let (free, _) = context.memory_bytes().map_err(|e| e.to_string())?;
     let bytes = read_plain(path, free).map_err(|e| format!("cannot be read into the GPU's memory: {e}"))?;
-    if bytes.is_empty() {
-        return Err("is empty".into());
-    }
-    if let Some(expected) = expected.filter(|expected| *expected != bytes.len() as u64) {
-        return Err(format!("has {} bytes, where {MANIFEST} says {expected}", bytes.len()));
-    }
+    has_size(bytes.len() as u64, expected)?;
     filled(context, &bytes).map_err(|e| e.to_string())
 }
 
