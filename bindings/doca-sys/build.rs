@@ -7,8 +7,6 @@ use std::{env, fs};
 use quote::ToTokens;
 use syn::{ImplItem, Item, Type};
 
-include!("bindings.rs");
-
 /// The oldest SDK whose calls are those that are used.
 const OLDEST: &str = "2.9";
 
@@ -29,7 +27,7 @@ const INCLUDES: &str = "\
 ";
 
 fn main() {
-    for changes in ["build.rs", "bindings.rs", "include/doca.h", "src/declared.rs"] {
+    for changes in ["build.rs", "include/doca.h", "src/declared.rs"] {
         println!("cargo::rerun-if-changed={changes}");
     }
     println!("cargo::rerun-if-env-changed=PKG_CONFIG_PATH");
@@ -75,6 +73,36 @@ fn from_sdk(folders: &[PathBuf], out: &Path) {
         differences.join("\n")
     );
     fs::write(out, found).expect("the folder is there to be written to");
+}
+
+/// What the project uses of DOCA: every function that its own header declares.
+fn functions(header: &str) -> Vec<&str> {
+    let is_name = |c: char| c.is_ascii_alphanumeric() || c == '_';
+    let before = header.match_indices('(').map(|(at, _)| &header[..at]);
+    let names = before.filter_map(|text| text.rsplit(|c| !is_name(c)).next().filter(|name| name.starts_with("doca_")));
+    names.collect()
+}
+
+/// Bindings of one struct with a pointer to each of these functions, by `include`, which names the headers.
+fn builder(include: &str, functions: &[&str]) -> bindgen::Builder {
+    let mut builder = bindgen::Builder::default()
+        .header_contents("used.h", include)
+        .dynamic_library_name("Doca")
+        .dynamic_link_require_all(true)
+        .default_enum_style(bindgen::EnumVariation::NewType { is_bitfield: false, is_global: false })
+        .prepend_enum_name(false)
+        .allowlist_type("doca_error|doca_error_t|doca_access_flag|doca_devinfo_rep_filter")
+        .layout_tests(true)
+        .generate_comments(false)
+        .use_core()
+        .wrap_unsafe_ops(true)
+        .rust_target(bindgen::RustTarget::stable(85, 0).expect("the first with edition 2024"))
+        .rust_edition(bindgen::RustEdition::Edition2024)
+        .formatter(bindgen::Formatter::Prettyplease);
+    for function in functions {
+        builder = builder.allowlist_function(function);
+    }
+    builder
 }
 
 /// What bindings declare otherwise than those that are expected, or not at all.

@@ -18,6 +18,7 @@ pub const FROM_SDK: bool = cfg!(doca_sdk);
     non_camel_case_types,
     clippy::missing_safety_doc,
     clippy::undocumented_unsafe_blocks,
+    clippy::semicolon_if_nothing_returned,
     clippy::too_many_arguments,
     missing_docs,
     missing_debug_implementations,
