@@ -26,7 +26,7 @@ pub enum LoadError {
         library: &'static str,
         /// Where it was looked for.
         place: String,
-        /// What the loader says of the last try.
+        /// What the loader says of each try.
         why: String,
     },
     /// They are there, and a function is missing.
@@ -75,7 +75,7 @@ fn usual() -> Vec<Option<PathBuf>> {
 
 /// Makes the functions of a library those of the whole process, and has it stay.
 fn load(library: &'static str, folders: &[Option<PathBuf>]) -> Result<(), LoadError> {
-    let mut why = String::from("no folder to look in");
+    let mut tries = Vec::new();
     for folder in folders {
         for ending in ENDINGS {
             let name = OsString::from(format!("{library}{ending}"));
@@ -87,7 +87,7 @@ fn load(library: &'static str, folders: &[Option<PathBuf>]) -> Result<(), LoadEr
                     std::mem::forget(loaded);
                     return Ok(());
                 }
-                Err(error) => why = error.to_string(),
+                Err(error) => tries.push(error.to_string()),
             }
         }
     }
@@ -96,5 +96,5 @@ fn load(library: &'static str, folders: &[Option<PathBuf>]) -> Result<(), LoadEr
         None => "where the loader looks".to_owned(),
     };
     let place = folders.iter().map(place).collect::<Vec<_>>().join(", ");
-    Err(LoadError::NoLibrary { library, place, why })
+    Err(LoadError::NoLibrary { library, place, why: tries.join("; ") })
 }
