@@ -80,6 +80,9 @@ struct Sources {
     /// Directory with a folder for each model, laid out as MODEL/VERSION/model.onnx (or kernels.toml, model.pt2); none by default.
     #[arg(long, value_name = "DIR")]
     model_repository: Option<PathBuf>,
+    /// What ends the RPCs: "commodity" is this process, "smartnic" a BlueField on which nic-app runs; commodity if nothing names another.
+    #[arg(long, value_name = "KIND")]
+    nic: Option<String>,
     /// Address for requests over TCP, or "off"; 127.0.0.1:7100 if nothing names another.
     #[arg(long, value_name = "ADDR")]
     tcp: Option<String>,
@@ -93,8 +96,8 @@ struct Sources {
 
 impl Sources {
     fn load(self) -> Result<Config, LoadError> {
-        let Sources { config, model_repository, tcp, udp, http } = self;
-        Config::load(&Overrides { config, model_repository, tcp, udp, http })
+        let Sources { config, model_repository, nic, tcp, udp, http } = self;
+        Config::load(&Overrides { config, model_repository, nic, tcp, udp, http })
     }
 }
 

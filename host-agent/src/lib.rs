@@ -18,5 +18,6 @@ mod restart;
 pub mod runtime;
 pub mod serve;
 pub mod shard;
+pub mod smartnic;
 pub mod warmup;
 pub mod worker;

@@ -22,6 +22,8 @@ pub struct ModelPools {
     pub inputs: Vec<u16>,
     /// The output pool, where the outputs' sizes are known beforehand.
     pub output: Option<u16>,
+    /// Output pools, smallest class first, for outputs of other sizes, where these cannot be sent from the runtime's own memory.
+    pub owned: Vec<u16>,
 }
 
 /// The pools of one shard. Ids ascend: first all inputs, then all outputs.
@@ -50,7 +52,7 @@ impl Plan {
                 inputs.push(plan.inputs.len() as u16);
                 plan.inputs.push((plan.inputs.len() as u16, layout));
             }
-            plan.models.push(ModelPools { inputs, output: None });
+            plan.models.push(ModelPools { inputs, output: None, owned: Vec::new() });
         }
         for (spec, pools) in specs.iter().zip(&mut plan.models) {
             let Some(row) = row_bytes(spec, &spec.outputs) else { continue };
@@ -64,12 +66,40 @@ impl Plan {
             plan.outputs.push((id, layout(spec, ("output", &spec.outputs), &row, slots, limits)?));
             pools.output = Some(id);
         }
+        plan.check_bytes(&specs)?;
+        Ok(plan)
+    }
+
+    /// The same with slots for all outputs, those too whose sizes are not known beforehand: a card cannot reach the runtimes' own memory.
+    ///
+    /// # Errors
+    /// [`PlanError`].
+    pub fn with_all_in_slots<'s>(
+        mut self,
+        specs: impl IntoIterator<Item = &'s ModelSpec>,
+        limits: &Limits,
+    ) -> Result<Plan, PlanError> {
+        let specs: Vec<&ModelSpec> = specs.into_iter().collect();
+        for (spec, pools) in specs.iter().zip(&mut self.models).filter(|(_, pools)| pools.output.is_none()) {
+            for class in classes(limits) {
+                let id = (self.inputs.len() + self.outputs.len()) as u16;
+                let row = vec![class; spec.outputs.len()];
+                let layout = layout(spec, ("output", &spec.outputs), &row, limits.external_outputs.max(FEW), limits)?;
+                self.outputs.push((id, layout));
+                pools.owned.push(id);
+            }
+        }
+        self.check_bytes(&specs)?;
+        Ok(self)
+    }
+
+    fn check_bytes(&self, specs: &[&ModelSpec]) -> Result<(), PlanError> {
         // No pool has more than 2^48 bytes, and no plan more than 2^16 pools.
-        let bytes = plan.all().iter().map(|(_, layout)| layout.bytes()).sum();
+        let bytes = self.all().iter().map(|(_, layout)| layout.bytes()).sum();
         if bytes > MAX_ARENA_BYTES {
             return Err(PlanError::TooMuch { models: specs.iter().map(|s| s.name.clone()).collect(), bytes });
         }
-        Ok(plan)
+        Ok(())
     }
 
     /// All pools, ids ascending.
@@ -158,6 +188,18 @@ fn input_layouts(spec: &ModelSpec, limits: &Limits) -> Result<Vec<PoolLayout>, P
     if let Some(row) = row_bytes(spec, &spec.inputs) {
         return Ok(vec![layout(spec, ("input", &spec.inputs), &row, limits.slots_per_model, limits)?]);
     }
+    classes(limits)
+        .into_iter()
+        .map(|class| {
+            // A tensor of fixed size takes that; the others may each be as large as the whole class.
+            let row: Vec<u32> = spec.inputs.iter().map(|t| spec.row_bytes(t).unwrap_or(class)).collect();
+            layout(spec, ("input", &spec.inputs), &row, limits.slots_per_model, limits)
+        })
+        .collect()
+}
+
+/// Bytes of the size classes, smallest first.
+fn classes(limits: &Limits) -> Vec<u32> {
     let mut classes: Vec<u32> = CLASSES.into_iter().filter(|c| *c < limits.max_request_bytes).collect();
     while let Some(next) = classes.last().and_then(|c| c.checked_mul(2)) {
         if classes.len() < CLASSES.len() || next >= limits.max_request_bytes {
@@ -167,13 +209,6 @@ fn input_layouts(spec: &ModelSpec, limits: &Limits) -> Result<Vec<PoolLayout>, P
     }
     classes.push(limits.max_request_bytes.next_multiple_of(4096));
     classes
-        .into_iter()
-        .map(|class| {
-            // A tensor of fixed size takes that; the others may each be as large as the whole class.
-            let row: Vec<u32> = spec.inputs.iter().map(|t| spec.row_bytes(t).unwrap_or(class)).collect();
-            layout(spec, ("input", &spec.inputs), &row, limits.slots_per_model, limits)
-        })
-        .collect()
 }
 
 /// The pool of a model's inputs or outputs, `row` being the bytes of a row of each.
@@ -307,7 +342,10 @@ mod tests {
         let plan = Plan::new(&specs, &limits).unwrap();
         let ids: Vec<u16> = plan.all().iter().map(|p| p.0).collect();
         assert_eq!(ids, (0..ids.len() as u16).collect::<Vec<_>>());
-        assert_eq!(plan.models[0], ModelPools { inputs: vec![0], output: Some(plan.inputs.len() as u16) });
+        assert_eq!(
+            plan.models[0],
+            ModelPools { inputs: vec![0], output: Some(plan.inputs.len() as u16), owned: vec![] }
+        );
         assert_eq!(plan.inputs[0].1, PoolLayout::new(&[16], 8, 3).unwrap());
         assert_eq!(plan.models[1].output, None);
         let classes: Vec<u32> =

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use splitrpc_telemetry::Shard as Telemetry;
 
-use crate::config::{Builtin, Config, Limits, Machine, Problem, USUAL_SESSIONS};
+use crate::config::{Builtin, Config, Limits, Machine, NicKind, Problem, USUAL_SESSIONS};
 use crate::gpu::{Gpu, LazyGpu, Reserved};
 use crate::http::{Bounds, Http};
 use crate::metrics::{ModelReport, ModelState, Status};
@@ -165,7 +165,10 @@ fn lay_out(
     }
     let specs = || models.iter().map(|m| m.factory.spec());
     // `serve` has tried each of them, but not all together.
-    let plan = Plan::new(specs(), &config.limits)?;
+    let mut plan = Plan::new(specs(), &config.limits)?;
+    if config.nic.kind == NicKind::Smartnic {
+        plan = plan.with_all_in_slots(specs(), &config.limits)?;
+    }
     let catalog = plan::catalog(specs()).expect("records of models that were tried one by one");
     let telemetry: Vec<_> = (0..config.data.threads).map(|_| Arc::new(Telemetry::new(models.len()))).collect();
     let mut reports: Vec<ModelReport> = specs().map(ModelReport::ready).collect();
@@ -336,7 +339,10 @@ impl Server {
             let listen = |error| StartError::Listen { transport: "http", address, error };
             server.http = Some(Http::start(address, Arc::clone(status), Bounds::USUAL).map_err(listen)?);
         }
-        status.set_ready(true);
+        // With a card it is once that serves.
+        if config.nic.kind == NicKind::Commodity {
+            status.set_ready(true);
+        }
         Ok(server)
     }
 
@@ -384,8 +390,12 @@ impl Server {
         let config = &self.built.config;
         // Writing to a string does not fail.
         let _ = writeln!(text, "splitrpc host-agent {}", env!("CARGO_PKG_VERSION"));
-        let _ = writeln!(text, "  tcp    {}", show(self.tcp()));
-        let _ = writeln!(text, "  udp    {}", show(self.udp()));
+        if config.nic.kind == NicKind::Smartnic {
+            let _ = writeln!(text, "  card   listens for requests; see what nic-app says there");
+        } else {
+            let _ = writeln!(text, "  tcp    {}", show(self.tcp()));
+            let _ = writeln!(text, "  udp    {}", show(self.udp()));
+        }
         let _ = writeln!(text, "  http   {}", show(self.http()));
         for model in self.built.status.models() {
             let version = model.version.map_or_else(String::new, |v| format!(" version {v}"));
@@ -406,10 +416,10 @@ impl Server {
 
 /// Starts a data thread for each shard; where one cannot start, those that have are ended.
 fn start_shards(built: &Built) -> Result<Vec<Running>, StartError> {
-    let Built { config, machine, models, gpu, plan, catalog, telemetry, .. } = built;
+    let Built { config, machine, models, gpu, plan, catalog, telemetry, status } = built;
     let crowded = usize::from(config.data.threads) >= machine.cores.len();
     let busy = Arc::new(AtomicUsize::new(telemetry.len()));
-    let common = Common { config, plan, models, gpu: gpu.as_ref(), catalog, crowded, busy };
+    let common = Common { config, plan, models, gpu: gpu.as_ref(), catalog, status, crowded, busy };
     let mut addresses = Addresses { tcp: config.listen.tcp, udp: config.listen.udp };
     let mut shards = Vec::new();
     for (number, telemetry) in telemetry.iter().enumerate() {

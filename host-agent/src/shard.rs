@@ -14,15 +14,17 @@ use nic_app::{
 use splitrpc_arena::{Arena, ArenaError};
 use splitrpc_engine::{MS, ModelPlan, Time};
 use splitrpc_gpu::GpuError;
-use splitrpc_ring::{InProcessHost, InProcessNic, in_process};
+use splitrpc_ring::{HostLink, InProcessHost, InProcessNic, in_process};
 use splitrpc_telemetry::Shard as Telemetry;
 
-use crate::config::{Config, Wait};
+use crate::config::{Config, NicKind, Wait};
 use crate::gpu::{Board, Gpu, Tenant};
+use crate::metrics::Status;
 use crate::orchestrator::{self, Orchestrator, Parts, Served, Storage};
 use crate::plan::{EngineModel, Plan};
 use crate::runtime::Execution;
 use crate::runtime::device::Device;
+use crate::smartnic::{self, CardError};
 
 /// The smallest receive window that an engine takes.
 const MIN_RECEIVE_WINDOW: u64 = 64 << 10;
@@ -40,6 +42,8 @@ pub struct Common<'c> {
     pub gpu: Option<&'c Gpu>,
     /// The encoded catalogue of the models.
     pub catalog: &'c [u8],
+    /// What is told over HTTP.
+    pub status: &'c Arc<Status>,
     /// There are more data threads than cores.
     pub crowded: bool,
     /// How many shards there are, as those count down that are to end.
@@ -91,6 +95,9 @@ pub enum StartError {
         /// Why.
         error: io::Error,
     },
+    /// The card.
+    #[error(transparent)]
+    Card(#[from] CardError),
     /// The kernel refused something else.
     #[error("data thread: {0}")]
     Kernel(#[from] io::Error),
@@ -107,13 +114,16 @@ pub fn start(
     addresses: Addresses,
     telemetry: Arc<Telemetry>,
 ) -> Result<Running, StartError> {
+    if common.config.nic.kind == NicKind::Smartnic {
+        return start_with_card(common, telemetry);
+    }
     let (mut data, addresses) = assemble(common, shard, addresses, telemetry)?;
     let stop = data.stop_handle();
     let thread = thread::Builder::new().name(format!("data-{shard}")).spawn(move || data.run())?;
     Ok(Running { addresses, stop, thread })
 }
 
-type Data = DataThread<InProcessNic, Orchestrator<'static, InProcessHost>>;
+type Data = DataThread<'static, InProcessNic, Orchestrator<'static, InProcessHost>>;
 
 /// A data thread's work with all that belongs to it, and where it listens.
 fn assemble(
@@ -122,10 +132,9 @@ fn assemble(
     addresses: Addresses,
     telemetry: Arc<Telemetry>,
 ) -> Result<(Data, Addresses), StartError> {
-    let Common { config, plan, models, .. } = common;
+    let Common { config, plan, .. } = common;
     let arena = Arena::new(&format!("splitrpc-{shard}"), &plan.all(), config.limits.external_outputs as usize)?;
-    let known: Vec<EngineModel> =
-        models.iter().zip(&plan.models).map(|(model, pools)| EngineModel::new(model.factory.spec(), pools)).collect();
+    let known = engine_models(common);
     let known: Vec<ModelPlan<'_>> = known.iter().map(EngineModel::plan).collect();
     let mut limits = config.engine();
     if addresses.udp.is_some() {
@@ -140,20 +149,7 @@ fn assemble(
     let engine = build_engine(&limits, &known, common.catalog, &plan.inputs)?;
     let (nic, host) = in_process(2 * config.limits.requests as usize);
     let waker = Waker::new()?;
-    let rouse = waker.clone();
-    let parts = Parts {
-        shard,
-        arena: arena.clone(),
-        plan,
-        models,
-        requests: config.limits.requests,
-        telemetry: Arc::clone(&telemetry),
-        waker: Arc::new(move || rouse.wake()),
-        device: common.gpu.map(|gpu| board(gpu, common, &arena)).transpose()?,
-        launch_limit: u64::from(config.gpu.launch_limit_ms) * MS,
-    };
-    // A shard lives as long as the process.
-    let host = Orchestrator::new(host, parts, Box::leak(Box::new(Storage::new(plan))))?;
+    let host = orchestrator(common, shard, host, &arena, &waker, &telemetry)?;
     let (tcp, udp) = (bind_tcp(config, addresses.tcp, &engine)?, bind_udp(config, addresses.udp, shard, &engine)?);
     let addresses =
         Addresses { tcp: tcp.as_ref().map(TcpPort::local_addr), udp: udp.as_ref().map(UdpPort::local_addr) };
@@ -168,6 +164,58 @@ fn assemble(
         data = data.with_udp(port)?;
     }
     Ok((data, addresses))
+}
+
+/// The models, as an engine knows them.
+fn engine_models(common: &Common<'_>) -> Vec<EngineModel> {
+    let models = common.models.iter().zip(&common.plan.models);
+    models.map(|(model, pools)| EngineModel::new(model.factory.spec(), pools)).collect()
+}
+
+/// Who decides at the other end of a link. A shard lives as long as the process.
+fn orchestrator<L: HostLink>(
+    common: &Common<'_>,
+    shard: usize,
+    link: L,
+    arena: &Arena,
+    waker: &Waker,
+    telemetry: &Arc<Telemetry>,
+) -> Result<Orchestrator<'static, L>, StartError> {
+    let Common { config, plan, models, gpu, .. } = common;
+    let rouse = waker.clone();
+    let parts = Parts {
+        shard,
+        arena: arena.clone(),
+        plan,
+        models,
+        requests: config.limits.requests,
+        telemetry: Arc::clone(telemetry),
+        waker: Arc::new(move || rouse.wake()),
+        device: gpu.map(|gpu| board(gpu, common, arena)).transpose()?,
+        launch_limit: u64::from(config.gpu.launch_limit_ms) * MS,
+    };
+    Ok(Orchestrator::new(link, parts, Box::leak(Box::new(Storage::new(plan))))?)
+}
+
+/// Starts the only shard beside a card, which does the rest.
+fn start_with_card(common: &Common<'_>, telemetry: Arc<Telemetry>) -> Result<Running, StartError> {
+    let Common { config, plan, catalog, status, crowded, .. } = common;
+    let arena = Arena::new("splitrpc-0", &plan.all(), 0)?;
+    let waker = Waker::new()?;
+    let orchestrator = orchestrator(common, 0, (), &arena, &waker, &telemetry)?;
+    let status = Arc::clone(status);
+    let parts = smartnic::Parts {
+        arena,
+        orchestrator,
+        waker,
+        config: thread_config(config, 0, *crowded),
+        telemetry,
+        told: Box::new(move |ready| status.set_ready(ready.is_some())),
+    };
+    let known = engine_models(common);
+    let known: Vec<ModelPlan<'_>> = known.iter().map(EngineModel::plan).collect();
+    let (stop, thread) = smartnic::start(parts, config, plan, &known, catalog)?;
+    Ok(Running { addresses: Addresses::default(), stop, thread })
 }
 
 /// This shard's part of the GPU.
@@ -185,7 +233,11 @@ fn board(gpu: &Gpu, common: &Common<'_>, arena: &Arena) -> Result<Box<dyn Device
     Ok(Box::new(board))
 }
 
-fn bind_tcp(config: &Config, address: Option<SocketAddr>, engine: &BuiltEngine) -> Result<Option<TcpPort>, StartError> {
+fn bind_tcp(
+    config: &Config,
+    address: Option<SocketAddr>,
+    engine: &BuiltEngine<'_>,
+) -> Result<Option<TcpPort>, StartError> {
     // Buffers are left to the kernel, which grows those of the connections that need it.
     let options = TcpPortConfig { reuse_port: config.data.threads > 1, ..TcpPortConfig::default() };
     let bind = |address| {
@@ -202,7 +254,7 @@ fn bind_udp(
     config: &Config,
     address: Option<SocketAddr>,
     shard: usize,
-    engine: &BuiltEngine,
+    engine: &BuiltEngine<'_>,
 ) -> Result<Option<UdpPort>, StartError> {
     let options = udp_config(config, shard);
     let bind = |address| {
@@ -308,8 +360,8 @@ mod tests {
         config.models.builtins = vec![Builtin::Null, Builtin::Echo];
         let built = build(config).unwrap();
         let (config, plan, models, catalog) = (&built.config, &built.plan, &built.models[..], &built.catalog[..]);
-        let common =
-            Common { config, plan, models, gpu: None, catalog, crowded: true, busy: Arc::new(AtomicUsize::new(1)) };
+        let (status, busy) = (&built.status, Arc::new(AtomicUsize::new(1)));
+        let common = Common { config, plan, models, gpu: None, catalog, status, crowded: true, busy };
         let (mut data, at) =
             assemble(&common, 0, Addresses { tcp: any, udp: any }, Arc::clone(&built.telemetry[0])).unwrap();
         let phase = Arc::new(AtomicU32::new(0));

@@ -16,7 +16,7 @@ pub type Meta = [u8; META_BYTES as usize];
 
 /// Gives a completion to the engine. What the meta area says is copied to `bytes` first and only the copy is looked at,
 /// since the host may write there at any time.
-pub(crate) fn deliver(engine: &mut Engine, arena: &Arena, now: Time, completion: &Completion, bytes: &mut Meta) {
+pub(crate) fn deliver(engine: &mut Engine<'_>, arena: &Arena, now: Time, completion: &Completion, bytes: &mut Meta) {
     // Where there is no meta area, what the last one said must not be read again.
     bytes[..MANIFEST_HEAD_LEN].fill(0);
     let head = if completion.status == Status::Ok {

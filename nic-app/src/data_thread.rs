@@ -56,9 +56,9 @@ enum Ending {
 
 /// Everything that one data thread owns. Nothing of it is shared with the others.
 #[derive(Debug)]
-pub struct DataThread<L, H> {
+pub struct DataThread<'e, L, H> {
     config: DataThreadConfig,
-    engine: Engine,
+    engine: Engine<'e>,
     arena: Arena,
     input_pools: u16,
     link: L,
@@ -89,7 +89,7 @@ pub struct DataThread<L, H> {
     next_publish: Time,
 }
 
-impl<L: NicLink, H: Host> DataThread<L, H> {
+impl<'e, L: NicLink, H: Host> DataThread<'e, L, H> {
     /// A thread without ports. `host` is at the other end of `link`, and rouses this thread with `waker`;
     /// `input_pools` is how many of the arena's pools are the engine's.
     ///
@@ -98,14 +98,14 @@ impl<L: NicLink, H: Host> DataThread<L, H> {
     #[expect(clippy::too_many_arguments, reason = "all that a shard consists of")]
     pub fn new(
         config: DataThreadConfig,
-        engine: BuiltEngine,
+        engine: BuiltEngine<'e>,
         arena: Arena,
         input_pools: u16,
         link: L,
         host: H,
         waker: Waker,
         telemetry: Arc<Shard>,
-    ) -> io::Result<DataThread<L, H>> {
+    ) -> io::Result<DataThread<'e, L, H>> {
         let poller = Poller::new()?;
         poller.add(&waker, WAKER, Interest::READ)?;
         Ok(DataThread {
@@ -174,7 +174,7 @@ impl<L: NicLink, H: Host> DataThread<L, H> {
 
     /// The engine.
     #[must_use]
-    pub fn engine(&self) -> &Engine {
+    pub fn engine(&self) -> &Engine<'e> {
         &self.engine
     }
 

@@ -1,4 +1,4 @@
-//! The engine's edges: ports, the in-process link, and the data thread that runs all of it to completion.
+//! The engine's edges: ports, the data thread that runs all of it to completion, and a card's way to its host.
 //!
 //! May live here: what moves bytes between sockets and slots, how a data thread polls and sleeps, the storage that the
 //! engine works in. May not: protocol decisions (the engine's), what a request means or when it runs (the host's), and
@@ -6,11 +6,16 @@
 #![forbid(unsafe_code)]
 
 mod arrivals;
+pub mod card;
+pub mod cli;
 mod completion;
+pub mod config;
 mod data_thread;
+pub mod doctor;
 mod frame;
 mod publish;
 mod settings;
+pub mod setup;
 mod storage;
 mod tcp;
 mod udp;
@@ -20,7 +25,7 @@ pub use arrivals::Arrival;
 pub use completion::{Meta, copy_manifest};
 pub use data_thread::DataThread;
 pub use settings::{DataThreadConfig, Host, Stop};
-pub use storage::{BuildError, BuiltEngine, Engine, build_engine};
+pub use storage::{BuildError, BuiltEngine, Engine, EngineMemory, build_engine};
 pub use tcp::{TcpPort, TcpPortConfig, TcpStats};
 pub use udp::{UdpPort, UdpPortConfig, UdpStats};
 pub use wait::{WaitMode, Waker};

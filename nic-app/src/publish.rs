@@ -14,7 +14,7 @@ use crate::udp::{UdpPort, UdpStats};
 /// Takes over the totals of engine, its end of the link, and ports.
 pub(crate) fn publish(
     to: &Shard,
-    engine: &Engine,
+    engine: &Engine<'_>,
     link: Faults,
     input_pools: u16,
     tcp: Option<&TcpPort>,

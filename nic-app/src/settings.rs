@@ -68,6 +68,18 @@ pub struct Stop {
 }
 
 impl Stop {
+    /// For a thread that this waker rouses.
+    #[must_use]
+    pub fn new(waker: Waker) -> Stop {
+        Stop { flag: Arc::default(), waker }
+    }
+
+    /// Whether it was told.
+    #[must_use]
+    pub fn is_told(&self) -> bool {
+        self.flag.load(Ordering::SeqCst)
+    }
+
     /// Tells it.
     pub fn stop(&self) {
         self.flag.store(true, Ordering::SeqCst);

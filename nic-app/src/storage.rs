@@ -1,5 +1,7 @@
 //! The memory that an engine works in.
 
+use std::sync::Arc;
+
 use splitrpc_arena::{AllocatorError, PoolLayout, SlotAllocator, SlotEntry};
 use splitrpc_engine::{
     ChannelSlot, ConfigError, Control, Ended, ModelPlan, OriginSlot, RequestSlot, SentFrame, Server, ServerConfig,
@@ -7,18 +9,18 @@ use splitrpc_engine::{
 };
 use splitrpc_ring::{RequestKey, Submission};
 
-/// An engine over storage of its own.
-pub type Engine = Server<'static>;
+/// An engine over [`EngineMemory`].
+pub type Engine<'e> = Server<'e>;
 
 /// An engine and what its ports need to know of it.
 #[derive(Debug)]
-pub struct BuiltEngine {
+pub struct BuiltEngine<'e> {
     /// The engine.
-    pub server: Engine,
+    pub server: Engine<'e>,
     /// Its configuration.
     pub config: ServerConfig,
     /// The catalogue that it hands out. Ports send slices of it that a slow client has not taken yet.
-    pub catalog: &'static [u8],
+    pub catalog: Arc<[u8]>,
 }
 
 /// Why an engine cannot be built.
@@ -35,9 +37,83 @@ pub enum BuildError {
     Random(getrandom::Error),
 }
 
-/// Builds an engine and everything that it will ever need. `pools` are the input pools.
-///
-/// The storage is leaked: a data thread builds one engine, at start, and keeps it until the process ends.
+/// All that an engine will ever need.
+#[derive(Debug)]
+pub struct EngineMemory {
+    config: ServerConfig,
+    slots: Vec<SlotEntry>,
+    sessions: Vec<SessionSlot>,
+    channels: Vec<ChannelSlot>,
+    origins: Vec<OriginSlot>,
+    timers: Vec<Time>,
+    flight: Vec<SentFrame>,
+    requests: Vec<RequestSlot>,
+    submissions: Vec<Submission>,
+    control: Vec<Control>,
+    active: Vec<u32>,
+    shares: Vec<u32>,
+    ended: Vec<Ended>,
+}
+
+impl EngineMemory {
+    /// Memory for an engine with so many models and these input pools.
+    ///
+    /// # Errors
+    /// [`BuildError::Config`].
+    pub fn new(config: &ServerConfig, models: usize, pools: &[(u16, PoolLayout)]) -> Result<EngineMemory, BuildError> {
+        config.check()?;
+        let sizes = StorageSizes::of(config, models, pools.len());
+        let nothing = Submission::Cancel { request: RequestKey::default() };
+        Ok(EngineMemory {
+            config: *config,
+            slots: vec![SlotEntry::default(); SlotAllocator::storage_len(pools)],
+            sessions: vec![SessionSlot::default(); sizes.sessions],
+            channels: (0..sizes.channels).map(|_| ChannelSlot::default()).collect(),
+            origins: vec![OriginSlot::default(); sizes.channels],
+            timers: vec![Time::NEVER; sizes.channels],
+            flight: vec![SentFrame::default(); sizes.flight],
+            requests: vec![RequestSlot::default(); sizes.requests],
+            submissions: vec![nothing; sizes.submissions],
+            control: vec![Control::default(); sizes.control],
+            active: vec![0; sizes.channels],
+            shares: vec![0; sizes.shares],
+            ended: vec![Ended::default(); sizes.ended],
+        })
+    }
+
+    /// An engine in it, for as many models and the pools that it was made for.
+    ///
+    /// # Errors
+    /// [`BuildError`].
+    pub fn engine<'e>(
+        &'e mut self,
+        models: &'e [ModelPlan<'e>],
+        catalog: &'e [u8],
+        pools: &'e [(u16, PoolLayout)],
+    ) -> Result<BuiltEngine<'e>, BuildError> {
+        let slots = SlotAllocator::new(pools, &mut self.slots)?;
+        let storage = Storage {
+            sessions: &mut self.sessions,
+            channels: &mut self.channels,
+            origins: &mut self.origins,
+            timers: &mut self.timers,
+            flight: &mut self.flight,
+            requests: &mut self.requests,
+            submissions: &mut self.submissions,
+            control: &mut self.control,
+            active: &mut self.active,
+            shares: &mut self.shares,
+            ended: &mut self.ended,
+        };
+        let mut secret = [0; 16];
+        getrandom::fill(&mut secret).map_err(BuildError::Random)?;
+        let epoch = getrandom::u64().map_err(BuildError::Random)?;
+        let server = Server::new(&self.config, models, catalog, pools, slots, storage, secret, epoch)?;
+        Ok(BuiltEngine { server, config: self.config, catalog: catalog.into() })
+    }
+}
+
+/// An engine that stays until the process ends, with all that it needs. `pools` are the input pools.
 ///
 /// # Errors
 /// [`BuildError`].
@@ -46,39 +122,16 @@ pub fn build_engine(
     models: &[ModelPlan<'_>],
     catalog: &[u8],
     pools: &[(u16, PoolLayout)],
-) -> Result<BuiltEngine, BuildError> {
-    config.check()?;
-    let sizes = StorageSizes::of(config, models.len(), pools.len());
-    let pools: &'static [(u16, PoolLayout)] = leak(pools.to_vec());
-    let slots = SlotAllocator::new(pools, leak(vec![SlotEntry::default(); SlotAllocator::storage_len(pools)]))?;
+) -> Result<BuiltEngine<'static>, BuildError> {
+    let memory = Box::leak(Box::new(EngineMemory::new(config, models.len(), pools)?));
     let models = models.iter().map(|plan| ModelPlan {
         inputs: leak(plan.inputs.to_vec()),
         classes: leak(plan.classes.to_vec()),
         ..*plan
     });
-    let models: &'static [ModelPlan<'static>] = leak(models.collect());
-    let catalog: &'static [u8] = leak(catalog.to_vec());
-    let nothing = Submission::Cancel { request: RequestKey::default() };
-    let storage = Storage {
-        sessions: leak(vec![SessionSlot::default(); sizes.sessions]),
-        channels: leak((0..sizes.channels).map(|_| ChannelSlot::default()).collect()),
-        origins: leak(vec![OriginSlot::default(); sizes.channels]),
-        timers: leak(vec![Time::NEVER; sizes.channels]),
-        flight: leak(vec![SentFrame::default(); sizes.flight]),
-        requests: leak(vec![RequestSlot::default(); sizes.requests]),
-        submissions: leak(vec![nothing; sizes.submissions]),
-        control: leak(vec![Control::default(); sizes.control]),
-        active: leak(vec![0; sizes.channels]),
-        shares: leak(vec![0; sizes.shares]),
-        ended: leak(vec![Ended::default(); sizes.ended]),
-    };
-    let mut secret = [0; 16];
-    getrandom::fill(&mut secret).map_err(BuildError::Random)?;
-    let epoch = getrandom::u64().map_err(BuildError::Random)?;
-    let server = Server::new(config, models, catalog, pools, slots, storage, secret, epoch)?;
-    Ok(BuiltEngine { server, config: *config, catalog })
+    memory.engine(leak(models.collect()), leak(catalog.to_vec()), leak(pools.to_vec()))
 }
 
-fn leak<T>(items: Vec<T>) -> &'static mut [T] {
+fn leak<T>(items: Vec<T>) -> &'static [T] {
     Box::leak(items.into_boxed_slice())
 }

@@ -27,7 +27,8 @@ impl WaitMode {
     pub const ADAPTIVE: WaitMode = WaitMode::Adaptive { spin: Duration::from_micros(50) };
 
     /// Nanoseconds to poll after something last happened.
-    pub(crate) fn spin_ns(self) -> u64 {
+    #[must_use]
+    pub fn spin_ns(self) -> u64 {
         match self {
             WaitMode::Spin => u64::MAX,
             WaitMode::Adaptive { spin } => u64::try_from(spin.as_nanos()).unwrap_or(u64::MAX),
@@ -60,16 +61,17 @@ impl Waker {
     }
 
     /// The thread is about to look a last time before it sleeps.
-    pub(crate) fn announce_sleep(&self) {
+    pub fn announce_sleep(&self) {
         self.nap.announce();
     }
 
     /// The thread is awake.
-    pub(crate) fn awake(&self) {
+    pub fn awake(&self) {
         self.nap.over();
     }
 
-    pub(crate) fn drain(&self) {
+    /// Forgets that it was roused.
+    pub fn drain(&self) {
         self.fd.drain();
     }
 }

@@ -9,7 +9,8 @@ use splitrpc_engine::{MS, PathInfo, ServerConfig, StorageSizes};
 use splitrpc_socket::{UdpOptions, UdpSocket};
 use splitrpc_wire::path::{Link, Memory, Mover, Port};
 
-use super::{Config, Offer};
+use super::{Config, NicKind, Offer};
+use crate::smartnic;
 
 /// TCP connections of a data thread by default, where so many files may be open.
 pub const USUAL_SESSIONS: u32 = 16_384;
@@ -157,6 +158,9 @@ impl Config {
                 wrong("data.cores", format!("core {core} is named twice"));
             }
         }
+        if self.nic.kind == NicKind::Smartnic && data.threads != 1 {
+            wrong("data.threads", format!("is {}, and beside a card (nic.kind) it must be 1", data.threads));
+        }
         if data.drop_permille > 1000 {
             wrong("data.drop_permille", format!("is {}, and must be 0 to 1,000", data.drop_permille));
         }
@@ -291,6 +295,13 @@ impl Config {
     #[must_use]
     pub fn offer(&self, machine: &Machine) -> Offer {
         let ports = [(self.listen.tcp, Port::Tcp), (self.listen.udp, Port::Udp)];
+        let path: &dyn Fn(Port) -> PathInfo = match self.nic.kind {
+            NicKind::Commodity => &commodity,
+            NicKind::Smartnic => {
+                let emulated = smartnic::is_emulated(&self.nic).unwrap_or(false);
+                &move |port| PathInfo { mover: Mover::DocaDma, link: Link::Doca, emulated, ..commodity(port) }
+            }
+        };
         let paths = ports.into_iter().filter(|(open, _)| open.is_some()).map(|(_, port)| path(port)).collect();
         Offer { paths, udp_offload: machine.udp_offload }
     }
@@ -314,13 +325,14 @@ impl Config {
             kept_replies: limits.kept_replies,
             min_progress: limits.min_progress_bytes_per_s,
             progress_grace: u64::from(limits.progress_grace_ms) * MS,
-            stream_path: path(Port::Tcp),
-            datagram_path: path(Port::Udp),
+            stream_path: commodity(Port::Tcp),
+            datagram_path: commodity(Port::Udp),
         }
     }
 }
 
-fn path(port: Port) -> PathInfo {
+/// The path beside a commodity NIC.
+fn commodity(port: Port) -> PathInfo {
     PathInfo { port, mover: Mover::KernelToSlot, memory: Memory::Host, link: Link::InProcess, emulated: false }
 }
 

@@ -27,6 +27,8 @@ pub const ENV_PREFIX: &str = "SPLITRPC_";
 pub struct Config {
     /// Where the server listens.
     pub listen: Listen,
+    /// What ends the RPCs.
+    pub nic: Nic,
     /// The data threads.
     pub data: Data,
     /// Capacities and limits; those of requests and slots hold for each data thread.
@@ -58,6 +60,38 @@ impl Default for Listen {
     fn default() -> Self {
         let loopback = |port| Some(SocketAddr::from(([127, 0, 0, 1], port)));
         Listen { tcp: loopback(7100), udp: loopback(7100), http: loopback(7180) }
+    }
+}
+
+/// What ends the RPCs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum NicKind {
+    /// This process, with whatever NIC the machine has.
+    Commodity,
+    /// A BlueField, on which nic-app runs.
+    Smartnic,
+}
+
+/// What ends the RPCs.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Nic {
+    /// Which of both.
+    pub kind: NicKind,
+    /// PCI address of the card's device on this machine; the first that can, where none is named.
+    pub device: Option<String>,
+    /// Folder, or file, of DOCA's libraries; where they are installed, if none is named.
+    pub libraries: Option<PathBuf>,
+    /// Where the card's datagram arrives that rouses a sleeping agent; where it is off, the agent polls.
+    #[serde(deserialize_with = "address", serialize_with = "show_address")]
+    pub doorbell: Option<SocketAddr>,
+}
+
+impl Default for Nic {
+    fn default() -> Self {
+        let doorbell = Some(SocketAddr::from(([127, 0, 0, 1], 0)));
+        Nic { kind: NicKind::Commodity, device: None, libraries: None, doorbell }
     }
 }
 
@@ -272,6 +306,8 @@ pub struct Overrides {
     pub config: Option<PathBuf>,
     /// `models.repository`.
     pub model_repository: Option<PathBuf>,
+    /// `nic.kind`.
+    pub nic: Option<String>,
     /// `listen.tcp`.
     pub tcp: Option<String>,
     /// `listen.udp`.
@@ -303,6 +339,7 @@ impl Config {
         let repository = overrides.model_repository.as_ref().map(|p| p.display().to_string());
         for (key, option, value) in [
             ("models.repository", "--model-repository", repository.as_ref()),
+            ("nic.kind", "--nic", overrides.nic.as_ref()),
             ("listen.tcp", "--tcp", overrides.tcp.as_ref()),
             ("listen.udp", "--udp", overrides.udp.as_ref()),
             ("listen.http", "--http", overrides.http.as_ref()),
@@ -322,8 +359,10 @@ impl Config {
     /// What is shown can be read again.
     #[must_use]
     pub fn to_toml(&self) -> String {
-        let Config { models, gpu, require, .. } = self;
+        let Config { nic, models, gpu, require, .. } = self;
         let unset = [
+            ("[nic]", "device", nic.device.is_none(), "the first that can"),
+            ("[nic]", "libraries", nic.libraries.is_none(), "where DOCA is installed"),
             ("[models]", "repository", models.repository.is_none(), "no models but the built-in ones"),
             ("[gpu]", "torch", gpu.torch.is_none(), "no models that PyTorch compiled"),
             ("[require]", "mover", require.mover.is_none(), "any will do"),

@@ -68,6 +68,12 @@ fn keys() -> Vec<String> {
 fn all_set() -> Config {
     let mut config = Config::default();
     config.listen.udp = None;
+    config.nic = Nic {
+        kind: NicKind::Smartnic,
+        device: Some("0000:03:00.0".into()),
+        libraries: Some("/opt/doca".into()),
+        doorbell: None,
+    };
     config.data.cores = vec![1];
     config.limits.sessions = 7;
     config.gpu.torch = Some("/opt/torch/lib".into());

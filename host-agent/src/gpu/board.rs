@@ -69,7 +69,7 @@ impl Board {
         shards: usize,
     ) -> Result<Board, GpuError> {
         let pools = |tenant: &Tenant<'_>| {
-            let ModelPools { inputs, output } = tenant.pools;
+            let ModelPools { inputs, output, owned: _ } = tenant.pools;
             inputs.iter().copied().chain(*output).collect::<Vec<_>>()
         };
         let slots: Vec<u16> = models.iter().flatten().flat_map(pools).collect();

@@ -21,7 +21,7 @@ const STAYING: u64 = 2;
 impl Gpu {
     /// Computes a job whose inputs and outputs are the pools 0 and 1 of its arena, and waits for that. Returns whether it has ended, however.
     pub(crate) fn run(&self, spec: &ModelSpec, program: &Arc<dyn Program>, job: &mut Job) -> bool {
-        let pools = ModelPools { inputs: vec![0], output: Some(1) };
+        let pools = ModelPools { inputs: vec![0], output: Some(1), owned: Vec::new() };
         // One lane will do.
         let alone = ModelSpec { instances: 1, priority_levels: 0, ..spec.clone() };
         let tenant = Tenant { spec: &alone, pools: &pools, program: Arc::clone(program) };

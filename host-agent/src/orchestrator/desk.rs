@@ -106,6 +106,8 @@ pub(super) struct Desk<'a> {
     /// What models compute on that are not computed by the CPU.
     pub(super) device: Option<Box<dyn Device>>,
     outputs: SlotAllocator<'a>,
+    /// By model, the output pools for what the runtime has in its own memory, smallest first; none where that is sent as it is.
+    owned: Vec<Vec<u16>>,
     pub(super) records: Vec<Record>,
     /// Scratch: a copy of a request's meta area.
     pub(super) copy: Box<Meta>,
@@ -122,6 +124,7 @@ impl<'a> Desk<'a> {
         telemetry: Arc<Shard>,
         device: Option<Box<dyn Device>>,
         outputs: SlotAllocator<'a>,
+        owned: Vec<Vec<u16>>,
         requests: usize,
         tensors: usize,
     ) -> Desk<'a> {
@@ -140,6 +143,7 @@ impl<'a> Desk<'a> {
             telemetry,
             device,
             outputs,
+            owned,
             records: (0..requests).map(|_| record()).collect(),
             copy: Box::new([0; size_of::<Meta>()]),
             manifest: ManifestWriter::with_path(),
@@ -244,6 +248,12 @@ impl<'a> Desk<'a> {
         }
     }
 
+    /// Takes back all output slots, whoever has them.
+    pub(super) fn free_all(&mut self) {
+        self.outputs.free_all();
+        self.arena.drop_all_external();
+    }
+
     /// Free output slots of all these pools.
     pub(super) fn outputs_free(&self, pools: impl Iterator<Item = u16>) -> u64 {
         pools.map(|pool| u64::from(self.outputs.available(pool))).sum()
@@ -335,10 +345,16 @@ impl<'a> Desk<'a> {
             Output::Input => item.input,
             Output::Failed(status, text) => return Err((status, text.into())),
             Output::Owned(buffers) => {
+                let model = usize::from(self.records[request as usize].model);
                 let fits = buffers.len() == tensors.len()
                     && buffers.iter().zip(tensors).all(|(b, t)| b.len() == t.bytes as usize);
                 if !fits {
                     return Err(failed("the model gave an output of another size than its shape says"));
+                }
+                if let Some(classes) = self.owned.get(model).filter(|classes| !classes.is_empty()) {
+                    let bytes = manifest.finish();
+                    let run = put(&self.arena, &mut self.outputs, classes, &buffers, bytes)?;
+                    return Ok(run);
                 }
                 let external = External { tensors: buffers, meta: manifest.finish().to_vec() };
                 return self.arena.adopt(external).map_err(|_| {
@@ -371,4 +387,31 @@ impl<'a> Desk<'a> {
         self.telemetry.count(Event::Completions, sent);
         sent > 0
     }
+}
+
+/// Copies outputs from a runtime's own memory into slots.
+fn put(
+    arena: &Arena,
+    outputs: &mut SlotAllocator<'_>,
+    classes: &[u16],
+    buffers: &[Vec<u8>],
+    manifest: &[u8],
+) -> Result<Run, (Status, Cow<'static, str>)> {
+    let fits = |pool: &&u16| {
+        let row = outputs.layout(**pool).map(|layout| layout.all_row_bytes());
+        row.is_some_and(|row| buffers.iter().zip(row).all(|(buffer, row)| buffer.len() <= *row as usize))
+    };
+    let first = classes.iter().position(|pool| fits(&pool));
+    let first = first.ok_or((Status::TooLarge, "the answer is larger than limits.max_request_bytes".into()))?;
+    let run = classes[first..].iter().find_map(|pool| outputs.alloc(*pool, 1));
+    let run = run.ok_or((Status::Busy, "more outputs wait to be sent than limits.external_outputs allows".into()))?;
+    for (tensor, buffer) in buffers.iter().enumerate() {
+        if let Some(span) = arena.span(run, tensor as u16, 0, buffer.len() as u32) {
+            span.copy_from(buffer);
+        }
+    }
+    if let Some(meta) = arena.meta(run) {
+        meta.copy_from(manifest);
+    }
+    Ok(run)
 }

@@ -147,8 +147,16 @@ impl<'a, L: HostLink> Orchestrator<'a, L> {
         let models = models.collect::<Result<Vec<_>, _>>()?;
         let tensors = parts.models.iter().map(|m| m.factory.spec().inputs.len()).max().unwrap_or(0);
         let device = parts.device.take();
-        let desk = Desk::new(parts.arena, parts.telemetry, device, outputs, requests, tensors);
+        let owned = parts.plan.models.iter().map(|pools| pools.owned.clone()).collect();
+        let desk = Desk::new(parts.arena, parts.telemetry, device, outputs, owned, requests, tensors);
         Ok(Orchestrator { link, desk, models, sequence: 0, draining: false, lost: false })
+    }
+
+    /// The same at the end of another link, which may be one that stays on its thread.
+    #[must_use]
+    pub fn with_link<M: HostLink>(self, link: M) -> Orchestrator<'a, M> {
+        let Orchestrator { link: _, desk, models, sequence, draining, lost } = self;
+        Orchestrator { link, desk, models, sequence, draining, lost }
     }
 
     /// Does what there is to do: results, submissions, expiry, launches, completions. Returns whether there was anything.
@@ -244,6 +252,12 @@ impl<'a, L: HostLink> Orchestrator<'a, L> {
     #[must_use]
     pub fn is_idle(&self) -> bool {
         self.desk.live() == 0
+    }
+
+    /// Begins anew with an engine that knows of nothing: all slots are free again. Nothing may be under way.
+    pub fn begin_again(&mut self) {
+        debug_assert!(self.is_idle());
+        self.desk.free_all();
     }
 
     /// This orchestrator's end of the link.

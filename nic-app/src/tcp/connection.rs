@@ -152,7 +152,7 @@ impl Default for Shape {
 
 impl Shape {
     /// Takes after a request that was placed. This is asked of every request, while most are like the one before.
-    pub(super) fn remember(&mut self, engine: &Engine, header: &Header, manifest: &[u8], data: u32) {
+    pub(super) fn remember(&mut self, engine: &Engine<'_>, header: &Header, manifest: &[u8], data: u32) {
         let same = self.header.model == header.model && self.manifest() == Some(manifest);
         self.header = *header;
         self.data = data;

@@ -13,7 +13,7 @@ impl Reader {
     /// Reads a frame that looks like the last request: head aside, tensor data into the slots it would get.
     pub(super) fn read_foreseen(
         &mut self,
-        cx: &mut Context<'_>,
+        cx: &mut Context<'_, '_>,
         connection: &mut Connection,
         run: Run,
     ) -> Result<Step, Over> {
@@ -66,7 +66,7 @@ impl Reader {
     }
 
     /// Copies what landed in the wrong slots out of them.
-    fn pick_up(&mut self, cx: &Context<'_>, connection: &Connection, run: Run, landed: usize) {
+    fn pick_up(&mut self, cx: &Context<'_, '_>, connection: &Connection, run: Run, landed: usize) {
         let mut spill = &mut self.spill[..landed];
         each_tensor(connection, |tensor, bytes| {
             let all = mem::take(&mut spill);
@@ -78,7 +78,7 @@ impl Reader {
         });
     }
 
-    fn feed_spill(&mut self, cx: &mut Context<'_>, connection: &mut Connection, bytes: usize) -> Result<(), Over> {
+    fn feed_spill(&mut self, cx: &mut Context<'_, '_>, connection: &mut Connection, bytes: usize) -> Result<(), Over> {
         let spill = mem::take(&mut self.spill);
         let fed = self.feed(cx, connection, &spill[..bytes]);
         self.spill = spill;

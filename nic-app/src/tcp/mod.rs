@@ -8,6 +8,7 @@ mod read;
 
 use std::io;
 use std::net::{Shutdown, SocketAddr};
+use std::sync::Arc;
 use std::time::Duration;
 
 use socket2::{SockRef, TcpKeepalive};
@@ -111,7 +112,7 @@ impl TcpPort {
     ///
     /// # Errors
     /// Those of the kernel.
-    pub fn bind(address: SocketAddr, config: &TcpPortConfig, engine: &BuiltEngine) -> io::Result<TcpPort> {
+    pub fn bind(address: SocketAddr, config: &TcpPortConfig, engine: &BuiltEngine<'_>) -> io::Result<TcpPort> {
         let TcpPortConfig { reuse_port, recv_buffer, send_buffer } = *config;
         let options = ListenOptions { reuse_port, recv_buffer, send_buffer, ..ListenOptions::default() };
         let streams = engine.config.stream_sessions;
@@ -122,7 +123,7 @@ impl TcpPort {
             free: (0..streams).rev().collect(),
             reader: Reader::new(streams as usize),
             arrivals: Arrivals::new(u32::MAX),
-            out: OutPool::new(engine.config.requests.saturating_add(8 * CONTROL_WAITING), engine.catalog),
+            out: OutPool::new(engine.config.requests.saturating_add(8 * CONTROL_WAITING), Arc::clone(&engine.catalog)),
             hot: Hot::default(),
             unread: Vec::new(),
             waiting,
@@ -178,7 +179,7 @@ impl TcpPort {
 
     /// Takes new connections. Not called while frames for closed connections may still be under way in the engine, since
     /// their numbers are used again.
-    pub(crate) fn accept(&mut self, now: Time, poller: &Poller, engine: &mut Engine) {
+    pub(crate) fn accept(&mut self, now: Time, poller: &Poller, engine: &mut Engine<'_>) {
         for _ in 0..ACCEPTS {
             let stream = match self.listener.accept() {
                 Ok((stream, _)) => stream,
@@ -215,7 +216,7 @@ impl TcpPort {
         &mut self,
         now: Time,
         poller: &Poller,
-        engine: &mut Engine,
+        engine: &mut Engine<'_>,
         arena: &Arena,
         event: &Event,
     ) -> bool {
@@ -231,7 +232,7 @@ impl TcpPort {
     }
 
     /// Tries the connections that were active most recently. Returns whether anything moved.
-    pub(crate) fn poll_hot(&mut self, now: Time, poller: &Poller, engine: &mut Engine, arena: &Arena) -> bool {
+    pub(crate) fn poll_hot(&mut self, now: Time, poller: &Poller, engine: &mut Engine<'_>, arena: &Arena) -> bool {
         let mut moved = false;
         for id in self.hot.to_try() {
             moved |= self.read(now, poller, engine, arena, id);
@@ -245,7 +246,7 @@ impl TcpPort {
     }
 
     /// Goes on with bytes that the engine had no room for. Returns whether anything moved.
-    pub(crate) fn resume(&mut self, now: Time, poller: &Poller, engine: &mut Engine, arena: &Arena) -> bool {
+    pub(crate) fn resume(&mut self, now: Time, poller: &Poller, engine: &mut Engine<'_>, arena: &Arena) -> bool {
         let mut moved = false;
         for at in 0..self.unread.len() {
             moved |= self.read(now, poller, engine, arena, self.unread[at]);
@@ -255,7 +256,7 @@ impl TcpPort {
         moved
     }
 
-    fn read(&mut self, now: Time, poller: &Poller, engine: &mut Engine, arena: &Arena, id: u32) -> bool {
+    fn read(&mut self, now: Time, poller: &Poller, engine: &mut Engine<'_>, arena: &Arena, id: u32) -> bool {
         let Some(connection) = self.connections.get_mut(id as usize).and_then(Option::as_deref_mut) else {
             return false;
         };
@@ -320,7 +321,7 @@ impl TcpPort {
     }
 
     /// Writes what waits for a connection. Returns whether anything moved.
-    fn write_kept(&mut self, now: Time, poller: &Poller, engine: &mut Engine, arena: &Arena, id: u32) -> bool {
+    fn write_kept(&mut self, now: Time, poller: &Poller, engine: &mut Engine<'_>, arena: &Arena, id: u32) -> bool {
         let Some(connection) = self.connections.get_mut(id as usize).and_then(Option::as_deref_mut) else {
             return false;
         };
@@ -350,7 +351,7 @@ impl TcpPort {
     }
 
     /// Closes a connection and tells the engine, which then names none of its slots any more.
-    pub(crate) fn close(&mut self, poller: &Poller, engine: &mut Engine, id: u32) {
+    pub(crate) fn close(&mut self, poller: &Poller, engine: &mut Engine<'_>, id: u32) {
         let Some(mut connection) = self.connections.get_mut(id as usize).and_then(Option::take) else { return };
         self.hot.forget(id);
         self.out.clear(&mut connection.out);
@@ -368,7 +369,7 @@ impl TcpPort {
     }
 
     /// Closes connections that have stalled in the middle of something, and those that never said hello.
-    pub(crate) fn sweep(&mut self, now: Time, poller: &Poller, engine: &mut Engine) {
+    pub(crate) fn sweep(&mut self, now: Time, poller: &Poller, engine: &mut Engine<'_>) {
         if self.accept_again.is_some_and(|at| at <= now) {
             self.accept_again = None;
             let _ = poller.modify(&self.listener, LISTENER, Interest::READ);

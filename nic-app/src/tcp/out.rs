@@ -1,5 +1,7 @@
 //! Frames that the kernel did not take at once. Their tensors stay in the slots; only heads are kept here.
 
+use std::sync::Arc;
+
 use splitrpc_arena::{Arena, IoVecSend, IoVecSendBuf, Lease};
 use splitrpc_engine::{Piece, Transmit};
 use splitrpc_ring::{RequestKey, Run};
@@ -80,14 +82,14 @@ pub(super) struct OutPool {
     frames: Vec<Frame>,
     free: u32,
     list: IoVecSendBuf,
-    catalog: &'static [u8],
+    catalog: Arc<[u8]>,
     /// Bytes written.
     pub(super) bytes: u64,
 }
 
 impl OutPool {
     /// Room for this many frames.
-    pub(super) fn new(frames: u32, catalog: &'static [u8]) -> OutPool {
+    pub(super) fn new(frames: u32, catalog: Arc<[u8]>) -> OutPool {
         let next = |index| if index + 1 == frames { NONE } else { index + 1 };
         OutPool {
             frames: (0..frames).map(|index| Frame::new(next(index))).collect(),

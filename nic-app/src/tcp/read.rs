@@ -36,9 +36,9 @@ pub(super) enum Turn {
 }
 
 /// The engine, the slots and the time, as every step needs them.
-pub(super) struct Context<'c> {
+pub(super) struct Context<'c, 'e> {
     pub(super) now: Time,
-    pub(super) engine: &'c mut Engine,
+    pub(super) engine: &'c mut Engine<'e>,
     pub(super) arena: &'c Arena,
     pub(super) arrivals: &'c mut Arrivals,
 }
@@ -92,7 +92,7 @@ impl Reader {
     }
 
     /// Reads what a connection has, until a request is complete, nothing is left or its turn is over.
-    pub(super) fn turn(&mut self, cx: &mut Context<'_>, connection: &mut Connection) -> Turn {
+    pub(super) fn turn(&mut self, cx: &mut Context<'_, '_>, connection: &mut Connection) -> Turn {
         let mut moved = 0;
         let most = self.bytes_per_turn(cx.now, connection.urgency);
         for _ in 0..STEPS_PER_TURN {
@@ -165,7 +165,7 @@ impl Reader {
     }
 
     /// Between frames: reads the next head, and where the whole frame is small and looks like the last one, all of it.
-    fn read_frame(&mut self, cx: &mut Context<'_>, connection: &mut Connection) -> Result<Step, Over> {
+    fn read_frame(&mut self, cx: &mut Context<'_, '_>, connection: &mut Connection) -> Result<Step, Over> {
         if let Some((pool, rows)) = connection.shape.small()
             && let Some(run) = cx.engine.peek_run(pool, rows)
         {
@@ -181,7 +181,7 @@ impl Reader {
         Ok(step)
     }
 
-    fn read_partial_head(&mut self, cx: &mut Context<'_>, connection: &mut Connection) -> Result<Step, Over> {
+    fn read_partial_head(&mut self, cx: &mut Context<'_, '_>, connection: &mut Connection) -> Result<Step, Over> {
         let Reading::Head(Some(partial)) = &mut connection.reading else { return Ok(Step::Again) };
         let need = match measure(partial.bytes()) {
             Ok(Measured::Needs(need)) => need,
@@ -200,7 +200,7 @@ impl Reader {
 
     fn read_payload(
         &mut self,
-        cx: &mut Context<'_>,
+        cx: &mut Context<'_, '_>,
         connection: &mut Connection,
         payload: Payload,
         most: usize,
@@ -230,7 +230,7 @@ impl Reader {
 
     pub(super) fn feed_head(
         &mut self,
-        cx: &mut Context<'_>,
+        cx: &mut Context<'_, '_>,
         connection: &mut Connection,
         bytes: usize,
     ) -> Result<(), Over> {
@@ -241,7 +241,7 @@ impl Reader {
     }
 
     /// Goes on with what the engine had no room for. Returns how many bytes it has taken now.
-    fn feed_unread(&mut self, cx: &mut Context<'_>, connection: &mut Connection) -> Result<usize, Over> {
+    fn feed_unread(&mut self, cx: &mut Context<'_, '_>, connection: &mut Connection) -> Result<usize, Over> {
         let bytes = mem::take(&mut connection.unread);
         self.feed(cx, connection, &bytes)?;
         Ok(bytes.len() - connection.unread.len())
@@ -251,7 +251,7 @@ impl Reader {
     /// engine has run out of room is kept.
     pub(super) fn feed(
         &mut self,
-        cx: &mut Context<'_>,
+        cx: &mut Context<'_, '_>,
         connection: &mut Connection,
         mut bytes: &[u8],
     ) -> Result<(), Over> {
@@ -310,7 +310,7 @@ impl Reader {
     }
 
     /// Hands a partial head on if it has become whole.
-    fn finish_head(&mut self, cx: &mut Context<'_>, connection: &mut Connection) -> Result<(), Over> {
+    fn finish_head(&mut self, cx: &mut Context<'_, '_>, connection: &mut Connection) -> Result<(), Over> {
         let Reading::Head(Some(partial)) = mem::replace(&mut connection.reading, Reading::Head(None)) else {
             return Ok(());
         };
@@ -334,7 +334,7 @@ impl Reader {
     /// Hands a frame to the engine, and notes what is to become of the tensor data behind its head.
     pub(super) fn dispatch(
         &mut self,
-        cx: &mut Context<'_>,
+        cx: &mut Context<'_, '_>,
         connection: &mut Connection,
         header: &Header,
         head: &[u8],
@@ -363,7 +363,7 @@ impl Reader {
 
     fn garbage<T>(
         &mut self,
-        cx: &mut Context<'_>,
+        cx: &mut Context<'_, '_>,
         connection: &Connection,
         error: splitrpc_wire::WireError,
     ) -> Result<T, Over> {
@@ -380,7 +380,7 @@ impl Reader {
 }
 
 /// `bytes` more of a payload are in its slots.
-fn advance(cx: &mut Context<'_>, connection: &mut Connection, bytes: u32, moved: bool) {
+fn advance(cx: &mut Context<'_, '_>, connection: &mut Connection, bytes: u32, moved: bool) {
     let Reading::Payload(payload) = &mut connection.reading else { return };
     payload.done += bytes;
     payload.fixup += if moved { bytes } else { 0 };
@@ -396,7 +396,7 @@ fn advance(cx: &mut Context<'_>, connection: &mut Connection, bytes: u32, moved:
 }
 
 /// All of a payload is in its slots. The kernel copied every byte once.
-pub(super) fn complete(cx: &mut Context<'_>, connection: &mut Connection) {
+pub(super) fn complete(cx: &mut Context<'_, '_>, connection: &mut Connection) {
     if let Reading::Payload(payload) = mem::replace(&mut connection.reading, Reading::Head(None)) {
         cx.engine.placed(cx.now, &payload.placement, payload.placement.length(), payload.fixup);
     }

@@ -49,7 +49,7 @@ impl Guess {
     }
 
     /// A datagram was looked at, and planned for by what it says. If the guess would have been right, so may the next be.
-    pub(super) fn compare(&mut self, engine: &Engine, placement: &Placement, header: &Header) {
+    pub(super) fn compare(&mut self, engine: &Engine<'_>, placement: &Placement, header: &Header) {
         let right = match self.current.and_then(|request| engine.frontier(request).map(|found| (request, found))) {
             Some((request, (_, sizes, tensor, offset))) => {
                 let (tensor, offset) = skip_finished(sizes.as_slice(), tensor, offset);
@@ -66,7 +66,7 @@ impl Guess {
     }
 
     /// A request's frame was placed. `head` is its manifest, if it brought one.
-    pub(super) fn placed(&mut self, engine: &Engine, placement: &Placement, header: &Header, head: &[u8]) {
+    pub(super) fn placed(&mut self, engine: &Engine<'_>, placement: &Placement, header: &Header, head: &[u8]) {
         self.current = engine.still_placing(placement).then_some(placement.request);
         if !head.is_empty() {
             self.shape.get_or_insert_with(|| Shape::of(header)).become_like(engine, header, head);
@@ -82,7 +82,7 @@ impl Guess {
     }
 
     /// Plans for what probably comes next.
-    pub(super) fn plan(&self, engine: &Engine, plan: &mut Plan) {
+    pub(super) fn plan(&self, engine: &Engine<'_>, plan: &mut Plan) {
         plan.clear();
         if let Some((run, sizes, tensor, offset)) = self.current.and_then(|request| engine.frontier(request)) {
             plan.expect_rest(run, sizes.as_slice(), (tensor, offset), self.room);
@@ -108,7 +108,7 @@ impl Guess {
     /// follow it in the same receive.
     pub(super) fn plan_by(
         &self,
-        engine: &Engine,
+        engine: &Engine<'_>,
         plan: &mut Plan,
         placement: &Placement,
         head: usize,
@@ -145,7 +145,7 @@ impl Shape {
     }
 
     /// Takes after a request that was placed. This is asked of every request, while most are like the one before.
-    fn become_like(&mut self, engine: &Engine, header: &Header, head: &[u8]) {
+    fn become_like(&mut self, engine: &Engine<'_>, header: &Header, head: &[u8]) {
         let same = self.header.model == header.model && self.manifest[..self.manifest_len] == *head;
         self.header = *header;
         if same {

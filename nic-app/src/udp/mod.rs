@@ -122,7 +122,7 @@ impl UdpPort {
     ///
     /// # Errors
     /// Those of the kernel.
-    pub fn bind(address: SocketAddr, config: &UdpPortConfig, engine: &BuiltEngine) -> io::Result<UdpPort> {
+    pub fn bind(address: SocketAddr, config: &UdpPortConfig, engine: &BuiltEngine<'_>) -> io::Result<UdpPort> {
         let options = UdpOptions {
             reuse_port: config.reuse_port,
             recv_buffer: config.recv_buffer,
@@ -196,7 +196,7 @@ impl UdpPort {
 
     /// Receives what there is, until a request is complete, nothing is left, the turn is over, or there are arrivals to tell of. Returns whether anything
     /// came.
-    pub(crate) fn poll(&mut self, now: Time, engine: &mut Engine, arena: &Arena) -> bool {
+    pub(crate) fn poll(&mut self, now: Time, engine: &mut Engine<'_>, arena: &Arena) -> bool {
         let mut moved = false;
         let before = self.receiver.stats.bytes;
         for _ in 0..RECEIVES {

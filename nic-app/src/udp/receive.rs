@@ -53,9 +53,9 @@ enum First {
 }
 
 /// The engine, the slots and the time, as every step needs them.
-pub(super) struct Context<'c> {
+pub(super) struct Context<'c, 'e> {
     pub(super) now: Time,
-    pub(super) engine: &'c mut Engine,
+    pub(super) engine: &'c mut Engine<'e>,
     pub(super) arena: &'c Arena,
 }
 
@@ -72,7 +72,7 @@ impl Receiver {
     }
 
     /// Notes what has arrived of the request that data last came for, unless something is missing in between.
-    pub(super) fn note(&mut self, engine: &Engine, arrivals: &mut Arrivals) {
+    pub(super) fn note(&mut self, engine: &Engine<'_>, arrivals: &mut Arrivals) {
         let Some(request) = self.last.take() else { return };
         let Some((run, sizes, tensor, offset)) = engine.unbroken(request) else { return };
         if !arrivals.want(u32::try_from(sizes.total()).unwrap_or(u32::MAX)) {
@@ -86,7 +86,7 @@ impl Receiver {
     }
 
     /// Receives once, which may bring many datagrams of one sender, and deals with all of them.
-    pub(super) fn receive(&mut self, cx: &mut Context<'_>, socket: &UdpSocket) -> io::Result<()> {
+    pub(super) fn receive(&mut self, cx: &mut Context<'_, '_>, socket: &UdpSocket) -> io::Result<()> {
         let first = if self.guess.is_in_doubt() {
             self.look(cx, socket)?
         } else {
@@ -104,7 +104,7 @@ impl Receiver {
     }
 
     /// Looks at the next datagram and plans by what its first frame says.
-    fn look(&mut self, cx: &mut Context<'_>, socket: &UdpSocket) -> io::Result<First> {
+    fn look(&mut self, cx: &mut Context<'_, '_>, socket: &UdpSocket) -> io::Result<First> {
         let peeked = socket.peek(&mut self.look)?;
         self.stats.looks += 1;
         self.plan.clear();
@@ -127,7 +127,7 @@ impl Receiver {
     }
 
     /// Goes through the datagrams of a receive and the frames in each.
-    fn walk(&mut self, cx: &mut Context<'_>, received: &Received, mut first: First) {
+    fn walk(&mut self, cx: &mut Context<'_, '_>, received: &Received, mut first: First) {
         let len = received.len;
         let segment = received.segment.map_or(len, usize::from).max(1);
         let peer = Peer::Datagram(received.from);
@@ -170,7 +170,15 @@ impl Receiver {
         fits.then_some((header, frames))
     }
 
-    fn take_train(&mut self, cx: &mut Context<'_>, peer: Peer, at: usize, header: &Header, frames: u32, len: usize) {
+    fn take_train(
+        &mut self,
+        cx: &mut Context<'_, '_>,
+        peer: Peer,
+        at: usize,
+        header: &Header,
+        frames: u32,
+        len: usize,
+    ) {
         let verdict = cx.engine.handle_train(cx.now, peer, header, frames);
         let Verdict::Place(placement) = verdict else { return };
         let segment = HEADER_LEN + header.length as usize;
@@ -200,7 +208,7 @@ impl Receiver {
 
     fn walk_datagram(
         &mut self,
-        cx: &mut Context<'_>,
+        cx: &mut Context<'_, '_>,
         peer: Peer,
         start: usize,
         end: usize,
@@ -253,7 +261,7 @@ impl Receiver {
     }
 
     /// Sees to it that a frame's tensor data, from `at` to `next` in the receive, is in its slots.
-    fn put(&mut self, cx: &mut Context<'_>, placement: &Placement, at: usize, next: usize, len: usize) {
+    fn put(&mut self, cx: &mut Context<'_, '_>, placement: &Placement, at: usize, next: usize, len: usize) {
         let data = placement.length();
         debug_assert_eq!(data as usize, next - at);
         let mut fixup = 0;

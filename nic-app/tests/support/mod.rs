@@ -35,7 +35,7 @@ pub const NULL: u16 = 2;
 pub const SLOTS: u32 = 8;
 const CLASSES: [u32; 4] = [4 << 10, 64 << 10, 1 << 20, 16 << 20];
 
-pub type Thread = DataThread<InProcessNic, TestHost>;
+pub type Thread = DataThread<'static, InProcessNic, TestHost>;
 
 pub struct Server {
     pub tcp: SocketAddr,
@@ -86,7 +86,7 @@ fn thread_with(config: &ServerConfig, settings: &DataThreadConfig, udp: &UdpPort
         classes,
     });
     let models: Vec<_> = models.collect();
-    let engine: BuiltEngine = build_engine(config, &models, &[7; 3000], &pools).unwrap();
+    let engine: BuiltEngine<'static> = build_engine(config, &models, &[7; 3000], &pools).unwrap();
     let port = TcpPort::bind(([127, 0, 0, 1], 0).into(), &TcpPortConfig::default(), &engine).unwrap();
     let udp = UdpPort::bind(([127, 0, 0, 1], 0).into(), udp, &engine).unwrap();
     let output = (inputs, PoolLayout::new(&[host::NULL_BYTES], 1, 2 * config.requests).unwrap());

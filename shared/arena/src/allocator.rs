@@ -154,6 +154,21 @@ impl<'a> SlotAllocator<'a> {
         Ok(())
     }
 
+    /// Takes back all runs that are out, whoever has them. They are as stale as if each had been freed.
+    pub fn free_all(&mut self) {
+        for position in 0..self.pools.len() {
+            let (pool, layout) = self.pools[position];
+            let base = self.entries[position].generation;
+            for first in 0..layout.slots() {
+                let SlotEntry { rows, generation, .. } = self.entries[(base + first) as usize];
+                if rows > 0 {
+                    // It is live: its own entry says so.
+                    let _ = self.free(Run { pool, rows, first, generation });
+                }
+            }
+        }
+    }
+
     /// Makes two runs of one, each to be freed by itself: its first `rows` rows, and the others.
     ///
     /// # Errors

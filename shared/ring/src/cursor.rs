@@ -186,6 +186,12 @@ impl<M: AsRef<[Line]>> Consumer<M> {
         }
     }
 
+    /// How many descriptors were taken, all that ever were.
+    #[must_use]
+    pub fn taken(&self) -> u64 {
+        self.head
+    }
+
     /// Entries that the ring holds.
     #[must_use]
     pub fn capacity(&self) -> usize {

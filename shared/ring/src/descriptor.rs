@@ -110,6 +110,21 @@ impl Submission {
         }
     }
 
+    /// The same with so many nanoseconds less that remain, of which one is left: 0 would be none asked for.
+    #[must_use]
+    pub fn less_time(self, elapsed_ns: u64) -> Submission {
+        match self {
+            Submission::Submit { deadline_ns, .. } if deadline_ns > 0 => {
+                let mut later = self;
+                if let Submission::Submit { deadline_ns, .. } = &mut later {
+                    *deadline_ns = deadline_ns.saturating_sub(elapsed_ns).max(1);
+                }
+                later
+            }
+            other => other,
+        }
+    }
+
     /// Reads the descriptor from ring words. Whether what it names exists is for the owner of those things to check.
     ///
     /// # Errors

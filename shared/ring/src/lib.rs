@@ -10,6 +10,7 @@ extern crate alloc;
 mod cursor;
 mod descriptor;
 mod entry;
+mod immediate;
 #[cfg(feature = "alloc")]
 mod in_process;
 mod link;
@@ -19,6 +20,7 @@ mod sync;
 pub use cursor::{BadSize, CONTROL_LINES, Consumer, Faults, MAX_CAPACITY, Producer};
 pub use descriptor::{COMPLETION_WORDS, Completion, DESCRIPTOR_WORDS, RequestKey, Run, Submission};
 pub use entry::{LINE_WORDS, Line, NoEntry, open, seal};
+pub use immediate::{IMMEDIATE_BYTES, Immediate, Tells};
 #[cfg(feature = "alloc")]
 pub use in_process::{InProcessHost, InProcessNic, in_process};
 pub use link::{Full, HostLink, NicLink};

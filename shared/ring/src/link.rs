@@ -35,3 +35,18 @@ pub trait HostLink {
     /// What this end has seen amiss.
     fn faults(&self) -> Faults;
 }
+
+/// No link yet: nothing comes, and nothing can be handed over.
+impl HostLink for () {
+    fn submission(&mut self) -> Option<Submission> {
+        None
+    }
+
+    fn complete(&mut self, _: &Completion) -> Result<(), Full> {
+        Err(Full)
+    }
+
+    fn faults(&self) -> Faults {
+        Faults::default()
+    }
+}

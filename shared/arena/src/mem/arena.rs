@@ -135,6 +135,11 @@ impl Arena {
         self.inner.externals.release(run)
     }
 
+    /// The same for all of them.
+    pub fn drop_all_external(&self) {
+        self.inner.externals.release_all();
+    }
+
     /// The shape of a pool.
     #[must_use]
     pub fn layout(&self, pool: u16) -> Option<&PoolLayout> {

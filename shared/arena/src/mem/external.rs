@@ -107,6 +107,13 @@ impl Externals {
         block.is_some()
     }
 
+    pub(super) fn release_all(&self) {
+        for (first, entry) in (0..).zip(&self.entries) {
+            let generation = lock(entry).generation;
+            self.release(Run { pool: EXTERNAL_POOL, rows: 1, first, generation });
+        }
+    }
+
     pub(super) fn block(&self, run: Run) -> Option<Arc<Block>> {
         self.entry(run)?.block.clone()
     }

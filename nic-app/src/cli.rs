@@ -1,0 +1,202 @@
+//! The command line: `serve`, `doctor`, `check-config`.
+
+use std::io::{IsTerminal, Write};
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use signal_hook::consts::TERM_SIGNALS;
+use signal_hook::iterator::Signals;
+
+use crate::card::{self, CardStop};
+use crate::config::{Config, ConfigError, Overrides};
+use crate::doctor;
+use crate::setup::Ready;
+
+/// The exit status after a second signal, as shells use it for an interrupted program.
+const INTERRUPTED: i32 = 130;
+const VERSION: &str = env!("CARGO_PKG_VERSION");
+
+/// Runs on a BlueField's Arm cores: ends the RPCs there, and carries their payload into the host's memory by DMA.
+#[derive(Debug, Parser)]
+#[command(name = "nic-app", version, arg_required_else_help = true)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+    /// How log lines on standard error look.
+    #[arg(long, global = true, value_enum, default_value = "text", env = "NIC_APP_LOG_FORMAT", display_order = 100)]
+    log_format: LogFormat,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum LogFormat {
+    Text,
+    Json,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Waits for the host agent, serves with it, and waits for it again, until SIGTERM or SIGINT; a second signal ends it at once.
+    #[command(after_help = KEYS)]
+    Serve(Sources),
+    /// Says what this card offers and whether it could serve, and what to do where it falls short.
+    #[command(after_help = KEYS)]
+    Doctor(Sources),
+    /// Shows every key of the configuration with its value. What it prints is a configuration file.
+    #[command(after_help = KEYS)]
+    CheckConfig(Sources),
+}
+
+/// What stands below the options of each command.
+const KEYS: &str = "Every key of the configuration can also come from the environment: NIC_APP_CARD_DEVICE is card.device. What \
+    the command line says outranks the environment, and that the file. NIC_APP_LOG sets what is logged, such as debug.";
+
+/// Where the configuration comes from.
+#[derive(Debug, Args)]
+struct Sources {
+    /// Configuration file (TOML).
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// Address for requests over TCP, or "off"; 0.0.0.0:7100 if nothing names another.
+    #[arg(long, value_name = "ADDR")]
+    tcp: Option<String>,
+    /// Address for requests over UDP, or "off"; 0.0.0.0:7100 if nothing names another.
+    #[arg(long, value_name = "ADDR")]
+    udp: Option<String>,
+    /// PCI address of the card's own device, such as 03:00.0; the first that can if nothing names another.
+    #[arg(long, value_name = "PCI")]
+    device: Option<String>,
+    /// PCI address of the host's device that is served; the only one if nothing names another.
+    #[arg(long, value_name = "PCI")]
+    representor: Option<String>,
+    /// Folder of DOCA's libraries, or one library in their place, as the software BlueField is; where DOCA is installed if nothing names another.
+    #[arg(long, value_name = "PATH")]
+    doca: Option<PathBuf>,
+}
+
+impl Sources {
+    fn load(self) -> Result<Config, ConfigError> {
+        let Sources { config, tcp, udp, device, representor, doca } = self;
+        Config::load(&Overrides { config, tcp, udp, device, representor, doca })
+    }
+}
+
+/// Does what the command line says. 0: it went well. 1: it did not, and standard error says why. 2: no such command.
+#[must_use]
+pub fn main() -> ExitCode {
+    let cli = Cli::parse();
+    start_logs(cli.log_format);
+    let done = match cli.command {
+        Command::Serve(sources) => load(sources).and_then(|config| serve(&config)),
+        Command::Doctor(sources) => load(sources).map(|config| examine(&config)),
+        Command::CheckConfig(sources) => load(sources).map(|config| {
+            say(format_args!("{}", config.to_toml()));
+            true
+        }),
+    };
+    match done {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(error) => {
+            eprintln!("nic-app: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn load(sources: Sources) -> Result<Config, String> {
+    sources.load().map_err(|error| error.to_string())
+}
+
+/// Log lines go to standard error; `NIC_APP_LOG` filters them.
+fn start_logs(format: LogFormat) {
+    let filter = tracing_subscriber::EnvFilter::builder()
+        .with_env_var("NIC_APP_LOG")
+        .with_default_directive(tracing::level_filters::LevelFilter::INFO.into())
+        .from_env_lossy();
+    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    let builder = builder.with_ansi(std::io::stderr().is_terminal());
+    match format {
+        LogFormat::Text => builder.init(),
+        LogFormat::Json => builder.json().init(),
+    }
+}
+
+fn serve(config: &Config) -> Result<bool, String> {
+    let stop = CardStop::default();
+    let told = stop.clone();
+    let mut signals = Signals::new(TERM_SIGNALS).map_err(|error| format!("signals: {error}"))?;
+    let watch = move || {
+        for (count, _) in signals.forever().enumerate() {
+            if count > 0 {
+                std::process::exit(INTERRUPTED);
+            }
+            notify("STOPPING=1");
+            told.stop();
+        }
+    };
+    std::thread::Builder::new().name("signals".into()).spawn(watch).map_err(|error| error.to_string())?;
+    let mut waits = false;
+    card::serve(&config.card(VERSION), &stop, |ready| match ready {
+        None if !waits => {
+            waits = true;
+            notify("READY=1\nSTATUS=waiting for the host agent");
+            say(format_args!("splitrpc nic-app {VERSION}\nwaiting for the host agent\n"));
+        }
+        None => notify("STATUS=waiting for the host agent"),
+        Some(ready) => {
+            notify("STATUS=serving");
+            say(format_args!("{}ready\n", summary(ready)));
+        }
+    })
+    .map_err(|error| error.to_string())?;
+    Ok(true)
+}
+
+/// What is said once the card listens.
+fn summary(ready: &Ready) -> String {
+    let show = |address: Option<SocketAddr>| address.map_or_else(|| "off".to_owned(), |a| a.to_string());
+    let Ready { tcp, udp, emulated } = ready;
+    let emulated = if *emulated { "  card   emulated: this is the software BlueField\n" } else { "" };
+    format!("{emulated}  tcp    {}\n  udp    {}\n", show(*tcp), show(*udp))
+}
+
+/// Tells systemd, where it is who started the program.
+fn notify(state: &str) {
+    if let Err(error) = sd_notify::notify(false, &[sd_notify::NotifyState::Custom(state)]) {
+        tracing::debug!(%error, "systemd is not told");
+    }
+}
+
+/// Prints. That nobody reads it keeps no card from serving.
+fn say(text: std::fmt::Arguments<'_>) {
+    let mut out = std::io::stdout();
+    let _ = out.write_fmt(text).and_then(|()| out.flush());
+}
+
+fn examine(config: &Config) -> bool {
+    let checks = doctor::examine(config);
+    let width = checks.iter().map(|check| check.name.len()).max().unwrap_or(0);
+    for check in &checks {
+        say(format_args!("{:<4}  {:<width$}  {}\n", check.verdict.name(), check.name, check.found));
+        if !check.advice.is_empty() {
+            say(format_args!("{:<4}  {:<width$}  -> {}\n", "", "", check.advice));
+        }
+    }
+    let fails = checks.iter().filter(|check| check.verdict == doctor::Verdict::Fail).count();
+    say(format_args!("\n{}\n", if fails == 0 { "this card can serve" } else { "this card cannot serve" }));
+    fails == 0
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+}

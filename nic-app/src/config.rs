@@ -1,0 +1,261 @@
+//! What a card application is configured with: a file, the environment, the command line, the last of which counts most.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use figment::Figment;
+use figment::providers::{Env, Format, Serialized, Toml};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+use crate::card::{CardConfig, CardPorts};
+use crate::settings::DataThreadConfig;
+use crate::wait::WaitMode;
+
+/// Prefix of the environment variables that set configuration keys: `NIC_APP_CARD_DEVICE` is `card.device`.
+pub const ENV_PREFIX: &str = "NIC_APP_";
+
+/// The whole configuration. What models there are and what a request may be is the host agent's to say.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Config {
+    /// Where the card listens.
+    pub listen: Listen,
+    /// Which card, and what of it.
+    pub card: Card,
+    /// The data thread.
+    pub data: Data,
+}
+
+/// Where the card listens; each may be `"off"`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Listen {
+    /// Requests over TCP.
+    #[serde(deserialize_with = "address", serialize_with = "show_address")]
+    pub tcp: Option<SocketAddr>,
+    /// Requests over UDP.
+    #[serde(deserialize_with = "address", serialize_with = "show_address")]
+    pub udp: Option<SocketAddr>,
+}
+
+impl Default for Listen {
+    fn default() -> Self {
+        let any = Some(SocketAddr::from(([0, 0, 0, 0], 7100)));
+        Listen { tcp: any, udp: any }
+    }
+}
+
+/// Which card, and what of it.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Card {
+    /// PCI address of the card's own device; the first that can, where none is named.
+    pub device: Option<String>,
+    /// PCI address of the host's device that is served; the only one, where none is named.
+    pub representor: Option<String>,
+    /// Folder, or file, of DOCA's libraries; where they are installed, if none is named.
+    pub libraries: Option<PathBuf>,
+}
+
+/// What a data thread does when there is nothing to do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Wait {
+    /// It keeps polling.
+    Spin,
+    /// It polls for a while, then sleeps.
+    Adaptive,
+    /// It sleeps.
+    Block,
+}
+
+/// The data thread.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Data {
+    /// What it does when idle.
+    pub wait: Wait,
+    /// How long an adaptive one polls before it sleeps, in microseconds.
+    pub spin_us: u32,
+    /// The core that it is bound to; the kernel chooses, where none is named.
+    pub core: Option<u16>,
+    /// Bytes of the buffers of the socket for datagrams; 0 is the kernel's default.
+    pub buffer: u32,
+    /// How long requests under way may take once it is told to end, in milliseconds.
+    pub drain_ms: u32,
+}
+
+impl Default for Data {
+    fn default() -> Self {
+        Data { wait: Wait::Adaptive, spin_us: 50, core: None, buffer: 4 << 20, drain_ms: 10_000 }
+    }
+}
+
+/// What the command line sets.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Overrides {
+    /// The configuration file.
+    pub config: Option<PathBuf>,
+    /// `listen.tcp`.
+    pub tcp: Option<String>,
+    /// `listen.udp`.
+    pub udp: Option<String>,
+    /// `card.device`.
+    pub device: Option<String>,
+    /// `card.representor`.
+    pub representor: Option<String>,
+    /// `card.libraries`.
+    pub doca: Option<PathBuf>,
+}
+
+/// Why no configuration came to be.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// The file cannot be read.
+    #[error("configuration file {}: {error}", path.display())]
+    File {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        error: std::io::Error,
+    },
+    /// Keys or values that are wrong.
+    #[error("{0}")]
+    Values(#[from] Box<figment::Error>),
+    /// Nobody could send a request.
+    #[error("listen.tcp and listen.udp are both off, so nobody could send a request")]
+    Nowhere,
+}
+
+impl Config {
+    /// Reads the configuration from all its sources.
+    ///
+    /// # Errors
+    /// [`ConfigError`].
+    pub fn load(overrides: &Overrides) -> Result<Config, ConfigError> {
+        let Overrides { config, tcp, udp, device, representor, doca } = overrides;
+        let mut figment = Figment::from(Serialized::defaults(Config::default()));
+        if let Some(path) = config {
+            std::fs::read(path).map_err(|error| ConfigError::File { path: path.clone(), error })?;
+            figment = figment.merge(Toml::file_exact(path));
+        }
+        // Variables that name no section are something else, such as the filter of the log. Only the first underscore parts section from key.
+        let sections = ["LISTEN_", "CARD_", "DATA_"];
+        let is_key = move |key: &str| sections.iter().any(|s| key.to_ascii_uppercase().starts_with(s));
+        let environment = Env::prefixed(ENV_PREFIX).filter(move |key| is_key(key.as_str()));
+        let keys = environment.map(|key| key.as_str().to_ascii_lowercase().replacen('_', ".", 1).into());
+        figment = figment.merge(keys);
+        let doca = doca.as_ref().map(|path| path.display().to_string());
+        for (key, value) in [
+            ("listen.tcp", tcp),
+            ("listen.udp", udp),
+            ("card.device", device),
+            ("card.representor", representor),
+            ("card.libraries", &doca),
+        ] {
+            if let Some(value) = value {
+                figment = figment.merge(Serialized::default(key, value));
+            }
+        }
+        let config: Config = figment.extract().map_err(Box::new)?;
+        if config.listen.tcp.is_none() && config.listen.udp.is_none() {
+            return Err(ConfigError::Nowhere);
+        }
+        Ok(config)
+    }
+
+    /// The configuration as TOML, every key with its value; those that have none stand in comments. What is shown can be read again.
+    #[must_use]
+    pub fn to_toml(&self) -> String {
+        let unset = [
+            ("[card]", "device", self.card.device.is_none(), "the first that can"),
+            ("[card]", "representor", self.card.representor.is_none(), "the only one"),
+            ("[card]", "libraries", self.card.libraries.is_none(), "where DOCA is installed"),
+            ("[data]", "core", self.data.core.is_none(), "the kernel chooses"),
+        ];
+        let text = toml::to_string(self).unwrap_or_else(|error| format!("# cannot be shown: {error}\n"));
+        let mut shown = String::new();
+        for line in text.lines() {
+            shown.extend([line, "\n"]);
+            for (_, key, _, meaning) in unset.iter().filter(|(section, _, unset, _)| *section == line && *unset) {
+                shown.extend(["# ", key, " is not set: ", meaning, "\n"]);
+            }
+        }
+        shown
+    }
+
+    /// The same for a card.
+    #[must_use]
+    pub fn card(&self, version: &str) -> CardConfig {
+        let Data { wait, spin_us, core, buffer, drain_ms } = self.data;
+        let wait = match wait {
+            Wait::Spin => WaitMode::Spin,
+            Wait::Adaptive => WaitMode::Adaptive { spin: Duration::from_micros(spin_us.into()) },
+            Wait::Block => WaitMode::Block,
+        };
+        let Card { device, representor, libraries } = self.card.clone();
+        CardConfig {
+            libraries,
+            device,
+            representor,
+            ports: CardPorts { tcp: self.listen.tcp, udp: self.listen.udp, buffer: buffer as usize },
+            thread: DataThreadConfig {
+                wait,
+                core: core.map(usize::from),
+                crowded: std::thread::available_parallelism().is_ok_and(|cores| cores.get() < 4),
+                drain: Duration::from_millis(drain_ms.into()),
+            },
+            version: version.to_owned(),
+        }
+    }
+}
+
+fn address<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<SocketAddr>, D::Error> {
+    let text = String::deserialize(deserializer)?;
+    match text.as_str() {
+        "off" => Ok(None),
+        text => text.parse().map(Some).map_err(|_| {
+            serde::de::Error::custom(format!(
+                "{text:?} is neither an address with a port, as 0.0.0.0:7100, nor \"off\""
+            ))
+        }),
+    }
+}
+
+#[expect(clippy::ref_option, reason = "as serde calls it")]
+fn show_address<S: Serializer>(address: &Option<SocketAddr>, serializer: S) -> Result<S::Ok, S::Error> {
+    match address {
+        Some(address) => serializer.collect_str(address),
+        None => serializer.serialize_str("off"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_shown_can_be_read_again() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("nic-app.toml");
+        let mut config = Config::default();
+        config.listen.udp = None;
+        config.card.device = Some("03:00.0".into());
+        std::fs::write(&path, config.to_toml()).unwrap();
+        let read = Config::load(&Overrides { config: Some(path), ..Overrides::default() }).unwrap();
+        assert_eq!(read, config);
+        assert!(config.to_toml().contains("# representor is not set"), "{}", config.to_toml());
+    }
+
+    #[test]
+    fn the_command_line_counts_most_and_wrong_values_are_named() {
+        let with = |tcp: &str, udp: &str| {
+            Config::load(&Overrides { tcp: Some(tcp.into()), udp: Some(udp.into()), ..Overrides::default() })
+        };
+        assert_eq!(with("127.0.0.1:9", "off").unwrap().listen.tcp, Some("127.0.0.1:9".parse().unwrap()));
+        assert!(with("off", "off").unwrap_err().to_string().contains("both off"));
+        let error = with("seven", "off").unwrap_err().to_string();
+        assert!(error.contains("seven") && error.contains("listen.tcp"), "{error}");
+    }
+}
