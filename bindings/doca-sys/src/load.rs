@@ -1,6 +1,6 @@
 //! Where the libraries are found.
 
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::path::{Path, PathBuf};
 
 use libloading::os::unix::{Library, RTLD_GLOBAL, RTLD_NOW};
@@ -50,13 +50,23 @@ impl std::fmt::Debug for Loaded {
 
 impl Loaded {
     /// Loads them from a folder, or, where none is given, from where the loader looks for libraries and then from where NVIDIA's packages put them.
+    /// Where a file is given it is loaded in place of all of them.
     ///
     /// # Errors
     /// [`LoadError`] where one is missing, or has not all functions.
-    pub fn new(folder: Option<&Path>) -> Result<Loaded, LoadError> {
-        let folders = folder.map_or_else(usual, |folder| vec![Some(folder.to_path_buf())]);
-        for library in NAMES {
-            load(library, &folders)?;
+    pub fn new(place: Option<&Path>) -> Result<Loaded, LoadError> {
+        match place {
+            Some(file) if file.is_file() => open(file.as_os_str()).map_err(|error| LoadError::NoLibrary {
+                library: "the library",
+                place: file.display().to_string(),
+                why: error.to_string(),
+            })?,
+            _ => {
+                let folders = place.map_or_else(usual, |folder| vec![Some(folder.to_path_buf())]);
+                for library in NAMES {
+                    load(library, &folders)?;
+                }
+            }
         }
         let all = Library::this();
         // SAFETY: nothing is called; it is asked for by an address that is not used.
@@ -73,20 +83,15 @@ fn usual() -> Vec<Option<PathBuf>> {
     std::iter::once(None).chain(installed).chain([Some(INSTALLED.into())]).collect()
 }
 
-/// Makes the functions of a library those of the whole process, and has it stay.
+/// Finds a library.
 fn load(library: &'static str, folders: &[Option<PathBuf>]) -> Result<(), LoadError> {
     let mut tries = Vec::new();
     for folder in folders {
         for ending in ENDINGS {
             let name = OsString::from(format!("{library}{ending}"));
             let path = folder.as_ref().map_or_else(|| name.clone(), |folder| folder.join(&name).into_os_string());
-            // SAFETY: what runs when it is loaded is the SDK's, or the software BlueField's, whom the one who names the folder trusts.
-            match unsafe { Library::open(Some(&path), RTLD_NOW | RTLD_GLOBAL) } {
-                Ok(loaded) => {
-                    // Callbacks and handles refer to its code for as long as they live.
-                    std::mem::forget(loaded);
-                    return Ok(());
-                }
+            match open(&path) {
+                Ok(()) => return Ok(()),
                 Err(error) => tries.push(error.to_string()),
             }
         }
@@ -97,4 +102,13 @@ fn load(library: &'static str, folders: &[Option<PathBuf>]) -> Result<(), LoadEr
     };
     let place = folders.iter().map(place).collect::<Vec<_>>().join(", ");
     Err(LoadError::NoLibrary { library, place, why: tries.join("; ") })
+}
+
+/// Makes the functions of a library those of the whole process, and has it stay.
+fn open(path: &OsStr) -> Result<(), libloading::Error> {
+    // SAFETY: what runs when it is loaded is the SDK's, or the software BlueField's, whom the one who says where it is trusts.
+    let loaded = unsafe { Library::open(Some(path), RTLD_NOW | RTLD_GLOBAL) }?;
+    // Callbacks and handles refer to its code for as long as they live.
+    std::mem::forget(loaded);
+    Ok(())
 }

@@ -38,6 +38,19 @@ fn the_first_function_that_is_missing_is_named() {
     assert!(matches!(&error, LoadError::NoFunction(why) if why.contains("doca_error_get_descr")), "{error}");
 }
 
+/// As the software BlueField is one.
+#[test]
+fn a_file_is_loaded_in_place_of_all_libraries() {
+    let folder = tempfile::tempdir().unwrap();
+    let library = folder.path().join("anything.so");
+    build(&library, "const char *doca_error_get_name(int error) { return error ? \"SOME\" : \"NONE\"; }");
+    let error = Loaded::new(Some(&library)).unwrap_err();
+    assert!(matches!(&error, LoadError::NoFunction(why) if why.contains("doca_error_get_descr")), "{error}");
+    std::fs::write(&library, "no library").unwrap();
+    let error = Loaded::new(Some(&library)).unwrap_err().to_string();
+    assert!(error.contains(library.to_str().unwrap()) && error.contains("file too short"), "{error}");
+}
+
 fn build(library: &Path, source: &str) {
     let file = library.with_extension("c");
     std::fs::write(&file, source).unwrap();
