@@ -1,0 +1,107 @@
+//! What an export rests on: a page that the exporter keeps, which repeats the descriptor and says whether it still holds.
+
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::sync::atomic::{Ordering, fence};
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::fs::{Mode, OFlags, fstat, open};
+use rustix::process::{Pid, PidfdFlags, pidfd_open};
+use zerocopy::{FromBytes, IntoBytes};
+
+use super::descriptor::Descriptor;
+use super::mapping::{Mapping, keeps, sealed_file};
+
+const SIZE: usize = 4096;
+/// Where the page says that the grant holds, behind the descriptor.
+const HOLDS: usize = 256;
+const _: () = assert!(size_of::<Descriptor>() <= HOLDS);
+
+/// The exporter's end. The grant ends with it.
+pub(super) struct Grant {
+    page: Mapping,
+    _file: OwnedFd,
+}
+
+impl Grant {
+    /// Writes the descriptor into a new page, with the page's own number in it.
+    pub(super) fn new(descriptor: &mut Descriptor) -> io::Result<Grant> {
+        let file = sealed_file("splitrpc-bluefield-grant", SIZE)?;
+        descriptor.grant = file.as_raw_fd().unsigned_abs();
+        let page = Mapping::of(file.as_fd(), 0, SIZE, true)?;
+        let bytes = descriptor.as_bytes();
+        // SAFETY: the page has room for it, and nobody else knows of it yet.
+        unsafe { page.pointer(0, bytes.len()).copy_from_nonoverlapping(bytes.as_ptr(), bytes.len()) };
+        page.word(HOLDS).store(1, Ordering::Release);
+        Ok(Grant { page, _file: file })
+    }
+}
+
+impl Drop for Grant {
+    fn drop(&mut self) {
+        self.page.word(HOLDS).store(0, Ordering::Release);
+        fence(Ordering::SeqCst);
+    }
+}
+
+/// The importer's view of an exporter.
+pub(super) struct Exporter {
+    page: Mapping,
+    /// `None` for this process itself.
+    process: Option<OwnedFd>,
+    pub(super) pid: Pid,
+}
+
+impl Exporter {
+    /// Finds the exporter that a descriptor names, if it grants exactly what the descriptor says.
+    pub(super) fn find(descriptor: &Descriptor) -> Option<Exporter> {
+        let pid = Pid::from_raw(descriptor.process.cast_signed())?;
+        let process = match pid == rustix::process::getpid() {
+            true => None,
+            false => Some(pidfd_open(pid, PidfdFlags::empty()).ok()?),
+        };
+        let file = opened(pid, descriptor.grant, OFlags::RDONLY, None)?;
+        if !keeps(file.as_fd(), SIZE as u64) {
+            return None;
+        }
+        let page = Mapping::of(file.as_fd(), 0, SIZE, false).ok()?;
+        let mut bytes = [0; size_of::<Descriptor>()];
+        // SAFETY: the page is longer; if somebody writes to it meanwhile then the copy is of no use and is refused.
+        unsafe { page.pointer(0, bytes.len()).copy_to_nonoverlapping(bytes.as_mut_ptr(), bytes.len()) };
+        let granted = Descriptor::read_from_bytes(&bytes).ok()?;
+        let exporter = Exporter { page, process, pid };
+        // Last, so that what was opened was this very process's.
+        (granted == *descriptor && exporter.grants()).then_some(exporter)
+    }
+
+    /// Whether the grant holds: one system call at most.
+    pub(super) fn grants(&self) -> bool {
+        self.page.word(HOLDS).load(Ordering::Acquire) == 1 && self.process.as_ref().is_none_or(lives)
+    }
+
+    /// Opens the file that the granted memory lies in.
+    pub(super) fn memory(&self, descriptor: &Descriptor, writable: bool) -> Option<OwnedFd> {
+        let flags = if writable { OFlags::RDWR } else { OFlags::RDONLY };
+        let file = opened(self.pid, descriptor.file, flags, Some((descriptor.device, descriptor.inode)))?;
+        keeps(file.as_fd(), descriptor.offset + descriptor.length).then_some(file)
+    }
+}
+
+/// A process's descriptor is readable once it has ended.
+fn lives(process: &OwnedFd) -> bool {
+    let mut of_process = [PollFd::new(process, PollFlags::IN)];
+    poll(&mut of_process, Some(&Timespec { tv_sec: 0, tv_nsec: 0 })).is_ok_and(|ready| ready == 0)
+}
+
+/// Opens another process's file anew. Looks at what it is before that has an effect.
+fn opened(pid: Pid, number: u32, flags: OFlags, expected: Option<(u64, u64)>) -> Option<OwnedFd> {
+    let path = format!("/proc/{}/fd/{number}", pid.as_raw_nonzero());
+    let seen = open(path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty()).ok()?;
+    let stat = fstat(&seen).ok()?;
+    if rustix::fs::FileType::from_raw_mode(stat.st_mode) != rustix::fs::FileType::RegularFile
+        || expected.is_some_and(|expected| expected != (stat.st_dev, stat.st_ino))
+    {
+        return None;
+    }
+    open(format!("/proc/self/fd/{}", seen.as_raw_fd()), flags | OFlags::CLOEXEC, Mode::empty()).ok()
+}
