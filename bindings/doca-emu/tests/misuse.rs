@@ -493,8 +493,10 @@ fn service_answers() {
         ERROR_IN_USE: doca_comch_server_destroy(server), "it runs";
     }
     let second = pair::idle_server(arm, engine, c"misused");
-    answers! { ERROR_ALREADY_EXIST: doca_ctx_start(doca!(doca_comch_server_as_ctx(second))); }
+    let second_context = doca!(doca_comch_server_as_ctx(second));
+    answers! { ERROR_ALREADY_EXIST: doca_ctx_start(second_context); }
     let client = pair::connected_client(host, engine, c"misused");
+    let client_context = doca!(doca_comch_client_as_ctx(client));
     let (at_server, at_client) = (events::connection(), pair::connection(client));
     let message = c"message".as_ptr().cast::<c_void>();
     answers! {
@@ -520,8 +522,9 @@ fn service_answers() {
         ERROR_INVALID_VALUE: doca_comch_connection_set_user_data(null_mut(), NO_CALLBACKS);
         SUCCESS: doca_comch_connection_set_user_data(at_server, doca_data { u64_: 5 });
     }
+    let attached = doca!(doca_comch_connection_get_user_data(at_server));
     // SAFETY: it is what was set.
-    assert_eq!(unsafe { doca!(doca_comch_connection_get_user_data(at_server)).u64_ }, 5);
+    assert_eq!(unsafe { attached.u64_ }, 5);
     assert_eq!(doca!(doca_comch_server_get_server_ctx(at_server)), server);
     assert_eq!(doca!(doca_comch_client_get_client_ctx(at_client)), client);
     // As many tasks as were asked for, and as many messages as the other side has room for.
@@ -541,7 +544,6 @@ fn service_answers() {
         events::count(|event| matches!(event, events::Event::Sent(_))) == 128
     });
     answers! { SUCCESS: doca_comch_server_disconnect(server, at_server); }
-    let client_context = doca!(doca_comch_client_as_ctx(client));
     common::until(engine, "both have parted", || {
         events::has(&events::Event::Disconnected)
             && common::state(client_context) == doca_ctx_states::DOCA_CTX_STATE_IDLE
@@ -609,6 +611,8 @@ fn consumers_and_producers() {
     let elsewhere = common::buf(common::inventory(1), local, address, 64, 0);
     let from = buf_of(host);
     let mut long = [0; 33];
+    let server_context = doca!(doca_comch_server_as_ctx(server));
+    let client_context = doca!(doca_comch_client_as_ctx(client));
     answers! {
         ERROR_BAD_STATE: doca_comch_consumer_set_imm_data_len(consumer, 8);
         ERROR_BAD_STATE: doca_comch_consumer_task_post_recv_set_conf(consumer, received, receive_failed, 1);
@@ -623,8 +627,8 @@ fn consumers_and_producers() {
         ERROR_INVALID_VALUE: doca_comch_producer_task_send_alloc_init(producer, from, long.as_mut_ptr(), 33, id, place());
         ERROR_INVALID_VALUE: doca_comch_producer_task_send_alloc_init(producer, from, null_mut(), 1, id, place());
         ERROR_IN_USE: doca_comch_server_disconnect(server, at_server), "a consumer lives";
-        ERROR_IN_USE: doca_ctx_stop(doca!(doca_comch_server_as_ctx(server))), "a consumer lives";
-        ERROR_IN_USE: doca_ctx_stop(doca!(doca_comch_client_as_ctx(client))), "a producer lives";
+        ERROR_IN_USE: doca_ctx_stop(server_context), "a consumer lives";
+        ERROR_IN_USE: doca_ctx_stop(client_context), "a producer lives";
     }
     assert_eq!(name(pair::produce(producer, from, b"", id, 1)), "DOCA_ERROR_AGAIN", "nothing is posted");
     events::keep_receives();

@@ -116,7 +116,7 @@ fn a_seed_says_what_goes_wrong() {
 
 #[test]
 fn a_message_overtakes_a_copy() {
-    let mut copies = Copies::new();
+    let copies = Copies::new();
     copies.to.fill(0);
     let (arm, host, engine) = (common::arm(), common::host(), common::engine());
     let (server, connection, _) = pair::both(arm, host, engine, c"overtakes");

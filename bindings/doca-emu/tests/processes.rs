@@ -199,7 +199,7 @@ fn grants(test: &str, place: &str, name: &CStr) {
 }
 
 fn card(name: &CStr) {
-    let mut card = Card::new(name);
+    let card = Card::new(name);
     let (address, writable, readable) = card.learn();
     let expected = |offset: usize| (offset..offset + 16).map(|at| at as u8).collect::<Vec<_>>();
     // From the host, by either grant, at odd places and over pages' ends.
@@ -229,7 +229,8 @@ fn card(name: &CStr) {
     common::until(card.engine, "it is idle", || {
         common::state(doca!(doca_dma_as_ctx(card.dma))) == doca_ctx_states::DOCA_CTX_STATE_IDLE
     });
-    done!(doca_ctx_start(doca!(doca_dma_as_ctx(card.dma))));
+    let context = doca!(doca_dma_as_ctx(card.dma));
+    done!(doca_ctx_start(context));
     // Nor is anything copied once the grant has ended; what was granted for reading is another grant.
     assert_eq!(card.ask(b"end the grant"), b"ended");
     assert_eq!(card.copy((card.local, card.local(0)), (writable, address), 10), stopped);
@@ -359,7 +360,8 @@ fn posted_receives_take_what_producers_send() {
             common::until(engine, "the host comes", || events::has(&Event::Connected));
             exchange(arm, engine, events::connection());
             common::until(engine, "the host goes", || events::has(&Event::Disconnected));
-            done!(doca_ctx_stop(doca!(doca_comch_server_as_ctx(server))));
+            let context = doca!(doca_comch_server_as_ctx(server));
+            done!(doca_ctx_stop(context));
             done!(doca_comch_server_destroy(server));
         }
         Some(_) => {

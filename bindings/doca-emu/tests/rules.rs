@@ -150,7 +150,8 @@ const BREACHES: &[Breach] = &[
         "doca_comch_connection_set_user_data",
         |card| {
             let (_, connection, client) = pair::both(card.arm, common::host(), card.engine, c"ended");
-            doca!(doca_ctx_stop(doca!(doca_comch_client_as_ctx(client))));
+            let context = doca!(doca_comch_client_as_ctx(client));
+            doca!(doca_ctx_stop(context));
             common::until(card.engine, "the client has gone", || events::has(&events::Event::Disconnected));
             doca!(doca_comch_connection_set_user_data(connection, doca_data { u64_: 0 }));
         },

@@ -85,9 +85,10 @@ impl Connection {
 
     fn take(connection: Handle<Connection>, record: &Record, service: &Service) -> std::result::Result<Turn, Nonsense> {
         if record.kind == Kind::Message {
-            let place = &mut connection.message.borrow_mut()[..connection.link.max_message as usize];
-            let len = record.copy_to(place)?;
-            let bytes = place.as_mut_ptr();
+            let mut message = connection.message.borrow_mut();
+            let len = record.copy_to(&mut message[..connection.link.max_message as usize])?;
+            let bytes = message.as_mut_ptr();
+            drop(message);
             connection.reader.borrow_mut().take(record);
             service.receive(connection, bytes, len as u32);
             return Ok(Turn::Handled);

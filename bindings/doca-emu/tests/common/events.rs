@@ -8,7 +8,7 @@ use super::{doca, name};
 
 /// Something that a callback told. Tasks are called by their numbers.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Event {
+pub(crate) enum Event {
     Copied(u64),
     CopyFailed(u64, &'static str),
     Sent(u64),
@@ -42,38 +42,38 @@ fn tell(event: Event) {
 }
 
 /// All events so far.
-pub fn all() -> Vec<Event> {
+pub(crate) fn all() -> Vec<Event> {
     EVENTS.with_borrow(Clone::clone)
 }
 
 /// All events since they were last taken.
-pub fn take() -> Vec<Event> {
+pub(crate) fn take() -> Vec<Event> {
     EVENTS.take()
 }
 
-pub fn has(event: &Event) -> bool {
+pub(crate) fn has(event: &Event) -> bool {
     EVENTS.with_borrow(|events| events.contains(event))
 }
 
-pub fn count(of: impl Fn(&Event) -> bool) -> usize {
+pub(crate) fn count(of: impl Fn(&Event) -> bool) -> usize {
     EVENTS.with_borrow(|events| events.iter().filter(|event| of(event)).count())
 }
 
-pub fn connection() -> *mut doca_comch_connection {
+pub(crate) fn connection() -> *mut doca_comch_connection {
     CONNECTION.with_borrow(|connection| *connection)
 }
 
-pub fn message() -> *const u8 {
+pub(crate) fn message() -> *const u8 {
     MESSAGE.with_borrow(|message| *message)
 }
 
 /// Has tasks of receives not be freed once they are done.
-pub fn keep_receives() {
+pub(crate) fn keep_receives() {
     KEPT.set(true);
 }
 
 /// Has the next callback for a copy do something.
-pub fn next(action: impl FnOnce() + 'static) {
+pub(crate) fn next(action: impl FnOnce() + 'static) {
     NEXT.set(Some(Box::new(action)));
 }
 
@@ -86,30 +86,30 @@ fn status<T>(task: *mut T) -> &'static str {
     name(doca!(doca_task_get_status(task.cast())))
 }
 
-pub extern "C" fn copied(_task: *mut doca_dma_task_memcpy, data: doca_data, _context: doca_data) {
+pub(crate) extern "C" fn copied(_task: *mut doca_dma_task_memcpy, data: doca_data, _context: doca_data) {
     tell(Event::Copied(number(data)));
     if let Some(action) = NEXT.take() {
         action();
     }
 }
 
-pub extern "C" fn copy_failed(task: *mut doca_dma_task_memcpy, data: doca_data, _context: doca_data) {
+pub(crate) extern "C" fn copy_failed(task: *mut doca_dma_task_memcpy, data: doca_data, _context: doca_data) {
     tell(Event::CopyFailed(number(data), status(doca!(doca_dma_task_memcpy_as_task(task)))));
 }
 
-pub extern "C" fn sent(task: *mut doca_comch_task_send, data: doca_data, _context: doca_data) {
+pub(crate) extern "C" fn sent(task: *mut doca_comch_task_send, data: doca_data, _context: doca_data) {
     tell(Event::Sent(number(data)));
     let task = doca!(doca_comch_task_send_as_task(task));
     doca!(doca_task_free(task));
 }
 
-pub extern "C" fn send_failed(task: *mut doca_comch_task_send, data: doca_data, _context: doca_data) {
+pub(crate) extern "C" fn send_failed(task: *mut doca_comch_task_send, data: doca_data, _context: doca_data) {
     let task = doca!(doca_comch_task_send_as_task(task));
     tell(Event::SendFailed(number(data), status(task)));
     doca!(doca_task_free(task));
 }
 
-pub extern "C" fn message_received(
+pub(crate) extern "C" fn message_received(
     _event: *mut doca_comch_event_msg_recv,
     bytes: *mut u8,
     len: u32,
@@ -120,7 +120,7 @@ pub extern "C" fn message_received(
     tell(Event::Message(unsafe { std::slice::from_raw_parts(bytes, len as usize) }.to_vec()));
 }
 
-pub extern "C" fn connected(
+pub(crate) extern "C" fn connected(
     _event: *mut doca_comch_event_connection_status_changed,
     connection: *mut doca_comch_connection,
     successful: u8,
@@ -130,7 +130,7 @@ pub extern "C" fn connected(
     tell(Event::Connected);
 }
 
-pub extern "C" fn disconnected(
+pub(crate) extern "C" fn disconnected(
     _event: *mut doca_comch_event_connection_status_changed,
     _connection: *mut doca_comch_connection,
     successful: u8,
@@ -139,15 +139,19 @@ pub extern "C" fn disconnected(
     tell(Event::Disconnected);
 }
 
-pub extern "C" fn new_consumer(_: *mut doca_comch_event_consumer, _: *mut doca_comch_connection, consumer: u32) {
+pub(crate) extern "C" fn new_consumer(_: *mut doca_comch_event_consumer, _: *mut doca_comch_connection, consumer: u32) {
     tell(Event::NewConsumer(consumer));
 }
 
-pub extern "C" fn expired_consumer(_: *mut doca_comch_event_consumer, _: *mut doca_comch_connection, consumer: u32) {
+pub(crate) extern "C" fn expired_consumer(
+    _: *mut doca_comch_event_consumer,
+    _: *mut doca_comch_connection,
+    consumer: u32,
+) {
     tell(Event::ExpiredConsumer(consumer));
 }
 
-pub extern "C" fn received(task: *mut doca_comch_consumer_task_post_recv, data: doca_data, _context: doca_data) {
+pub(crate) extern "C" fn received(task: *mut doca_comch_consumer_task_post_recv, data: doca_data, _context: doca_data) {
     let bytes = doca!(doca_comch_consumer_task_post_recv_get_imm_data(task));
     let len = doca!(doca_comch_consumer_task_post_recv_get_imm_data_len(task));
     // SAFETY: so many bytes are there as long as the task is.
@@ -160,24 +164,32 @@ pub extern "C" fn received(task: *mut doca_comch_consumer_task_post_recv, data: 
     }
 }
 
-pub extern "C" fn receive_failed(task: *mut doca_comch_consumer_task_post_recv, data: doca_data, _context: doca_data) {
+pub(crate) extern "C" fn receive_failed(
+    task: *mut doca_comch_consumer_task_post_recv,
+    data: doca_data,
+    _context: doca_data,
+) {
     let task = doca!(doca_comch_consumer_task_post_recv_as_task(task));
     tell(Event::ReceiveFailed(number(data), status(task)));
     doca!(doca_task_free(task));
 }
 
-pub extern "C" fn produced(task: *mut doca_comch_producer_task_send, data: doca_data, _context: doca_data) {
+pub(crate) extern "C" fn produced(task: *mut doca_comch_producer_task_send, data: doca_data, _context: doca_data) {
     tell(Event::Produced(number(data)));
     let task = doca!(doca_comch_producer_task_send_as_task(task));
     doca!(doca_task_free(task));
 }
 
-pub extern "C" fn produce_failed(task: *mut doca_comch_producer_task_send, data: doca_data, _context: doca_data) {
+pub(crate) extern "C" fn produce_failed(
+    task: *mut doca_comch_producer_task_send,
+    data: doca_data,
+    _context: doca_data,
+) {
     let task = doca!(doca_comch_producer_task_send_as_task(task));
     tell(Event::ProduceFailed(number(data), status(task)));
     doca!(doca_task_free(task));
 }
 
-pub extern "C" fn changed(_: doca_data, _: *mut doca_ctx, before: doca_ctx_states, after: doca_ctx_states) {
+pub(crate) extern "C" fn changed(_: doca_data, _: *mut doca_ctx, before: doca_ctx_states, after: doca_ctx_states) {
     tell(Event::State(before.0, after.0));
 }

@@ -1,8 +1,8 @@
 //! The library as a program loads it, and what most programs would make with it. Whatever fails, fails the test.
 #![allow(dead_code, reason = "each test uses a part")]
 
-pub mod events;
-pub mod pair;
+pub(crate) mod events;
+pub(crate) mod pair;
 
 use std::ffi::{CStr, c_void};
 use std::path::{Path, PathBuf};
@@ -30,23 +30,23 @@ macro_rules! done {
 }
 pub(crate) use done;
 
-pub const SUCCESS: doca_error = doca_error::DOCA_SUCCESS;
-pub const LOCAL: u32 = doca_access_flag::DOCA_ACCESS_FLAG_LOCAL_READ_WRITE.0;
-pub const PCI_READ: u32 = doca_access_flag::DOCA_ACCESS_FLAG_PCI_READ_ONLY.0;
-pub const PCI_WRITE: u32 = doca_access_flag::DOCA_ACCESS_FLAG_PCI_READ_WRITE.0;
+pub(crate) const SUCCESS: doca_error = doca_error::DOCA_SUCCESS;
+pub(crate) const LOCAL: u32 = doca_access_flag::DOCA_ACCESS_FLAG_LOCAL_READ_WRITE.0;
+pub(crate) const PCI_READ: u32 = doca_access_flag::DOCA_ACCESS_FLAG_PCI_READ_ONLY.0;
+pub(crate) const PCI_WRITE: u32 = doca_access_flag::DOCA_ACCESS_FLAG_PCI_READ_WRITE.0;
 /// Progress calls after which whatever was to come has come, in one process.
-pub const ENOUGH: usize = 10_000;
+pub(crate) const ENOUGH: usize = 10_000;
 
 /// What a child process is to do, and the name by which its test knows it.
 const ROLE: &str = "SPLITRPC_TEST_ROLE";
 
-pub fn library() -> PathBuf {
+pub(crate) fn library() -> PathBuf {
     let test = std::env::current_exe().unwrap();
     test.parent().unwrap().join("libdoca_emu.so")
 }
 
 /// The library, with the devices that the environment gives this process, or of both sides.
-pub fn bluefield() -> &'static Doca {
+pub(crate) fn bluefield() -> &'static Doca {
     static LOADED: OnceLock<Loaded> = OnceLock::new();
     let loaded = LOADED.get_or_init(|| {
         // A child has the environment that its test gave it.
@@ -64,12 +64,12 @@ pub fn bluefield() -> &'static Doca {
 }
 
 /// The role that a test process was started for, if it was started by [`child`].
-pub fn role() -> Option<String> {
+pub(crate) fn role() -> Option<String> {
     std::env::var(ROLE).ok()
 }
 
 /// A process that runs one test of this program, in a role, with the devices of a side.
-pub fn child(test: &str, role: &str, side: &str, bus: &Path) -> Command {
+pub(crate) fn child(test: &str, role: &str, side: &str, bus: &Path) -> Command {
     let mut command = Command::new(std::env::current_exe().unwrap());
     command.args([test, "--exact", "--nocapture"]).stdin(Stdio::null());
     command.env(ROLE, role).env("SPLITRPC_BLUEFIELD", bus).env("SPLITRPC_BLUEFIELD_SIDE", side);
@@ -77,7 +77,7 @@ pub fn child(test: &str, role: &str, side: &str, bus: &Path) -> Command {
 }
 
 /// Runs a test's body in a process that has both sides and is its own: what it changes is the whole process's.
-pub fn alone(test: &str, body: impl FnOnce()) {
+pub(crate) fn alone(test: &str, body: impl FnOnce()) {
     if role().is_some() {
         return body();
     }
@@ -86,19 +86,19 @@ pub fn alone(test: &str, body: impl FnOnce()) {
 }
 
 /// A child that does not outlive its test.
-pub struct Running(pub Child);
+pub(crate) struct Running(pub(crate) Child);
 
 impl Running {
-    pub fn start(mut command: Command) -> Running {
+    pub(crate) fn start(mut command: Command) -> Running {
         Running(command.spawn().unwrap())
     }
 
-    pub fn kill(&mut self) {
+    pub(crate) fn kill(&mut self) {
         self.0.kill().unwrap();
         self.0.wait().unwrap();
     }
 
-    pub fn succeeds(mut self) {
+    pub(crate) fn succeeds(mut self) {
         let status = self.0.wait().unwrap();
         assert!(status.success(), "{status}");
     }
@@ -111,18 +111,18 @@ impl Drop for Running {
     }
 }
 
-pub fn name(error: doca_error) -> &'static str {
+pub(crate) fn name(error: doca_error) -> &'static str {
     let name = doca!(doca_error_get_name(error));
     // SAFETY: it is a text that ends and stays.
     unsafe { CStr::from_ptr(name) }.to_str().unwrap()
 }
 
-pub fn succeeds(what: &str, outcome: doca_error) {
+pub(crate) fn succeeds(what: &str, outcome: doca_error) {
     assert_eq!(name(outcome), "DOCA_SUCCESS", "{what}");
 }
 
 /// The device at an address, open.
-pub fn device(address: &CStr) -> *mut doca_dev {
+pub(crate) fn device(address: &CStr) -> *mut doca_dev {
     let (mut list, mut number) = (null_mut(), 0);
     done!(doca_devinfo_create_list(&raw mut list, &raw mut number));
     // SAFETY: the list has so many entries.
@@ -141,15 +141,15 @@ pub fn device(address: &CStr) -> *mut doca_dev {
     opened
 }
 
-pub fn arm() -> *mut doca_dev {
+pub(crate) fn arm() -> *mut doca_dev {
     device(c"0000:03:00.0")
 }
 
-pub fn host() -> *mut doca_dev {
+pub(crate) fn host() -> *mut doca_dev {
     device(c"0000:b1:00.0")
 }
 
-pub fn representor(device: *mut doca_dev) -> *mut doca_dev_rep {
+pub(crate) fn representor(device: *mut doca_dev) -> *mut doca_dev_rep {
     let (mut list, mut number, mut opened) = (null_mut(), 0, null_mut());
     done!(doca_devinfo_rep_create_list(device, 0, &raw mut list, &raw mut number));
     assert_eq!(number, 1);
@@ -160,14 +160,14 @@ pub fn representor(device: *mut doca_dev) -> *mut doca_dev_rep {
     opened
 }
 
-pub fn engine() -> *mut doca_pe {
+pub(crate) fn engine() -> *mut doca_pe {
     let mut engine = null_mut();
     done!(doca_pe_create(&raw mut engine));
     engine
 }
 
 /// Lets an engine work until something holds. Bounded by calls, with a little time between them for what another process does.
-pub fn until(engine: *mut doca_pe, what: &str, mut holds: impl FnMut() -> bool) {
+pub(crate) fn until(engine: *mut doca_pe, what: &str, mut holds: impl FnMut() -> bool) {
     for _ in 0..100_000 {
         for _ in 0..64 {
             if holds() {
@@ -181,7 +181,7 @@ pub fn until(engine: *mut doca_pe, what: &str, mut holds: impl FnMut() -> bool) 
 }
 
 /// Registered memory, started.
-pub fn mmap(device: *mut doca_dev, memory: &mut [u8], access: u32) -> *mut doca_mmap {
+pub(crate) fn mmap(device: *mut doca_dev, memory: &mut [u8], access: u32) -> *mut doca_mmap {
     let mut mmap = null_mut();
     done!(doca_mmap_create(&raw mut mmap));
     done!(doca_mmap_add_dev(mmap, device));
@@ -192,14 +192,14 @@ pub fn mmap(device: *mut doca_dev, memory: &mut [u8], access: u32) -> *mut doca_
 }
 
 /// A copy of the descriptor of an exported mmap.
-pub fn export(mmap: *mut doca_mmap, device: *mut doca_dev) -> Vec<u8> {
+pub(crate) fn export(mmap: *mut doca_mmap, device: *mut doca_dev) -> Vec<u8> {
     let (mut bytes, mut len) = (std::ptr::null(), 0);
     done!(doca_mmap_export_pci(mmap, device, &raw mut bytes, &raw mut len));
     // SAFETY: so many bytes stay as long as the mmap does.
     unsafe { std::slice::from_raw_parts(bytes.cast::<u8>(), len) }.to_vec()
 }
 
-pub fn import(device: *mut doca_dev, descriptor: &[u8]) -> Result<*mut doca_mmap, &'static str> {
+pub(crate) fn import(device: *mut doca_dev, descriptor: &[u8]) -> Result<*mut doca_mmap, &'static str> {
     let mut mmap = null_mut();
     let (bytes, len) = (descriptor.as_ptr().cast(), descriptor.len());
     match doca!(doca_mmap_create_from_export(std::ptr::null(), bytes, len, device, &raw mut mmap)) {
@@ -208,7 +208,7 @@ pub fn import(device: *mut doca_dev, descriptor: &[u8]) -> Result<*mut doca_mmap
     }
 }
 
-pub fn inventory(elements: usize) -> *mut doca_buf_inventory {
+pub(crate) fn inventory(elements: usize) -> *mut doca_buf_inventory {
     let mut inventory = null_mut();
     done!(doca_buf_inventory_create(elements, &raw mut inventory));
     done!(doca_buf_inventory_start(inventory));
@@ -216,7 +216,7 @@ pub fn inventory(elements: usize) -> *mut doca_buf_inventory {
 }
 
 /// A buf whose data is its first bytes.
-pub fn buf(
+pub(crate) fn buf(
     inventory: *mut doca_buf_inventory,
     mmap: *mut doca_mmap,
     address: usize,
@@ -228,12 +228,12 @@ pub fn buf(
     buf
 }
 
-pub fn give_back(buf: *mut doca_buf) {
+pub(crate) fn give_back(buf: *mut doca_buf) {
     done!(doca_buf_dec_refcount(buf, null_mut()));
 }
 
 /// A context for copies, running.
-pub fn dma(device: *mut doca_dev, engine: *mut doca_pe, tasks: u32) -> *mut doca_dma {
+pub(crate) fn dma(device: *mut doca_dev, engine: *mut doca_pe, tasks: u32) -> *mut doca_dma {
     let mut dma = null_mut();
     done!(doca_dma_create(device, &raw mut dma));
     let context = doca!(doca_dma_as_ctx(dma));
@@ -246,19 +246,19 @@ pub fn dma(device: *mut doca_dev, engine: *mut doca_pe, tasks: u32) -> *mut doca
 }
 
 /// A task for a copy, which events call by a number.
-pub fn copy(dma: *mut doca_dma, from: *mut doca_buf, to: *mut doca_buf, number: u64) -> *mut doca_task {
+pub(crate) fn copy(dma: *mut doca_dma, from: *mut doca_buf, to: *mut doca_buf, number: u64) -> *mut doca_task {
     let mut task = null_mut();
     done!(doca_dma_task_memcpy_alloc_init(dma, from, to, doca_data { u64_: number }, &raw mut task));
     doca!(doca_dma_task_memcpy_as_task(task))
 }
 
-pub fn state(context: *mut doca_ctx) -> doca_ctx_states {
+pub(crate) fn state(context: *mut doca_ctx) -> doca_ctx_states {
     let mut state = doca_ctx_states::DOCA_CTX_STATE_IDLE;
     done!(doca_ctx_get_state(context, &raw mut state));
     state
 }
 
-pub fn in_flight(context: *mut doca_ctx) -> usize {
+pub(crate) fn in_flight(context: *mut doca_ctx) -> usize {
     let mut number = 0;
     done!(doca_ctx_get_num_inflight_tasks(context, &raw mut number));
     number

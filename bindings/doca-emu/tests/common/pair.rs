@@ -9,14 +9,15 @@ use super::events::{self, Event};
 use super::{doca, done, name, representor, until};
 
 /// A server, running.
-pub fn server(device: *mut doca_dev, engine: *mut doca_pe, called: &CStr) -> *mut doca_comch_server {
+pub(crate) fn server(device: *mut doca_dev, engine: *mut doca_pe, called: &CStr) -> *mut doca_comch_server {
     let server = idle_server(device, engine, called);
-    done!(doca_ctx_start(doca!(doca_comch_server_as_ctx(server))));
+    let context = doca!(doca_comch_server_as_ctx(server));
+    done!(doca_ctx_start(context));
     server
 }
 
 /// A server with all that it needs to start.
-pub fn idle_server(device: *mut doca_dev, engine: *mut doca_pe, called: &CStr) -> *mut doca_comch_server {
+pub(crate) fn idle_server(device: *mut doca_dev, engine: *mut doca_pe, called: &CStr) -> *mut doca_comch_server {
     let mut server = null_mut();
     done!(doca_comch_server_create(device, representor(device), called.as_ptr(), &raw mut server));
     done!(doca_comch_server_task_send_set_conf(server, Some(events::sent), Some(events::send_failed), 256));
@@ -25,12 +26,13 @@ pub fn idle_server(device: *mut doca_dev, engine: *mut doca_pe, called: &CStr) -
     done!(doca_comch_server_event_connection_status_changed_register(server, connected, disconnected));
     let (new, expired) = (Some(events::new_consumer as _), Some(events::expired_consumer as _));
     done!(doca_comch_server_event_consumer_register(server, new, expired));
-    done!(doca_pe_connect_ctx(engine, doca!(doca_comch_server_as_ctx(server))));
+    let context = doca!(doca_comch_server_as_ctx(server));
+    done!(doca_pe_connect_ctx(engine, context));
     server
 }
 
 /// A client that has begun to look for its server.
-pub fn client(device: *mut doca_dev, engine: *mut doca_pe, called: &CStr) -> *mut doca_comch_client {
+pub(crate) fn client(device: *mut doca_dev, engine: *mut doca_pe, called: &CStr) -> *mut doca_comch_client {
     let mut client = null_mut();
     done!(doca_comch_client_create(device, called.as_ptr(), &raw mut client));
     done!(doca_comch_client_task_send_set_conf(client, Some(events::sent), Some(events::send_failed), 256));
@@ -45,14 +47,14 @@ pub fn client(device: *mut doca_dev, engine: *mut doca_pe, called: &CStr) -> *mu
 }
 
 /// A client whose server has let it in.
-pub fn connected_client(device: *mut doca_dev, engine: *mut doca_pe, called: &CStr) -> *mut doca_comch_client {
+pub(crate) fn connected_client(device: *mut doca_dev, engine: *mut doca_pe, called: &CStr) -> *mut doca_comch_client {
     let client = client(device, engine, called);
     until(engine, "a client is let in", || events::has(&Event::State(1, 2)));
     client
 }
 
 /// A client that keeps looking for a server that may not yet be there.
-pub fn persistent_client(device: *mut doca_dev, engine: *mut doca_pe, called: &CStr) -> *mut doca_comch_client {
+pub(crate) fn persistent_client(device: *mut doca_dev, engine: *mut doca_pe, called: &CStr) -> *mut doca_comch_client {
     let client = client(device, engine, called);
     let context = doca!(doca_comch_client_as_ctx(client));
     until(engine, "a server is found", || {
@@ -64,14 +66,14 @@ pub fn persistent_client(device: *mut doca_dev, engine: *mut doca_pe, called: &C
     client
 }
 
-pub fn connection(client: *mut doca_comch_client) -> *mut doca_comch_connection {
+pub(crate) fn connection(client: *mut doca_comch_client) -> *mut doca_comch_connection {
     let mut connection = null_mut();
     done!(doca_comch_client_get_connection(client, &raw mut connection));
     connection
 }
 
 /// Both in one process, connected: the server, its connection, and the client.
-pub fn both(
+pub(crate) fn both(
     arm: *mut doca_dev,
     host: *mut doca_dev,
     engine: *mut doca_pe,
@@ -84,7 +86,7 @@ pub fn both(
 }
 
 /// Sends a message; its bytes stay until the test is over.
-pub fn server_sends(
+pub(crate) fn server_sends(
     server: *mut doca_comch_server,
     to: *mut doca_comch_connection,
     bytes: &[u8],
@@ -97,7 +99,7 @@ pub fn server_sends(
 }
 
 /// Sends a message; its bytes stay until the test is over.
-pub fn client_sends(client: *mut doca_comch_client, bytes: &[u8], number: u64) -> doca_error {
+pub(crate) fn client_sends(client: *mut doca_comch_client, bytes: &[u8], number: u64) -> doca_error {
     let bytes: &'static [u8] = bytes.to_vec().leak();
     let (mut task, to, len) = (null_mut(), connection(client), bytes.len() as u32);
     done!(doca_comch_client_task_send_alloc_init(client, to, bytes.as_ptr().cast(), len, &raw mut task));
@@ -105,7 +107,7 @@ pub fn client_sends(client: *mut doca_comch_client, bytes: &[u8], number: u64) -
 }
 
 /// Submits a task, which is freed if that fails.
-pub fn submit(task: *mut doca_task, number: u64) -> doca_error {
+pub(crate) fn submit(task: *mut doca_task, number: u64) -> doca_error {
     doca!(doca_task_set_user_data(task, doca_data { u64_: number }));
     let outcome = doca!(doca_task_submit(task));
     if outcome != super::SUCCESS {
@@ -115,7 +117,7 @@ pub fn submit(task: *mut doca_task, number: u64) -> doca_error {
 }
 
 /// A consumer, running, whose receives take so much immediate data.
-pub fn consumer(
+pub(crate) fn consumer(
     connection: *mut doca_comch_connection,
     mmap: *mut doca_mmap,
     engine: *mut doca_pe,
@@ -133,14 +135,14 @@ pub fn consumer(
     consumer
 }
 
-pub fn consumer_id(consumer: *mut doca_comch_consumer) -> u32 {
+pub(crate) fn consumer_id(consumer: *mut doca_comch_consumer) -> u32 {
     let mut id = 0;
     done!(doca_comch_consumer_get_id(consumer, &raw mut id));
     id
 }
 
 /// Posts a receive, with a buf or none.
-pub fn post(consumer: *mut doca_comch_consumer, buf: *mut doca_buf, number: u64) {
+pub(crate) fn post(consumer: *mut doca_comch_consumer, buf: *mut doca_buf, number: u64) {
     let mut task = null_mut();
     done!(doca_comch_consumer_task_post_recv_alloc_init(consumer, buf, &raw mut task));
     let outcome = submit(doca!(doca_comch_consumer_task_post_recv_as_task(task)), number);
@@ -148,7 +150,7 @@ pub fn post(consumer: *mut doca_comch_consumer, buf: *mut doca_buf, number: u64)
 }
 
 /// A producer, running.
-pub fn producer(connection: *mut doca_comch_connection, engine: *mut doca_pe) -> *mut doca_comch_producer {
+pub(crate) fn producer(connection: *mut doca_comch_connection, engine: *mut doca_pe) -> *mut doca_comch_producer {
     let mut producer = null_mut();
     done!(doca_comch_producer_create(connection, &raw mut producer));
     let (completed, failed) = (Some(events::produced as _), Some(events::produce_failed as _));
@@ -160,7 +162,7 @@ pub fn producer(connection: *mut doca_comch_connection, engine: *mut doca_pe) ->
 }
 
 /// Sends to a consumer.
-pub fn produce(
+pub(crate) fn produce(
     producer: *mut doca_comch_producer,
     buf: *mut doca_buf,
     immediate: &[u8],
