@@ -2,7 +2,7 @@
 
 use std::collections::VecDeque;
 use std::fmt;
-use std::mem::MaybeUninit;
+use std::mem::{MaybeUninit, offset_of};
 use std::ops::Deref;
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -71,13 +71,12 @@ impl<T: Object> Handle<T> {
         let mut graves = T::graves().0.lock().unwrap_or_else(PoisonError::into_inner);
         let old = if graves.len() > KEPT { graves.pop_front() } else { None };
         drop(graves);
-        let shell = match old.and_then(|old| NonNull::new(std::ptr::with_exposed_provenance_mut::<Shell<T>>(old))) {
-            Some(shell) => shell,
-            None => NonNull::from(Box::leak(Box::new(Shell { mark: AtomicU64::new(0), value: MaybeUninit::uninit() }))),
-        };
-        let handle = Handle(shell);
-        // SAFETY: the shell is this function's alone: just made, or the place of an object that has ended.
-        unsafe { (&raw mut (*shell.as_ptr()).value).write(MaybeUninit::new(value)) };
+        let old = old.and_then(|old| NonNull::new(std::ptr::with_exposed_provenance_mut::<Shell<T>>(old)));
+        let handle = Handle(old.unwrap_or_else(|| {
+            NonNull::from(Box::leak(Box::new(Shell { mark: AtomicU64::new(0), value: MaybeUninit::uninit() })))
+        }));
+        // SAFETY: the place is this function's alone: just made, or that of an object that has ended.
+        unsafe { handle.value().write(value) };
         handle.mark().store(Self::MARK, Ordering::Release);
         handle
     }
@@ -116,14 +115,19 @@ impl<T: Object> Handle<T> {
     pub(crate) fn end(self) {
         self.mark().store(ENDED | u64::from(T::NUMBER), Ordering::Release);
         // SAFETY: it was alive until now, and nobody gets at it any more.
-        unsafe { (*self.0.as_ptr()).value.assume_init_drop() };
+        unsafe { self.value().drop_in_place() };
         T::graves().0.lock().unwrap_or_else(PoisonError::into_inner).push_back(self.0.as_ptr().expose_provenance());
     }
 
+    /// Only this is looked at before it is known what the pointer points to.
     fn mark(&self) -> &AtomicU64 {
-        // SAFETY: shells stay where they are for ever, and what a caller passes was handed out by this library; if it was not, then a program
-        // that DOCA itself would not survive is told so here.
-        unsafe { &(*self.0.as_ptr()).mark }
+        // SAFETY: shells begin with it and stay where they are for ever, and what a caller passes was handed out by this library; if it was not,
+        // then a program that DOCA itself would not survive is told so here.
+        unsafe { self.0.cast::<AtomicU64>().as_ref() }
+    }
+
+    fn value(&self) -> *mut T {
+        self.0.as_ptr().wrapping_byte_add(offset_of!(Shell<T>, value)).cast()
     }
 }
 
@@ -138,7 +142,7 @@ impl<T: Object> Deref for Handle<T> {
 
     fn deref(&self) -> &T {
         // SAFETY: what this library holds itself it holds no longer than the object lives: `given` has looked, and owners end objects last.
-        unsafe { (*self.0.as_ptr()).value.assume_init_ref() }
+        unsafe { &*self.value() }
     }
 }
 
