@@ -232,9 +232,9 @@ impl Thread {
                 }
                 moved = true;
             }
-            let was_moved = moved;
+            let progressed = moved;
             moved |= self.orchestrator.poll(now);
-            if (was_moved || now >= card.heard + SEC)
+            if (progressed || now >= card.heard + SEC)
                 && let Err(why) = card.hear(now)
             {
                 return why;
@@ -270,7 +270,13 @@ impl Thread {
         // A card that does not know rouses nobody, and one without a doorbell never can.
         let tells = self.door.is_some() && orchestrator.link().tell(Tells::Sleeps);
         // What was written before the card heard is here, or will be rung for.
-        if card.engine.progress() || orchestrator.poll(now) || !tells {
+        // That something was told is no news.
+        for _ in 0..PROGRESS {
+            if !card.engine.progress() {
+                break;
+            }
+        }
+        if card.client.has_notices() || orchestrator.poll(now) || !tells {
             self.waker.awake();
             return tells;
         }

@@ -49,17 +49,17 @@ enum Outgoing {
     Words([u64; DESCRIPTOR_WORDS]),
 }
 
-/// What the host is reached by.
+/// What the host is reached by. What depends on the connection goes before it does.
 #[derive(Debug)]
 pub(super) struct Reach {
-    pub(super) engine: ProgressEngine,
-    pub(super) server: Server,
-    pub(super) connection: splitrpc_doca::Connection,
-    pub(super) consumer: Consumer,
     pub(super) carrier: Carrier,
     /// As many lines as the host's ring has entries.
     pub(super) lines: Lines,
     pub(super) bell: Bell,
+    pub(super) consumer: Consumer,
+    pub(super) connection: splitrpc_doca::Connection,
+    pub(super) server: Server,
+    pub(super) engine: ProgressEngine,
 }
 
 /// The host. Clones are the same: the data thread has one as its link and one as its host.

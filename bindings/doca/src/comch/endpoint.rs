@@ -235,6 +235,12 @@ impl Client {
         Ok(context)
     }
 
+    /// Whether there are notices.
+    #[must_use]
+    pub fn has_notices(&self) -> bool {
+        !self.end.inbox.heard.borrow().is_empty()
+    }
+
     /// The connection, once there is one and while there is.
     #[must_use]
     pub fn connection(&self) -> Option<Connection> {
