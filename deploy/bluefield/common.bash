@@ -19,9 +19,9 @@ misused() {
   exit 2
 }
 
-# The comment at the top of the script.
+# The comment at the top of the script, which has gone to the root of the repository.
 help() {
-  sed -n '2,/^set /{/^set /d;s/^# \{0,1\}//;p}' "$0"
+  sed -n '2,/^set /{/^set /d;s/^# \{0,1\}//;p}' "deploy/bluefield/${0##*/}"
   exit 0
 }
 
