@@ -1,14 +1,4 @@
 //! What goes wrong, and when: a function of a seed and of the calls that were made.
-//!
-//! A spec is a list of `key=value`, separated by commas. `seed` (0 unless given) is any number of 64 bits; the others are permille, 0 unless given:
-//!
-//! - `delay`: of the tasks submitted, and of the copies that have been carried out, that wait for 1 to 64 progress calls of their context first.
-//! - `reorder`: of the turns of a context with several copies, in which any of them that is ready is taken and not the oldest.
-//! - `tear`: of the copies, those that arrive in two to eight pieces, in any order, a piece a progress call.
-//! - `fail`: of the copies, those that complete with `IO_FAILED`; nothing or any piece of them has arrived.
-//! - `stop`: of the copies that fail so, those that stop their context.
-//! - `again`: of the submissions, those that are refused with `AGAIN`.
-//! - `disconnect`: of the messages, those in whose place the connection ends.
 
 use std::ffi::{c_char, c_int};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -44,6 +34,16 @@ static ANY: AtomicBool = AtomicBool::new(false);
 static FAULTS: Mutex<Faults> = Mutex::new(Faults { permille: [0; KEYS.len()], state: 0 });
 
 /// Sets what goes wrong from now on, and starts its schedule anew. Returns 0, or -1 where the text is no spec, which standard error then tells.
+///
+/// A spec is a list of `key=value`, separated by commas. `seed` (0 unless given) is any number of 64 bits; the others are permille, 0 unless given:
+///
+/// - `delay`: of the tasks submitted, and of the copies that have been carried out, that wait for 1 to 64 progress calls of their context first.
+/// - `reorder`: of the turns of a context with several copies, in which any of them that is ready is taken and not the oldest.
+/// - `tear`: of the copies, those that arrive in two to eight pieces, in any order, a piece a progress call.
+/// - `fail`: of the copies, those that complete with `IO_FAILED`; nothing or any piece of them has arrived.
+/// - `stop`: of the copies that fail so, those that stop their context.
+/// - `again`: of the submissions, those that are refused with `AGAIN`.
+/// - `disconnect`: of the messages, those in whose place the connection ends.
 ///
 /// # Safety
 /// `spec` is null, for no faults, or a text that ends with a zero byte.

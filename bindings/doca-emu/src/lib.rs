@@ -14,8 +14,8 @@
 //!
 //! - `SPLITRPC_BLUEFIELD`: the folder that is the bus. Without it there are no devices.
 //! - `SPLITRPC_BLUEFIELD_SIDE`: `arm`, `host`, or `both`: whose devices this process has.
-//! - `SPLITRPC_BLUEFIELD_FAULTS`: what goes wrong, as `seed=7,delay=300,fail=20`; see `faults.rs`, or call
-//!   [`splitrpc_emulated_bluefield_faults`] instead.
+//! - `SPLITRPC_BLUEFIELD_FAULTS`: what goes wrong, as `seed=7,delay=300,fail=20`. [`splitrpc_emulated_bluefield_faults`] takes the same, at any
+//!   time, and says what there is.
 //!
 //! Where DOCA's documents are silent:
 //!
@@ -26,6 +26,7 @@
 //! - `doca_mmap_stop` refuses an exported mmap, as documented; destroying it ends the export. Copies that follow complete with `IO_FAILED`.
 //! - A context whose tasks have not all been freed stops with `IN_PROGRESS`, and is idle by the progress call after the last one was.
 //! - A message is with the other side once it is submitted. `AGAIN` means that the other side has not yet received as many as its queue holds.
+//! - Progress that handled no item, because a copy has to wait or only a piece of it has arrived, returns 0.
 //! - Connections end on both sides after what was sent before. A client's context stops then, and so do consumers and producers.
 
 mod buffer;

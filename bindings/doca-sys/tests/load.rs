@@ -46,9 +46,10 @@ fn a_file_is_loaded_in_place_of_all_libraries() {
     build(&library, "const char *doca_error_get_name(int error) { return error ? \"SOME\" : \"NONE\"; }");
     let error = Loaded::new(Some(&library)).unwrap_err();
     assert!(matches!(&error, LoadError::NoFunction(why) if why.contains("doca_error_get_descr")), "{error}");
-    std::fs::write(&library, "no library").unwrap();
-    let error = Loaded::new(Some(&library)).unwrap_err().to_string();
-    assert!(error.contains(library.to_str().unwrap()) && error.contains("file too short"), "{error}");
+    let other = folder.path().join("nothing.so");
+    std::fs::write(&other, "no library").unwrap();
+    let error = Loaded::new(Some(&other)).unwrap_err().to_string();
+    assert!(error.contains(other.to_str().unwrap()) && error.contains("file too short"), "{error}");
 }
 
 fn build(library: &Path, source: &str) {

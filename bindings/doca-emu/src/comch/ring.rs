@@ -202,3 +202,61 @@ impl Record {
         Ok(self.len)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::os::fd::AsFd;
+
+    use super::*;
+    use crate::memory::sealed_file;
+
+    fn ring() -> Place {
+        let file = sealed_file("ring", SIZE).unwrap();
+        Place { memory: Arc::new(Mapping::of(file.as_fd(), 0, SIZE, true).unwrap()), offset: 0 }
+    }
+
+    /// What was sent comes, in order and whole, over many ends of the ring.
+    #[test]
+    fn records_come_as_they_were_sent() {
+        let place = ring();
+        let (mut writer, mut reader) = (Writer::new(place.clone()), Reader::new(place));
+        let (mut sent, mut came, mut bytes) = (0_usize, 0_usize, vec![0; CAPACITY / 2]);
+        let len_of = |number: usize| number * 7919 % (CAPACITY / 2 - HEADER);
+        while came < 500 {
+            while sent < 500 && writer.write(Kind::Message, &vec![sent as u8; len_of(sent)]).unwrap() {
+                sent += 1;
+            }
+            let record = reader.next().unwrap().expect("there is always room for one");
+            assert_eq!(record.copy_to(&mut bytes).unwrap(), len_of(came));
+            assert!(bytes[..len_of(came)].iter().all(|byte| *byte == came as u8));
+            reader.take(&record);
+            came += 1;
+            assert_eq!(writer.unread().unwrap(), (sent - came) as u64);
+        }
+    }
+
+    /// A fuzz target: whatever the other end writes, an end stays inside the ring, and makes sense of it or says that there is none. The input is
+    /// words, and where they go: the positions and the records.
+    #[test]
+    fn the_other_end_may_write_anything() {
+        let place = ring();
+        let places = [WRITTEN, READ, MESSAGES_READ, RECORDS, RECORDS + 8, RECORDS + 16, RECORDS + CAPACITY - 8];
+        bolero::check!().for_each(|input: &[u8]| {
+            let (mut writer, mut reader) = (Writer::new(place.clone()), Reader::new(place.clone()));
+            for bytes in input.chunks_exact(9) {
+                let word = u64::from_le_bytes(bytes[1..].try_into().expect("eight of nine"));
+                place.word(places[usize::from(bytes[0]) % places.len()]).store(word, Ordering::Relaxed);
+                let Ok(record) = reader.next() else { return };
+                if let Some(record) = record {
+                    assert!(record.len <= CAPACITY);
+                    let _ = record.copy_to(&mut [0; 64]);
+                    reader.take(&record);
+                }
+                let outcome = writer.write(Kind::Message, &[7; 40]).and_then(|_| writer.unread());
+                if outcome.is_err() {
+                    return;
+                }
+            }
+        });
+    }
+}

@@ -266,7 +266,9 @@ impl Service {
     fn admit(&self, context: Handle<Context>) -> Turn {
         let mut door = self.door.borrow_mut();
         let Door::Open(listener, guests) = &mut *door else { return Turn::Idle };
-        guests.extend(listener.accept());
+        if guests.len() < MAX_CLIENTS as usize {
+            guests.extend(listener.accept());
+        }
         let mut admitted = None;
         for place in (0..guests.len()).rev() {
             let hello = match socket::receive::<Hello>(&guests[place]) {
