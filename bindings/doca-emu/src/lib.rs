@@ -24,6 +24,11 @@
 //! - A copy's bytes go to the destination's data pointer, and its data length is set to their number. So do a producer's in a posted receive.
 //! - Memory is exported by the host's device only, and imported by the Arm's only.
 //! - `doca_mmap_stop` refuses an exported mmap, as documented; destroying it ends the export. Copies that follow complete with `IO_FAILED`.
+//! - A progress engine belongs to the thread that first makes it progress, or submits a task to one of its contexts.
+//! - A context that lacks what must be set before it starts does so with `INVALID_VALUE`; a server whose name a living one has, with
+//!   `ALREADY_EXIST`. A client or server whose consumers or producers are not idle stops with `IN_USE`.
+//! - A consumer takes no immediate data unless it was told how much. What a posted receive has no room for fails with `IO_FAILED` at the producer,
+//!   and the receive stays posted.
 //! - A context whose tasks have not all been freed stops with `IN_PROGRESS`, and is idle by the progress call after the last one was.
 //! - A message is with the other side once it is submitted. `AGAIN` means that the other side has not yet received as many as its queue holds.
 //! - Progress that handled no item, because a copy has to wait or only a piece of it has arrived, returns 0.

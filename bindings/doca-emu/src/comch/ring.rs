@@ -235,6 +235,20 @@ mod tests {
         }
     }
 
+    #[test]
+    fn a_record_over_the_end_of_the_ring_is_refused() {
+        let place = ring();
+        let read = CAPACITY as u64 - 16;
+        let mut reader = Reader { place: place.clone(), read, messages: 0 };
+        place.word(WRITTEN).store(read + 64, Ordering::Relaxed);
+        let mut next = |len: u64| {
+            place.word(RECORDS + CAPACITY - 16).store(len | (Kind::Message as u64) << 32, Ordering::Relaxed);
+            reader.next().map(|record| record.map(|record| record.len))
+        };
+        assert_eq!(next(8).unwrap(), Some(8));
+        assert!(next(9).is_err());
+    }
+
     /// A fuzz target: whatever the other end writes, an end stays inside the ring, and makes sense of it or says that there is none. The input is
     /// words, and where they go: the positions and the records.
     #[test]
