@@ -51,7 +51,7 @@ pub(crate) fn bluefield() -> &'static Doca {
     let loaded = LOADED.get_or_init(|| {
         // A child has the environment that its test gave it.
         if role().is_none() {
-            let bus = tempfile::tempdir().unwrap().keep();
+            let bus = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap().keep();
             // SAFETY: the library has not been loaded, and no test looks at the environment by C's functions.
             unsafe { std::env::set_var("SPLITRPC_BLUEFIELD", bus) };
             // SAFETY: as above.
