@@ -1,4 +1,5 @@
 //! What tests of wrong calls have in common.
+#![allow(dead_code, reason = "each test uses a part")]
 
 use doca_sys::*;
 
