@@ -134,10 +134,10 @@ impl Dma {
         self.shared.free.borrow().len()
     }
 
-    /// How many have begun and not ended.
+    /// How many have begun, and were not given back by [`Dma::finished`].
     #[must_use]
     pub fn in_flight(&self) -> usize {
-        self.shared.slots.borrow().len() - self.room()
+        self.shared.slots.borrow().len() - self.room() + self.shared.done.borrow().len()
     }
 
     /// Whether it takes copies. A copy that the device cannot do may end it.

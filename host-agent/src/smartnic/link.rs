@@ -38,6 +38,11 @@ impl CardLink {
         self.broken.as_deref()
     }
 
+    /// Whether something is on its way to the card that only polling brings there.
+    pub(super) fn is_busy(&self) -> bool {
+        self.ends.as_ref().is_some_and(|ends| ends.producer.in_flight() > 0)
+    }
+
     /// Tells the card that the orchestrator is awake, or goes to sleep. Returns whether it could be told.
     pub(super) fn tell(&mut self, tells: Tells) -> bool {
         let Some(Ends { submissions, producer, .. }) = &mut self.ends else { return false };

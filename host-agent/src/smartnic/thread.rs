@@ -21,6 +21,8 @@ use crate::orchestrator::Orchestrator;
 
 /// Things that the progress engine goes on with in one round.
 const PROGRESS: usize = 64;
+/// How long it may take to tell a card that the agent sleeps.
+const TELL: u64 = MS;
 /// How often counters are handed over while something happens.
 const PUBLISH: u64 = 100 * MS;
 /// How long a card may be silent that shows each second that it lives, and how often the agent looks at least.
@@ -76,8 +78,9 @@ struct Card {
     client: Client,
     connection: Connection,
     heard: Time,
-    /// The agent has asked it to end.
-    asked: Option<Time>,
+    /// Since when the agent is to end, and whether the card was asked to.
+    ending: Option<Time>,
+    asked: bool,
     _shown: Shown,
 }
 
@@ -209,7 +212,7 @@ impl Thread {
         let submissions = Consumer::new(shown.ring.clone()).expect("it was made so large");
         self.orchestrator.link().join(submissions, producer);
         let Visit { engine, client, connection, .. } = visit;
-        let card = Card { engine, client, connection, heard: self.now(), asked: None, _shown: shown };
+        let card = Card { engine, client, connection, heard: self.now(), ending: None, asked: false, _shown: shown };
         Ok(Some((card, ready)))
     }
 
@@ -264,19 +267,20 @@ impl Thread {
 
     /// Sleeps until something comes or is due. Returns whether it has slept, or has found something.
     fn sleep(&mut self, card: &mut Card) -> bool {
-        let now = self.now();
-        let Thread { orchestrator, waker, .. } = self;
-        waker.announce_sleep();
-        // A card that does not know rouses nobody, and one without a doorbell never can.
-        let tells = self.door.is_some() && orchestrator.link().tell(Tells::Sleeps);
-        // What was written before the card heard is here, or will be rung for.
-        // That something was told is no news.
-        for _ in 0..PROGRESS {
-            if !card.engine.progress() {
-                break;
-            }
+        // What is said gets there only while the engine is driven.
+        if self.orchestrator.link().is_busy() || card.client.in_flight() > 0 {
+            return false;
         }
-        if card.client.has_notices() || orchestrator.poll(now) || !tells {
+        self.waker.announce_sleep();
+        // A card that does not know rouses nobody, and one without a doorbell never can.
+        let tells = self.door.is_some() && self.orchestrator.link().tell(Tells::Sleeps);
+        let end = self.now() + TELL;
+        while self.orchestrator.link().is_busy() && self.now() < end {
+            card.engine.progress();
+        }
+        // What was written before the card heard is here, or will be rung for.
+        let now = self.now();
+        if card.client.has_notices() || self.orchestrator.poll(now) || !tells {
             self.waker.awake();
             return tells;
         }
@@ -319,15 +323,15 @@ impl Thread {
     /// Has the card finish what it has. Returns whether all is done, or the time for it is up.
     fn ending(&mut self, card: &mut Card, now: Time) -> bool {
         let drain = u64::try_from(self.config.drain.as_nanos()).unwrap_or(u64::MAX);
-        let asked = *card.asked.get_or_insert_with(|| {
+        let since = *card.ending.get_or_insert_with(|| {
             self.orchestrator.drain();
-            let bye = Message::Bye { why: "the host agent was told to end" };
-            if let Err(error) = card.client.send(&card.connection, &bye.to_bytes()) {
-                tracing::debug!(%error, "the card cannot be told");
-            }
             now
         });
-        now.since(asked) > drain
+        if !card.asked {
+            let bye = Message::Bye { why: "the host agent was told to end" };
+            card.asked = card.client.send(&card.connection, &bye.to_bytes()).is_ok();
+        }
+        now.since(since) > drain
     }
 
     /// The card is gone. What it had submitted is computed to its end, and answered to nobody; then its slots are free.
@@ -384,7 +388,7 @@ impl Card {
                 match Message::parse(bytes) {
                     Ok(Message::Beat { count, answer: false }) => answers.push(count),
                     Ok(Message::Beat { .. }) => {}
-                    Ok(Message::Bye { .. }) if asked.is_some() => over = Some("the card has finished".to_owned()),
+                    Ok(Message::Bye { .. }) if asked => over = Some("the card has finished".to_owned()),
                     Ok(Message::Bye { why }) => over = Some(format!("it ends: {why}")),
                     Ok(Message::Refused { why }) => over = Some(format!("it refuses: {why}")),
                     _ => over = Some("it said something that makes no sense here".to_owned()),

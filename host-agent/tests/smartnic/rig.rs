@@ -17,25 +17,25 @@ const CARD: &str = "SPLITRPC_TEST_CARD";
 /// How long anything may take.
 const LONG: Duration = Duration::from_secs(60);
 /// What the null model answers with.
-pub fn null_answer() -> Vec<u8> {
+pub(crate) fn null_answer() -> Vec<u8> {
     (0..4_000u32).map(|i| ((i * 7 + 13) % 251) as u8).collect()
 }
 
 /// A bus, and where the card listens on this machine.
-pub struct Bus {
+pub(crate) struct Bus {
     folder: tempfile::TempDir,
-    pub listens: SocketAddr,
+    pub(crate) listens: SocketAddr,
     http: SocketAddr,
 }
 
 /// A process.
-pub struct Process {
+pub(crate) struct Process {
     child: Child,
     lines: Receiver<String>,
 }
 
 impl Bus {
-    pub fn new() -> Bus {
+    pub(crate) fn new() -> Bus {
         // Free for both transports, and for as long as nobody else takes it.
         let free = || {
             let tcp = TcpListener::bind("127.0.0.1:0").unwrap();
@@ -48,7 +48,7 @@ impl Bus {
     }
 
     /// A card, which waits for its host agent. `faults` is what goes wrong on its side.
-    pub fn card(&self, faults: &str) -> Process {
+    pub(crate) fn card(&self, faults: &str) -> Process {
         let mut command = Command::new(std::env::current_exe().unwrap());
         command.args(["--exact", "rig::be_a_card", "--nocapture"]).env(CARD, self.listens.to_string());
         let card = self.start(command, "arm", faults);
@@ -57,19 +57,20 @@ impl Bus {
     }
 
     /// A host agent, which looks for its card.
-    pub fn agent(&self, faults: &str) -> Process {
+    pub(crate) fn agent(&self, faults: &str) -> Process {
         let mut command = Command::new(env!("CARGO_BIN_EXE_host-agent"));
         command.args(["serve", "--nic", "smartnic", "--http", &self.http.to_string()]);
         command.env("SPLITRPC_NIC_LIBRARIES", library());
         // Tests run beside each other, and ask for little at once.
         command.env("SPLITRPC_LIMITS_SESSIONS", "64").env("SPLITRPC_LIMITS_CLASS_BYTES", (16 << 20).to_string());
+        command.env("SPLITRPC_LIMITS_SLOTS_PER_MODEL", "8").env("SPLITRPC_LOG", "error");
         let agent = self.start(command, "host", faults);
         agent.says("ready");
         agent
     }
 
     /// Both, when they serve together.
-    pub fn both(&self, faults: &str) -> (Process, Process) {
+    pub(crate) fn both(&self, faults: &str) -> (Process, Process) {
         let card = self.card(faults);
         let agent = self.agent(faults);
         card.says("serving");
@@ -88,13 +89,13 @@ impl Bus {
         Process { child, lines }
     }
 
-    pub fn client(&self, transport: Transport) -> Client {
+    pub(crate) fn client(&self, transport: Transport) -> Client {
         let options = ClientOptions { transport, ..ClientOptions::default() };
         Client::connect(&self.listens.to_string(), options).unwrap()
     }
 
     /// A client, as soon as anybody listens.
-    pub fn client_again(&self, transport: Transport) -> Client {
+    pub(crate) fn client_again(&self, transport: Transport) -> Client {
         let until = Instant::now() + LONG;
         loop {
             let options = ClientOptions { transport, ..ClientOptions::default() };
@@ -107,7 +108,7 @@ impl Bus {
     }
 
     /// What the agent says over HTTP.
-    pub fn get(&self, path: &str) -> String {
+    pub(crate) fn get(&self, path: &str) -> String {
         let mut stream = TcpStream::connect(self.http).unwrap();
         write!(stream, "GET {path} HTTP/1.1\r\nHost: test\r\nConnection: close\r\n\r\n").unwrap();
         let mut answer = String::new();
@@ -116,7 +117,7 @@ impl Bus {
     }
 
     /// A counter of the agent's.
-    pub fn counter(&self, name: &str) -> u64 {
+    pub(crate) fn counter(&self, name: &str) -> u64 {
         let text = self.get("/metrics");
         let line = text.lines().find(|line| line.starts_with(name)).unwrap_or_else(|| panic!("no {name} in {text}"));
         line.rsplit(' ').next().unwrap().parse().unwrap()
@@ -125,7 +126,7 @@ impl Bus {
 
 impl Process {
     /// Waits until it says so.
-    pub fn says(&self, what: &str) {
+    pub(crate) fn says(&self, what: &str) {
         let until = Instant::now() + LONG;
         loop {
             let line = self.lines.recv_timeout(until.saturating_duration_since(Instant::now()));
@@ -137,13 +138,13 @@ impl Process {
     }
 
     /// Kills it as nothing that it could notice.
-    pub fn kill(mut self) {
+    pub(crate) fn kill(mut self) {
         self.child.kill().unwrap();
         self.child.wait().unwrap();
     }
 
     /// Tells it to end. Returns whether it did so well.
-    pub fn end(mut self) -> bool {
+    pub(crate) fn end(mut self) -> bool {
         let pid = rustix::process::Pid::from_child(&self.child);
         rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
         self.child.wait().unwrap().success()
@@ -158,12 +159,12 @@ impl Drop for Process {
 }
 
 /// Bytes that differ from seed to seed.
-pub fn noise(seed: u64, len: usize) -> Vec<u8> {
+pub(crate) fn noise(seed: u64, len: usize) -> Vec<u8> {
     (0..len as u64).map(|at| ((at ^ seed).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 56) as u8).collect()
 }
 
 /// Asks a model.
-pub fn ask(client: &mut Client, model: &str, bytes: &[u8]) -> Result<Response, Error> {
+pub(crate) fn ask(client: &mut Client, model: &str, bytes: &[u8]) -> Result<Response, Error> {
     client.infer(model, &[Input::new("INPUT", DType::Uint8, &[bytes.len() as u32], bytes)])
 }
 

@@ -16,6 +16,7 @@ use splitrpc_wire::{MAX_STATUS_TEXT, Manifest, Path, Stage, Status, StatusPayloa
 use super::bell::Bell;
 use super::carrier::{Carrier, Piece, Way};
 use super::flight::{Flight, NONE, State};
+use super::greeting::say;
 use crate::arrivals::Arrival;
 use crate::completion::{Meta, copy_manifest};
 use crate::settings::{Host, Stop};
@@ -147,10 +148,8 @@ impl Far {
     /// Says something to the host, beside the link.
     pub(super) fn say(&self, message: &Message<'_>) {
         let Inner { reach: Reach { server, connection, engine, bell, .. }, now, .. } = &mut *self.inner.borrow_mut();
-        match server.send(connection, &message.to_bytes()) {
-            Ok(()) => bell.ring(*now),
-            Err(error) => tracing::debug!(%error, "the host agent cannot be told"),
-        }
+        say(engine, server, connection, &message.to_bytes());
+        bell.ring(*now);
         for _ in 0..PROGRESS {
             engine.progress();
         }
@@ -642,7 +641,8 @@ impl Inner {
         if self.lost.is_some() {
             return Time::NEVER;
         }
-        let soon = self.reach.carrier.is_busy() || !self.completions.is_empty();
+        let said = self.reach.server.in_flight() > 0;
+        let soon = said || self.reach.carrier.is_busy() || !self.completions.is_empty();
         let look = match self.is_busy() {
             _ if soon || (!self.outgoing.is_empty() && self.written - self.taken < self.ring) => self.now,
             true => self.now + (self.now.since(self.news) / 8).clamp(*LOOK.start(), *LOOK.end()),

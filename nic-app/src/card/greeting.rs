@@ -8,6 +8,8 @@ use crate::setup::{Message, PROTOCOL, Parts, Setup};
 
 /// How long a host agent that has connected may take to say what it wants.
 const PATIENCE: Duration = Duration::from_secs(10);
+/// How long a queue may be full.
+const ROOM_WITHIN: Duration = Duration::from_millis(200);
 /// How often the card looks for one: nothing wakes it.
 const LOOK: core::ops::RangeInclusive<Duration> = Duration::from_micros(50)..=Duration::from_millis(10);
 
@@ -63,7 +65,7 @@ pub(super) fn wait_for_guest(
         });
         for (to, what) in said {
             match what {
-                Ok(message) => server.send(&to, &message)?,
+                Ok(message) => say(engine, server, &to, &message),
                 Err(why) => refuse(engine, server, &to, &why),
             }
         }
@@ -81,12 +83,27 @@ pub(super) fn wait_for_guest(
     Ok(None)
 }
 
+/// Sends a message, once there is room for it. Who cannot be told has gone, which is heard of elsewhere.
+pub(super) fn say(engine: &ProgressEngine, server: &mut Server, to: &Connection, message: &[u8]) {
+    let end = Instant::now() + ROOM_WITHIN;
+    loop {
+        match server.send(to, message) {
+            Ok(()) => break,
+            Err(error) if error.is_again() && Instant::now() < end => {
+                engine.progress();
+            }
+            Err(error) => {
+                tracing::debug!(%error, "the host agent cannot be told");
+                break;
+            }
+        }
+    }
+}
+
 /// Sends a host agent away, with the reason.
 pub(super) fn refuse(engine: &ProgressEngine, server: &mut Server, to: &Connection, why: &str) {
     tracing::warn!(why, "a host agent is refused");
-    if let Err(error) = server.send(to, &Message::Refused { why }.to_bytes()) {
-        tracing::debug!(%error, "it cannot be told");
-    }
+    say(engine, server, to, &Message::Refused { why }.to_bytes());
     // What was said is to arrive first.
     let end = Instant::now() + Duration::from_millis(100);
     while Instant::now() < end && to.is_open() {

@@ -40,7 +40,9 @@ pub struct Consumer {
     consumer: NonNull<doca_comch_consumer>,
     shared: Rc<Shared>,
     posts: u32,
-    posted: bool,
+    made: bool,
+    /// Receives for which there was no room in the queue.
+    unposted: Vec<Task>,
     _memory: Memory,
     _connection: Connection,
 }
@@ -74,8 +76,9 @@ impl Consumer {
             ending: Cell::new(false),
         });
         let context = Consumer::begin(engine, consumer, &shared, posts).inspect_err(|_| leave(&library, consumer))?;
-        let (memory, connection) = (memory.clone(), connection.clone());
-        Ok(Consumer { context, consumer, shared, posts, posted: false, _memory: memory, _connection: connection })
+        let (memory, connection, unposted) = (memory.clone(), connection.clone(), Vec::with_capacity(posts as usize));
+        let made = false;
+        Ok(Consumer { context, consumer, shared, posts, made, unposted, _memory: memory, _connection: connection })
     }
 
     fn begin(
@@ -104,8 +107,8 @@ impl Consumer {
     /// # Errors
     /// Those of DOCA when they are posted.
     pub fn is_ready(&mut self) -> Result<bool, Error> {
-        if !self.posted && self.context.state() == ContextState::Running {
-            self.posted = true;
+        if !self.made && self.context.state() == ContextState::Running {
+            self.made = true;
             for _ in 0..self.posts {
                 let mut task = ptr::null_mut();
                 // SAFETY: the consumer is there, and what is written to lives through the call.
@@ -114,10 +117,11 @@ impl Consumer {
                     make(self.consumer.as_ptr(), ptr::null_mut(), &raw mut task)
                 };
                 check("doca_comch_consumer_task_post_recv_alloc_init", answer)?;
-                self.shared.post(not_null("doca_comch_consumer_task_post_recv_alloc_init", task)?)?;
+                self.unposted.push(not_null("doca_comch_consumer_task_post_recv_alloc_init", task)?);
             }
         }
-        Ok(self.posted)
+        self.post()?;
+        Ok(self.made && self.unposted.len() < self.posts as usize)
     }
 
     /// Takes the next one that has come. Its receive is posted again.
@@ -125,9 +129,26 @@ impl Consumer {
     /// # Errors
     /// Those of DOCA when it is posted: the connection is over.
     pub fn take(&mut self) -> Result<Option<Immediate>, Error> {
-        let Some((task, immediate)) = self.shared.received.borrow_mut().pop_front() else { return Ok(None) };
-        self.shared.post(task)?;
-        Ok(Some(immediate))
+        let next = self.shared.received.borrow_mut().pop_front();
+        if let Some((task, _)) = next {
+            self.unposted.push(task);
+        }
+        if !self.unposted.is_empty() {
+            self.post()?;
+        }
+        Ok(next.map(|(_, immediate)| immediate))
+    }
+
+    /// Posts receives, as many as the queue takes now.
+    fn post(&mut self) -> Result<(), Error> {
+        while let Some(task) = self.unposted.pop() {
+            // SAFETY: the task is not posted, and uses nothing.
+            if let Err(error) = unsafe { task::submit(&self.shared.library, task) } {
+                self.unposted.push(task);
+                return if error.is_again() { Ok(()) } else { Err(error) };
+            }
+        }
+        Ok(())
     }
 
     /// Whether it works.
@@ -138,12 +159,6 @@ impl Consumer {
 }
 
 impl Shared {
-    /// Posts a receive, which goes where that is not possible.
-    fn post(&self, task: Task) -> Result<(), Error> {
-        // SAFETY: the task is not posted, and uses nothing.
-        unsafe { task::submit(&self.library, task) }.inspect_err(|_| self.give_back(task))
-    }
-
     fn give_back(&self, task: Task) {
         // SAFETY: the task is not posted, and nobody else has it.
         unsafe { task::give_back(&self.library, task) };
@@ -154,6 +169,7 @@ impl Drop for Consumer {
     fn drop(&mut self) {
         self.shared.ending.set(true);
         self.shared.received.borrow_mut().drain(..).for_each(|(task, _)| self.shared.give_back(task));
+        self.unposted.drain(..).for_each(|task| self.shared.give_back(task));
         if self.context.stop() {
             leave(&self.shared.library, self.consumer);
         } else {

@@ -161,6 +161,12 @@ impl Server {
         })
     }
 
+    /// Messages that are under way.
+    #[must_use]
+    pub fn in_flight(&self) -> usize {
+        self.end.in_flight()
+    }
+
     /// Ends a connection.
     ///
     /// # Errors
@@ -278,6 +284,12 @@ impl Client {
         })
     }
 
+    /// Messages that are under way.
+    #[must_use]
+    pub fn in_flight(&self) -> usize {
+        self.end.in_flight()
+    }
+
     /// How far its context has come: [`ContextState::Idle`] is that it could not connect, or that the connection has ended.
     #[must_use]
     pub fn state(&self) -> ContextState {
@@ -337,6 +349,10 @@ impl<T> End<T> {
             self.inbox.sent(index as u64);
         }
         answer
+    }
+
+    fn in_flight(&self) -> usize {
+        self.inbox.sending.borrow().iter().flatten().count()
     }
 
     /// Ends the context. Returns whether its object may go.

@@ -133,6 +133,12 @@ impl Producer {
         Ok(task)
     }
 
+    /// Sends that are under way.
+    #[must_use]
+    pub fn in_flight(&self) -> usize {
+        self.shared.slots.len() - self.shared.free.borrow().len()
+    }
+
     /// Whether it works.
     #[must_use]
     pub fn is_running(&self) -> bool {
