@@ -122,6 +122,11 @@ fn address(name: &'static str, at: Option<SocketAddr>, free: impl FnOnce(SocketA
     match at.map(|at| (at, free(at))) {
         None => ok(name, "off"),
         Some((at, Ok(()))) => ok(name, format!("{at} is free")),
+        Some((at, Err(error))) if error.kind() == std::io::ErrorKind::AddrInUse => warn(
+            name,
+            format!("{at} is in use"),
+            "that is as it should be where nic-app serves already; else choose another address",
+        ),
         Some((at, Err(error))) => fail(name, format!("{at}: {error}"), "choose another address, or end what has it"),
     }
 }
@@ -134,7 +139,7 @@ fn image() -> Check {
     }
 }
 
-/// Bytes of memory that are free at least, for slots like the host's: only what requests touch is taken.
+/// Bytes of memory that are free at least, for slots like the host's, all of which a card pins.
 const ROOM: u64 = 1 << 30;
 
 fn memory() -> Check {

@@ -27,6 +27,8 @@ pub const PROTOCOL: u32 = 1;
 pub const SERVICE: &str = "splitrpc";
 /// Bytes of a set-up at most.
 pub const MAX_SETUP: usize = 64 << 20;
+/// Slots of all pools together at most.
+const MAX_SLOTS: u64 = 1 << 25;
 /// Bytes of a text at most; longer ones are cut.
 const MAX_TEXT: usize = 1024;
 /// What a hello begins with.
@@ -295,6 +297,9 @@ pub enum BadSetup {
     /// A pool.
     #[error("pool {0}: {1}")]
     Pool(u16, LayoutError),
+    /// What the engine is limited to.
+    #[error("the set-up's limits: {0}")]
+    Limits(String),
     /// Something else in it.
     #[error("the set-up's {0} cannot be")]
     Field(&'static str),
@@ -327,6 +332,9 @@ impl Setup {
             wrong(!model.inputs.iter().all(known), "models: an input")?;
         }
         wrong(setup.models.len() > usize::from(u16::MAX), "models")?;
+        let slots: u64 = setup.layouts()?.iter().map(|(_, layout)| u64::from(layout.slots())).sum();
+        wrong(slots > MAX_SLOTS, "pools: their slots")?;
+        setup.limits.config(u64::MAX, false).check().map_err(|error| BadSetup::Limits(error.to_string()))?;
         Ok(setup)
     }
 

@@ -134,8 +134,9 @@ impl Context {
                 // SAFETY: it is there and connected.
                 let answer = unsafe { (self.library().doca().doca_ctx_stop)(self.context.as_ptr()) };
                 let answer = check("doca_ctx_stop", answer);
-                // What stops already refuses to be stopped.
-                asked = answer.is_ok_and(|()| true) || answer.is_err_and(|error| !error.is_again());
+                // What stops already refuses to be stopped; what something depends on does so until that has gone.
+                asked = answer.is_ok()
+                    || answer.is_err_and(|error| [Code::IN_PROGRESS, Code::BAD_STATE].contains(&error.code()));
             }
             self.engine.progress();
             if Instant::now() > end {

@@ -248,9 +248,9 @@ impl<'a> Desk<'a> {
         }
     }
 
-    /// Takes back all output slots, whoever has them.
-    pub(super) fn free_all(&mut self) {
-        self.outputs.free_all();
+    /// Takes back all output slots, whoever has them, but those that are to be kept.
+    pub(super) fn free_all(&mut self, keep: impl Fn(Run) -> bool) {
+        self.outputs.free_all(keep);
         self.arena.drop_all_external();
     }
 

@@ -254,10 +254,11 @@ impl<'a, L: HostLink> Orchestrator<'a, L> {
         self.desk.live() == 0
     }
 
-    /// Begins anew with an engine that knows of nothing: all slots are free again. Nothing may be under way.
+    /// Begins anew with an engine that knows of nothing: all slots are free again, but those that a device may still write. No request may be under way.
     pub fn begin_again(&mut self) {
         debug_assert!(self.is_idle());
-        self.desk.free_all();
+        let Orchestrator { desk, models, .. } = self;
+        desk.free_all(|run| models.iter().any(|model| model.holds(run)));
     }
 
     /// This orchestrator's end of the link.

@@ -135,6 +135,14 @@ impl ModelState {
         &self.pools
     }
 
+    /// Whether the device writes its outputs there, or may do so: what waits for a request that is yet to come, and what was given up.
+    pub(super) fn holds(&self, run: Run) -> bool {
+        let Exec::Device(lanes) = &self.exec else { return false };
+        let mut jobs = lanes.jobs.iter().flatten();
+        lanes.ahead.iter().any(|ahead| ahead.output == Some(run))
+            || jobs.any(|job| job.batch.items().iter().any(|item| item.output == Some(run)))
+    }
+
     pub(super) fn queued(&self) -> u64 {
         self.queue.len() as u64
     }

@@ -58,8 +58,14 @@ pub(super) fn open(library: &Library, nic: &Nic) -> Result<Device, CardError> {
     Ok(Device::open(library, address)?)
 }
 
-/// A doorbell, where one is wanted.
-pub(super) fn doorbell(at: Option<SocketAddr>) -> Result<Option<UdpSocket>, CardError> {
+/// A doorbell, where one is wanted, at an address that the card can reach.
+pub(super) fn doorbell(at: Option<SocketAddr>, emulated: bool) -> Result<Option<UdpSocket>, CardError> {
+    if let Some(at) = at.filter(|at| at.ip().is_unspecified() || (at.ip().is_loopback() && !emulated)) {
+        return Err(CardError::NoCard(format!(
+            "nic.doorbell is {at}, where no card can reach this machine: set it to an address of this machine that the card reaches, with a port, or \
+             to \"off\", and the agent polls"
+        )));
+    }
     let open = |address| {
         let socket = UdpSocket::bind(address)?;
         socket.set_nonblocking(true)?;

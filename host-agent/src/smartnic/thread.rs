@@ -122,7 +122,7 @@ impl Thread {
     fn open(parts: Parts, served: Served, nic: &crate::config::Nic, stop: Stop) -> Result<Thread, CardError> {
         let library = Library::load(nic.libraries.as_deref())?;
         let device = reach::open(&library, nic)?;
-        let door = reach::doorbell(nic.doorbell)?;
+        let door = reach::doorbell(nic.doorbell, library.is_emulated())?;
         let kernel = |error: std::io::Error| CardError::NoCard(format!("data thread: {error}"));
         let poller = Poller::new().map_err(kernel)?;
         poller.add(&parts.waker, WAKER, Interest::READ).map_err(kernel)?;
@@ -237,7 +237,7 @@ impl Thread {
             }
             let progressed = moved;
             moved |= self.orchestrator.poll(now);
-            if (progressed || now >= card.heard + SEC)
+            if (progressed || card.client.has_notices() || now >= card.heard + SEC)
                 && let Err(why) = card.hear(now)
             {
                 return why;

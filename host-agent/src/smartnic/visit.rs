@@ -22,6 +22,8 @@ pub(super) struct Visit {
     pub(super) connection: Connection,
     /// Bytes of a message at most.
     message_bytes: usize,
+    /// Immediates that may be under way.
+    sends: u32,
     /// The card's consumer, once it has told of one.
     consumer: Option<u32>,
 }
@@ -37,9 +39,11 @@ impl Visit {
     /// Looks for a card. There is none yet where this gives nothing.
     pub(super) fn begin(device: &Device, stop: &dyn Fn() -> bool) -> Result<Option<Visit>, CardError> {
         let engine = ProgressEngine::new(device.library())?;
-        let options = Options::default();
-        let message_bytes = options.message_bytes.min(device.info().can.message_bytes.max(1));
-        let client = Client::new(&engine, device, SERVICE, Options { message_bytes, ..options })?;
+        let Options { message_bytes, receive_queue, sends } = Options::default();
+        let can = &device.info().can;
+        let message_bytes = message_bytes.min(can.message_bytes.max(1));
+        let (receive_queue, sends) = (receive_queue.min(can.receive_queue.max(1)), sends.min(can.send_tasks.max(1)));
+        let client = Client::new(&engine, device, SERVICE, Options { message_bytes, receive_queue, sends })?;
         let end = Instant::now() + PATIENCE;
         let mut look = *LOOK.start();
         while !stop() && Instant::now() < end {
@@ -49,7 +53,8 @@ impl Visit {
                 ContextState::Running => {
                     let Some(connection) = client.connection() else { return Ok(None) };
                     let (message_bytes, consumer) = (message_bytes as usize, None);
-                    return Ok(Some(Visit { engine, client, connection, message_bytes, consumer }));
+                    let sends = SENDS.min(can.producer_tasks.max(1));
+                    return Ok(Some(Visit { engine, client, connection, message_bytes, sends, consumer }));
                 }
                 ContextState::Starting | ContextState::Stopping => {}
             }
@@ -83,7 +88,7 @@ impl Visit {
             Said::Welcome(_) => return Err(CardError::Strange("greets twice")),
         };
         let consumer = self.consumer.ok_or(CardError::Strange("is ready, and nothing can be told it"))?;
-        let producer = Producer::new(&self.engine, &self.connection, consumer, SENDS)?;
+        let producer = Producer::new(&self.engine, &self.connection, consumer, self.sends)?;
         let end = Instant::now() + PATIENCE;
         while !producer.is_running() {
             self.engine.progress();

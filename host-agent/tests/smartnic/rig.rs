@@ -1,9 +1,10 @@
 //! Both sides' processes, and who asks them.
 
 use std::io::{BufRead, BufReader, Read, Write};
-use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::net::{SocketAddr, TcpStream};
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicU16, Ordering};
 use std::sync::mpsc::{Receiver, channel};
 use std::time::{Duration, Instant};
 
@@ -36,14 +37,7 @@ pub(crate) struct Process {
 
 impl Bus {
     pub(crate) fn new() -> Bus {
-        // Free for both transports, and for as long as nobody else takes it.
-        let free = || {
-            let tcp = TcpListener::bind("127.0.0.1:0").unwrap();
-            let at = tcp.local_addr().unwrap();
-            UdpSocket::bind(at).map(|_| at)
-        };
-        let listens = (0..20).find_map(|_| free().ok()).expect("some port is free for both transports");
-        let http = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+        let (listens, http) = (own_address(), own_address());
         Bus { folder: tempfile::tempdir().unwrap(), listens, http }
     }
 
@@ -156,6 +150,15 @@ impl Drop for Process {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
+}
+
+/// An address that nobody else has, so that it is still free for the next card when one has gone: of this process alone, and with a port that the kernel
+/// gives nobody.
+fn own_address() -> SocketAddr {
+    static NEXT: AtomicU16 = AtomicU16::new(0);
+    let [_, high, middle, low] = std::process::id().to_be_bytes();
+    let port = 20_000 + NEXT.fetch_add(1, Ordering::Relaxed) % 10_000;
+    SocketAddr::from(([127, 64 + high % 64, middle, low], port))
 }
 
 /// Bytes that differ from seed to seed.

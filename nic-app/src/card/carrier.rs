@@ -58,6 +58,8 @@ pub(super) struct Carrier {
     /// Those that failed, to be tried again.
     again: VecDeque<u32>,
     most: u32,
+    /// The queue has ended, and the copy with which it did is counted.
+    blamed: bool,
     /// Pieces that were tried again.
     pub(super) retries: u64,
 }
@@ -92,6 +94,7 @@ impl Carrier {
             free: (0..DEPTH).rev().collect(),
             again: VecDeque::with_capacity(DEPTH as usize),
             most: PIECE.min(device.info().can.copy_bytes).max(1) as u32,
+            blamed: false,
             retries: 0,
         })
     }
@@ -132,7 +135,11 @@ impl Carrier {
         let Some(finished) = self.dma.finished() else { return Ok(None) };
         let index = finished.token as u32;
         let (piece, tries) = &mut self.pieces[index as usize];
-        *tries += 1;
+        // With one that ends the queue all others come back that were under way, and are not to blame.
+        let ended = finished.result.is_err() && !self.dma.is_running();
+        if !(ended && std::mem::replace(&mut self.blamed, ended)) {
+            *tries += 1;
+        }
         if let Err(error) = finished.result {
             tracing::debug!(%error, ?piece, "a copy failed");
             if *tries < TRIES {
@@ -151,6 +158,7 @@ impl Carrier {
         if !self.dma.is_running() && self.dma.in_flight() == 0 {
             tracing::warn!("the copy engine's queue has ended after an error; a new one is made");
             self.dma = Dma::new(&self.engine, &self.device, DEPTH)?;
+            self.blamed = false;
         }
         Ok(())
     }

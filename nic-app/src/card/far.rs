@@ -89,6 +89,8 @@ struct Inner {
     /// Lines under way.
     lines: u32,
     ring: u64,
+    /// The last pool of inputs.
+    last_input: u16,
     faults: Faults,
     now: Time,
     /// When it was last looked, when the host was last heard, and when something last came of it.
@@ -104,8 +106,9 @@ struct Inner {
 }
 
 impl Far {
-    /// The host that is reached so, whose ring has so many entries. The engine has at most so many requests.
-    pub(super) fn new(reach: Reach, arena: &Arena, requests: u32, ring: u32) -> Far {
+    /// The host that is reached so, whose ring has so many entries. The engine has at most so many requests, and the pools of their inputs end with
+    /// that one.
+    pub(super) fn new(reach: Reach, arena: &Arena, requests: u32, last_input: u16, ring: u32) -> Far {
         let tickets = 2 * requests;
         let inner = Inner {
             reach,
@@ -121,6 +124,7 @@ impl Far {
             taken: 0,
             lines: 0,
             ring: ring.into(),
+            last_input,
             faults: Faults::default(),
             now: Time::default(),
             looked: Time::default(),
@@ -261,7 +265,7 @@ impl Inner {
         if !known {
             self.early.push(ticket);
         }
-        flight.arrived(&self.arena, tensor, offset.saturating_add(len));
+        flight.arrived(&self.arena, tensor, offset, offset.saturating_add(len));
         self.pump_early(ticket);
     }
 
@@ -311,7 +315,8 @@ impl Inner {
             self.tickets[index] = NONE;
         }
         self.early.retain(|early| *early != ticket);
-        self.flights[ticket as usize].state = State::Free;
+        // Where it still stands among those with work, nothing of it is to be begun.
+        self.flights[ticket as usize] = Flight::FREE;
         self.free.push(ticket);
     }
 
@@ -418,6 +423,10 @@ impl Inner {
             && let Some(&ticket) = self.work.front()
         {
             let flight = &mut self.flights[ticket as usize];
+            if flight.failed {
+                self.work.pop_front();
+                continue;
+            }
             let back = matches!(flight.state, State::Head | State::Body);
             let way = if back { Way::FromHost } else { Way::ToHost };
             let Some((offset, len)) = flight.next_piece(self.reach.carrier.most()) else {
@@ -506,6 +515,11 @@ impl Inner {
         let flight = &mut self.flights[ticket as usize];
         (flight.completion, flight.answered, flight.state) = (*completion, self.now, State::Head);
         let ok = completion.status == Status::Ok;
+        if ok && completion.output.pool <= self.last_input && completion.output != flight.input {
+            // Those are another request's, or nobody's: the engine says so.
+            self.faults.malformed += 1;
+            return self.deliver(ticket);
+        }
         let (run, len) = if ok { (completion.output, META_BYTES) } else { (flight.input, STATUS_LEN) };
         if flight.bring_head(&self.arena, run, len) {
             self.work.push_back(ticket);
@@ -574,20 +588,26 @@ impl Inner {
         let Inner { reach: Reach { server, connection, bell, .. }, now, heard, beat, beats, .. } = self;
         let (mut over, mut parting) = (None, false);
         let mut answers = heapless::Vec::<u32, 4>::new();
+        let mut strangers = Vec::new();
         server.notices(|notice| match notice {
             Notice::Disconnected(gone) if gone == *connection => over = Some("the host agent has gone".to_owned()),
             Notice::Message(from, bytes) if from == *connection => {
                 *heard = *now;
                 match Message::parse(bytes) {
                     Ok(Message::Beat { count, answer: false }) => drop(answers.push(count)),
-                    Ok(Message::Beat { .. }) => bell.heard(),
+                    // That it was awake then does not say that it is now.
+                    Ok(Message::Beat { .. }) => {}
                     Ok(Message::Bye { .. }) => parting = true,
                     _ => over = Some("the host agent said something that makes no sense here".to_owned()),
                 }
             }
-            // A second host agent is sent away by whoever greets, between two of them.
+            Notice::Message(from, _) => strangers.push(from),
             _ => {}
         });
+        for stranger in strangers {
+            let why = "the card has a host agent already";
+            let _ = server.send(&stranger, &Message::Refused { why }.to_bytes());
+        }
         for count in answers {
             let _ = server.send(connection, &Message::Beat { count, answer: true }.to_bytes());
         }
@@ -630,11 +650,16 @@ impl Inner {
 
     /// Whether something is under way that only polling shows.
     fn is_busy(&self) -> bool {
-        self.lost.is_none() && (self.free.len() < self.flights.len() || self.reach.carrier.is_busy())
+        self.lost.is_none() && (!self.is_empty() || self.reach.carrier.is_busy())
     }
 
     fn is_idle(&self) -> bool {
-        self.free.len() == self.flights.len() && self.outgoing.is_empty() && self.completions.is_empty()
+        self.is_empty() && self.outgoing.is_empty() && self.completions.is_empty()
+    }
+
+    /// Whether there are no requests but those that still arrive, of which some never will.
+    fn is_empty(&self) -> bool {
+        self.free.len() + self.early.len() == self.flights.len()
     }
 
     fn next_look(&self) -> Time {

@@ -87,11 +87,11 @@ impl Flight {
         *self = Flight { state: State::Early, request, input, ..Flight::FREE };
     }
 
-    /// A tensor's first bytes, so many in all, are here.
-    pub(super) fn arrived(&mut self, arena: &Arena, tensor: u16, len: u32) {
+    /// Bytes of a tensor from `start` to `len` are here. What lies between them and those that were here before may not be.
+    pub(super) fn arrived(&mut self, arena: &Arena, tensor: u16, start: u32, len: u32) {
         let index = usize::from(tensor);
         let Some(span) = arena.span(self.input, tensor, 0, len) else { return };
-        let Some(part) = self.parts.get_mut(index) else { return };
+        let Some(part) = self.parts.get_mut(index).filter(|part| start <= part.len) else { return };
         part.offset = offset(arena, span);
         part.len = part.len.max(len);
         self.count = self.count.max(index + 1);
@@ -100,6 +100,10 @@ impl Flight {
     /// All of it is here, as its manifest says. Returns whether that can be.
     pub(super) fn complete(&mut self, arena: &Arena, manifest: &Manifest<'_>) -> bool {
         let Some(meta) = arena.meta(self.input) else { return false };
+        if std::mem::take(&mut self.failed) {
+            // Which piece it was is not known.
+            self.parts.iter_mut().for_each(|part| part.begun = 0);
+        }
         for (index, tensor) in manifest.tensors().enumerate() {
             let Some(span) = arena.span(self.input, index as u16, 0, tensor.bytes) else { return false };
             let begun = self.parts[index].begun.min(tensor.bytes);
@@ -165,4 +169,40 @@ impl Flight {
 /// Where bytes of the slots' memory lie in it.
 fn offset(arena: &Arena, span: Span<'_>) -> usize {
     span.as_ptr().addr() - arena.whole().as_ptr().addr()
+}
+
+#[cfg(test)]
+mod tests {
+    use splitrpc_arena::PoolLayout;
+
+    use super::*;
+
+    const RUN: Run = Run { pool: 0, rows: 1, first: 1, generation: 1 };
+
+    fn flight() -> (Arena, Flight) {
+        let arena = Arena::new("flight", &[(0, PoolLayout::new(&[1 << 20], 1, 2).unwrap())], 0).unwrap();
+        let mut flight = Flight::FREE;
+        flight.begin(RequestKey { index: 3, generation: 4 }, RUN);
+        (arena, flight)
+    }
+
+    #[test]
+    fn only_what_is_here_is_copied_early() {
+        let (arena, mut flight) = flight();
+        let begin = offset(&arena, arena.span(RUN, 0, 0, 1).unwrap());
+        // A client may send its parts in any order.
+        flight.arrived(&arena, 0, 500_000, 600_000);
+        assert_eq!(flight.next_piece(1 << 20), None);
+        flight.arrived(&arena, 0, 0, 1_000);
+        assert_eq!(flight.next_piece(1 << 20), Some((begin, 1_000)));
+        flight.arrived(&arena, 0, 1_000, 3_000);
+        flight.arrived(&arena, 0, 500_000, 600_000);
+        assert_eq!(flight.next_early_piece(5_000, 1 << 20), None);
+        assert_eq!(flight.next_piece(1_500), Some((begin + 1_000, 1_500)));
+        assert_eq!(flight.next_piece(1_500), Some((begin + 2_500, 500)));
+        // More than the slot holds, or a tensor that it does not have.
+        flight.arrived(&arena, 0, 3_000, (1 << 20) + 1);
+        flight.arrived(&arena, 1, 0, 1);
+        assert_eq!((flight.next_piece(1 << 20), flight.pending), (None, 3));
+    }
 }

@@ -69,8 +69,9 @@ pub(super) fn wait_for_guest(
                 Err(why) => refuse(engine, server, &to, &why),
             }
         }
-        if guest.is_some() {
-            return Ok(guest);
+        // It may have gone meanwhile.
+        if let Some(guest) = guest.filter(|guest| guest.connection.is_open()) {
+            return Ok(Some(guest));
         }
         if let Some(late) = visitor.take_if(|visitor| visitor.since.elapsed() > PATIENCE) {
             refuse(engine, server, &late.connection, "nothing was heard for ten seconds");

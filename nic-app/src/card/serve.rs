@@ -92,12 +92,24 @@ pub enum CardError {
         /// Why.
         error: std::io::Error,
     },
+    /// The host agent cannot be roused.
+    #[error("the card does not reach the host agent's doorbell{}: {error}; nic.doorbell is to be an address that it reaches", at(.address.as_ref()))]
+    Doorbell {
+        /// Where it is.
+        address: Option<SocketAddr>,
+        /// Why.
+        error: std::io::Error,
+    },
     /// The kernel refused something else.
     #[error("data thread: {0}")]
     Kernel(#[from] std::io::Error),
     /// What the host agent says cannot be.
     #[error("the host agent's set-up cannot be served: {0}")]
     Setup(String),
+}
+
+fn at(address: Option<&SocketAddr>) -> String {
+    address.map_or_else(String::new, |address| format!(" {address}"))
 }
 
 /// Tells a card to finish what is under way and end.
@@ -192,7 +204,7 @@ pub fn serve(config: &CardConfig, stop: &CardStop, mut told: impl FnMut(Option<&
     while !stop.is_told() {
         told(None);
         let engine = ProgressEngine::new(&library)?;
-        let mut server = Server::new(&engine, &device, &representor, SERVICE, Options::default())?;
+        let mut server = Server::new(&engine, &device, &representor, SERVICE, options(&device))?;
         let guest = wait_for_guest(&engine, &mut server, &config.version, || stop.is_told())?;
         let Some(Guest { connection, setup }) = guest else { break };
         let Prepared { slots, carrier, consumer, lines, bell } =
@@ -205,7 +217,9 @@ pub fn serve(config: &CardConfig, stop: &CardStop, mut told: impl FnMut(Option<&
                 }
             };
         let reach = Reach { engine, server, connection, consumer, carrier, lines, bell };
-        let far = Far::new(reach, &slots.arena, setup.limits.requests, setup.ring_entries);
+        let inputs = &slots.layouts[..usize::from(setup.input_pools)];
+        let last_input = inputs.last().map_or(0, |(pool, _)| *pool);
+        let far = Far::new(reach, &slots.arena, setup.limits.requests, last_input, setup.ring_entries);
         let served = run(config, stop, &setup, &slots, &far, library.is_emulated(), &mut told);
         stop.of(None);
         let why = served.as_ref().map_or_else(ToString::to_string, |()| "nic-app was told to end".to_owned());
@@ -221,6 +235,17 @@ pub fn serve(config: &CardConfig, stop: &CardStop, mut told: impl FnMut(Option<&
         }
     }
     Ok(())
+}
+
+/// As usual, or as much of that as the device can.
+fn options(device: &Device) -> Options {
+    let Options { message_bytes, receive_queue, sends } = Options::default();
+    let can = &device.info().can;
+    Options {
+        message_bytes: message_bytes.min(can.message_bytes.max(1)),
+        receive_queue: receive_queue.min(can.receive_queue.max(1)),
+        sends: sends.min(can.send_tasks.max(1)),
+    }
 }
 
 /// The slots of both sides, which are laid out alike.
@@ -267,7 +292,8 @@ fn prepare(
             return Err(CardError::Setup("nothing can be received from it".to_owned()));
         }
     }
-    let bell = Bell::new(setup.doorbell, setup.knock)?;
+    let unreachable = |error| CardError::Doorbell { address: setup.doorbell, error };
+    let bell = Bell::new(setup.doorbell, setup.knock).map_err(unreachable)?;
     tracing::info!(
         arena_mib = arena.bytes() >> 20,
         ring = entries,

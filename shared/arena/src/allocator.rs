@@ -154,16 +154,17 @@ impl<'a> SlotAllocator<'a> {
         Ok(())
     }
 
-    /// Takes back all runs that are out, whoever has them. They are as stale as if each had been freed.
-    pub fn free_all(&mut self) {
+    /// Takes back all runs that are out, whoever has them, but those that are to be kept. They are as stale as if each had been freed.
+    pub fn free_all(&mut self, keep: impl Fn(Run) -> bool) {
         for position in 0..self.pools.len() {
             let (pool, layout) = self.pools[position];
             let base = self.entries[position].generation;
             for first in 0..layout.slots() {
                 let SlotEntry { rows, generation, .. } = self.entries[(base + first) as usize];
-                if rows > 0 {
+                let run = Run { pool, rows, first, generation };
+                if rows > 0 && !keep(run) {
                     // It is live: its own entry says so.
-                    let _ = self.free(Run { pool, rows, first, generation });
+                    let _ = self.free(run);
                 }
             }
         }

@@ -8,7 +8,7 @@ use std::rc::Rc;
 
 use doca_sys::{doca_comch_connection, doca_comch_task_send};
 
-use crate::error::Error;
+use crate::error::{Code, Error};
 use crate::library::Library;
 
 /// One side of a connection. Clones are the same.
@@ -28,6 +28,11 @@ impl Connection {
     #[must_use]
     pub fn is_open(&self) -> bool {
         self.inner.open.get()
+    }
+
+    /// Nothing can be made of one that is over.
+    pub(super) fn check(&self, call: &'static str) -> Result<(), Error> {
+        if self.is_open() { Ok(()) } else { Err(Error::refused(call, Code::NOT_CONNECTED, "the other side is gone")) }
     }
 
     pub(super) fn as_ptr(&self) -> *mut doca_comch_connection {
@@ -60,8 +65,6 @@ pub(super) struct Inbox {
     pub(super) connections: RefCell<Vec<Connection>>,
     /// Messages that are being sent, which stay where they are until then.
     pub(super) sending: RefCell<Vec<Option<Sending>>>,
-    /// Why the last message that did not arrive did not.
-    pub(super) unsent: Cell<Option<Error>>,
 }
 
 pub(super) struct Sending {
@@ -85,7 +88,6 @@ impl Inbox {
             heard: RefCell::default(),
             connections: RefCell::default(),
             sending: RefCell::new((0..sends).map(|_| None).collect()),
-            unsent: Cell::new(None),
         }
     }
 

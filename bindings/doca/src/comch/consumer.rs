@@ -63,6 +63,7 @@ impl Consumer {
     /// # Errors
     /// Those of DOCA.
     pub fn new(engine: &ProgressEngine, connection: &Connection, memory: &Memory, posts: u32) -> Result<Self, Error> {
+        connection.check("doca_comch_consumer_create")?;
         let (library, mut consumer) = (connection.library().clone(), ptr::null_mut());
         // SAFETY: connection and memory are there, and what is written to lives through the call.
         let answer = unsafe {

@@ -277,6 +277,10 @@ impl Client {
     /// # Errors
     /// As for [`Server::send`].
     pub fn send(&mut self, to: &Connection, message: &[u8]) -> Result<(), Error> {
+        // A client is not told of the end; its state shows it.
+        if self.state() != ContextState::Running {
+            self.end.inbox.forget_all();
+        }
         let make = self.end.inbox.library.doca().doca_comch_client_task_send_alloc_init;
         // SAFETY: the client and the connection are there, and the message stays where it is until it is sent.
         self.end.send(to, message, |to, message, len, task| unsafe {
@@ -325,12 +329,7 @@ impl<T> End<T> {
         ) -> doca_error_t,
     ) -> Result<(), Error> {
         const CALL: &str = "doca_comch_task_send_alloc_init";
-        if !to.is_open() {
-            return Err(Error::refused(CALL, Code::NOT_CONNECTED, "the other side is gone"));
-        }
-        if let Some(error) = self.inbox.unsent.take() {
-            return Err(error);
-        }
+        to.check(CALL)?;
         let mut sending = self.inbox.sending.borrow_mut();
         let full = Error::refused(CALL, Code::AGAIN, "as many messages are under way as there may be");
         let index = sending.iter().position(Option::is_none).ok_or(full)?;
@@ -546,6 +545,8 @@ unsafe extern "C" fn unsent(task: *mut doca_comch_task_send, data: doca_data, of
     // SAFETY: as above.
     let inbox = unsafe { task::shared::<Inbox>(of) };
     // SAFETY: the task has just come back.
-    inbox.unsent.set(Some(unsafe { task::failure(&inbox.library, task, "doca_comch_task_send") }));
+    let error = unsafe { task::failure(&inbox.library, task, "doca_comch_task_send") };
+    // Of the other side's end those hear who wait for its messages.
+    tracing::debug!(%error, "a message did not arrive");
     inbox.sent(task::number(data));
 }

@@ -49,6 +49,7 @@ impl Producer {
     /// # Errors
     /// Those of DOCA.
     pub fn new(engine: &ProgressEngine, connection: &Connection, consumer: u32, sends: u32) -> Result<Self, Error> {
+        connection.check("doca_comch_producer_create")?;
         let (library, mut producer) = (connection.library().clone(), ptr::null_mut());
         // SAFETY: the connection is there, and what is written to lives through the call.
         let answer = unsafe { (library.doca().doca_comch_producer_create)(connection.as_ptr(), &raw mut producer) };
