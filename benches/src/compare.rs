@@ -15,13 +15,16 @@ use crate::crowd::{self, Crowd};
 use crate::machine::{self, Crossed, Machine, gpu_name};
 use crate::plan::{self, Point};
 use crate::record::{Idle, Report, Run};
-use crate::runner::{Runner, Servers, Session};
+use crate::runner::{IDLE, Runner, Servers, Session};
 use crate::scope::Scope;
 use crate::summary::summaries;
 use crate::verdict::{self, Found};
 use crate::wait::{self, Wait};
 use crate::workloads::Workload;
 use crate::{PORT_BASE, address, report};
+
+/// Times of [`idle_time`] that idle servers take, with a quarter for each to come to rest.
+const IDLE_WINDOWS: u32 = IDLE.len() as u32 * 5 / 4 + 1;
 
 /// What to compare, and how.
 #[derive(Debug, clap::Args)]
@@ -79,7 +82,7 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
     let server_wait = options.server.is_some().then_some(options.server_wait);
     let mut scope = Scope::new(options.quick, &points, &whole, (&arms, all), server_wait);
     let (source, crossed) = match &options.server {
-        None => (Servers::Local(cores.map(|(_, server)| server)), Crossed::Loopback),
+        None => (Servers::Local(cores.map(|(_, server)| server), machine::third_core()), Crossed::Loopback),
         Some(server) => {
             let address = address(server, PORT_BASE)?;
             all_answer(address.ip(), address.port(), &points, options.server_wait)?;
@@ -107,7 +110,7 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
     let local = options.server.is_none();
     let clients = (local && !options.gpu && options.loads.is_empty() && arms.contains(&Arm::CommodityTcp))
         .then(|| crowd::within_limit(if options.quick { crowd::FEW_CLIENTS } else { crowd::CLIENTS }));
-    let besides = clients.map_or(Duration::ZERO, crowd::time) + idle_time(options.quick) * 5;
+    let besides = clients.map_or(Duration::ZERO, crowd::time) + idle_time(options.quick) * IDLE_WINDOWS;
     let progress = progress_bar(&points, besides, limit);
     let mut runner = Runner::new(source, crossed, options.seed, progress.clone());
     let deadline = started + limit.saturating_sub(clients.map_or(Duration::ZERO, crowd::time));
@@ -234,7 +237,7 @@ fn run_all(
 ) -> anyhow::Result<(Vec<Run>, Vec<Idle>)> {
     let idle_time = idle_time(scope.quick);
     // For idle servers, the report, and a last window that takes longer than planned.
-    let end = deadline.checked_sub(5 * idle_time + Duration::from_secs(1)).unwrap_or(deadline);
+    let end = deadline.checked_sub(IDLE_WINDOWS * idle_time + Duration::from_secs(1)).unwrap_or(deadline);
     let mut runs: Vec<Vec<Run>> = points.iter().map(|_| Vec::new()).collect();
     let mut sessions: Vec<Option<Session<'_>>> = points.iter().map(|_| None).collect();
     let mut failed = BTreeSet::new();

@@ -52,6 +52,9 @@ pub(crate) fn measure(clients: usize, core: Option<usize>) -> anyhow::Result<Cro
         response_bytes: RESPONSE_BYTES,
         workload: Workload::Null,
         core,
+        agent_core: None,
+        card: None,
+        doorbell: None,
     };
     let server = Server::start(Arm::CommodityTcp, &options)?;
     let address = server.address.to_string();

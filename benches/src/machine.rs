@@ -99,6 +99,12 @@ pub(crate) fn core_pair() -> Option<(usize, usize)> {
     Some((client, server))
 }
 
+/// One more than [`core_pair`] has, where there is one that is a thread of neither.
+pub(crate) fn third_core() -> Option<usize> {
+    let [.., third] = cores_apart::<3>()?;
+    Some(third)
+}
+
 /// Cores of which no two are threads of one, as far as there are so many.
 pub(crate) fn cores_apart<const N: usize>() -> Option<[usize; N]> {
     let cores = splitrpc_socket::allowed_cores().ok()?;

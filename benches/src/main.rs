@@ -53,6 +53,9 @@ enum Command {
     Compare(compare::Options),
     /// Runs the server of one arm, for `compare --server` on another machine.
     ServeArm(ServeArm),
+    /// Runs the software BlueField's card beside a server of this program.
+    #[command(hide = true)]
+    ServeCard(arms::smartnic::ServeCard),
     /// Lists the arms.
     ListArms,
     /// Connects many clients that ask nothing, and says what each costs a commodity-tcp server and whether it still answers.
@@ -97,12 +100,25 @@ struct ServeArm {
     /// Core to run on.
     #[arg(long)]
     core: Option<usize>,
+    /// With a smartnic arm: a core for the host agent, which else shares that of the card, where that is emulated.
+    #[arg(long)]
+    agent_core: Option<usize>,
+    /// With a smartnic arm: where clients reach the BlueField in this machine, on which nic-app runs. Without this, a software BlueField
+    /// stands in for it, and results are labelled emulated.
+    #[arg(long, value_name = "IP")]
+    card: Option<IpAddr>,
+    /// With --card: an address of this machine that the card reaches, for the datagram that rouses a sleeping host agent.
+    #[arg(long, value_name = "ADDR", requires = "card")]
+    doorbell: Option<SocketAddr>,
     /// A client spins on the same core: give way to it.
     #[arg(long)]
     shared_core: bool,
     /// End with the process of this number, which started this one.
     #[arg(long, hide = true)]
     parent: Option<u32>,
+    /// The process that is the software BlueField's card.
+    #[arg(long, hide = true)]
+    card_process: Option<u32>,
 }
 
 #[derive(Debug, Args)]
@@ -130,6 +146,7 @@ fn run(command: Command) -> anyhow::Result<()> {
     match command {
         Command::Compare(options) => compare::run(&options),
         Command::ServeArm(options) => serve_arm(&options),
+        Command::ServeCard(options) => arms::smartnic::serve_card(&options),
         Command::ListArms => {
             for arm in Arm::ALL {
                 writeln!(std::io::stdout(), "{}  {:<16} {}", arm.port_offset(), arm.name(), arm.about())?;
@@ -170,10 +187,14 @@ fn serve_arm(options: &ServeArm) -> anyhow::Result<()> {
         response_bytes: options.response_bytes,
         workload: options.workload,
         core: options.core,
+        agent_core: options.agent_core,
+        card: options.card,
+        doorbell: options.doorbell,
     };
     let served = arms::serve(options.arm, &server, |address, device_bytes| {
-        let device_bytes = device_bytes.map_or(String::new(), |bytes| format!(" {bytes}"));
-        println!("{}{address}{device_bytes}", process::READY);
+        let device = device_bytes.map_or(String::new(), |bytes| format!(" {}{bytes}", process::DEVICE));
+        let card = options.card_process.map_or(String::new(), |pid| format!(" {}{pid}", process::CARD));
+        println!("{}{address}{device}{card}", process::READY);
         // Whoever started this waits for the line.
         let _ = std::io::stdout().flush();
     });

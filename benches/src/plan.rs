@@ -20,6 +20,9 @@ pub(crate) const FRESH_CONNECTIONS: u32 = 60;
 pub(crate) const IMAGE: u32 = 602_112;
 /// Rounds for which several connections are kept: to open and warm them up takes longer than a round.
 const ROUNDS_KEPT: u32 = 4;
+/// Requests a second under which the host's processor time is read, and connections for how much an arm carries beside a card.
+pub(crate) const HOST_CPU_RPS: f64 = 200.0;
+const SPLIT_CONNECTIONS: usize = 4;
 const SIZES: [u32; 5] = [64, 4_096, 65_536, IMAGE, 3_244_800];
 
 /// An arm with the settings under which it takes part.
@@ -63,6 +66,8 @@ pub(crate) enum Section {
     Single,
     /// Now and then a request, with threads asleep between.
     Light,
+    /// So many requests a second, to see what that takes of the host's processor.
+    HostCpu,
     /// Several connections at once, each with one request under way.
     Concurrent,
     /// Open loops at shares of saturation.
@@ -79,6 +84,7 @@ impl Section {
         match self {
             Section::Single => "one at a time",
             Section::Light => "light load",
+            Section::HostCpu => "host cpu",
             Section::Concurrent => "concurrent",
             Section::Open => "open loop",
             Section::FanIn => "fan-in",
@@ -219,6 +225,7 @@ struct Windows {
     sixteen: (u32, u64),
     loss: (u32, u64),
     adaptive: u64,
+    split: (u32, u64),
 }
 
 /// Parts in which the loads are measured at which figures are read. A machine may be slower for a minute than in the next, and
@@ -260,7 +267,9 @@ struct Planner<'a> {
 
 impl Planner<'_> {
     fn entrants(&self, arms: &[Arm], wait: Wait, datagram: u16) -> Vec<Entrant> {
-        let asked = arms.iter().filter(|arm| self.arms.contains(arm));
+        // Two spinning processes and a client's want three cores, of which a card would have one.
+        let fits = |arm: Arm| wait != Wait::Spin || !arm.is_smartnic();
+        let asked = arms.iter().filter(|&&arm| self.arms.contains(&arm) && fits(arm));
         asked.map(|&arm| Entrant { arm, wait, datagram, drop: 0.0 }).collect()
     }
 
@@ -288,6 +297,10 @@ impl Planner<'_> {
         // Nothing is promised of these, so they have what time the others leave.
         for size in [64, IMAGE] {
             self.closed(size, 1, Wait::Adaptive, FRESH_CONNECTIONS, windows.adaptive);
+        }
+        if self.arms.iter().any(|arm| arm.is_smartnic()) {
+            let (rounds, measure) = windows.split;
+            self.split(rounds, measure);
         }
         for point in &mut self.points {
             point.parts = PARTS;
@@ -341,6 +354,19 @@ impl Planner<'_> {
             measure: millis(measure),
             timeout: millis(1_000),
         });
+    }
+
+    /// Commodity card and SmartNIC side by side: what a steady load takes of the host's processor, and how much they carry.
+    fn split(&mut self, rounds: u32, measure: u64) {
+        let arms = [Arm::CommodityTcp, Arm::CommodityUdp, Arm::SmartnicTcp, Arm::SmartnicUdp];
+        let entrants = self.entrants(&arms, Wait::Adaptive, DATAGRAM);
+        self.closed(IMAGE, SPLIT_CONNECTIONS, Wait::Adaptive, rounds, measure / 4);
+        let Some(mut point) = self.points.pop() else { return };
+        point.entrants = entrants;
+        self.push(point.clone());
+        let drive = Drive::Rate(Arrivals::Deterministic, HOST_CPU_RPS);
+        let (warm_up, measure) = (millis(10), millis(measure));
+        self.push(Point { section: Section::HostCpu, concurrency: 1, drive, warm_up, measure, ..point });
     }
 
     /// Several connections, in many short windows: more rounds bring the floors together, and longer ones hardly do, since the
@@ -404,7 +430,8 @@ pub(crate) fn quick(arms: &[Arm]) -> Vec<Point> {
         light: (FRESH_CONNECTIONS, 16),
         sixteen: (72, 10),
         loss: (16, 38),
-        adaptive: 5,
+        adaptive: 4,
+        split: (12, 40),
     });
     planner.points
 }
@@ -419,6 +446,7 @@ pub(crate) fn full(arms: &[Arm]) -> Vec<Point> {
         sixteen: (88, 12),
         loss: (24, 80),
         adaptive: 8,
+        split: (20, 80),
     });
     for size in SIZES.into_iter().filter(|size| ![64, IMAGE].contains(size)) {
         planner.closed(size, 1, Wait::Spin, FRESH_CONNECTIONS, 10);

@@ -9,11 +9,16 @@ use std::time::Duration;
 
 use anyhow::Context;
 use rustix::process::{Pid, Signal};
+use tempfile::TempDir;
 
+use crate::arms::smartnic::BUS;
 use crate::arms::{Arm, ServerOptions};
 
-/// What a server prints before its address once it listens, and before the bytes that it has taken of a GPU's memory, if any.
+/// What a server prints before its address once it listens, then before the bytes that it has taken of a GPU's memory, and before the
+/// number of the process that is its card, if any.
 pub(crate) const READY: &str = "ready ";
+pub(crate) const DEVICE: &str = "device=";
+pub(crate) const CARD: &str = "card=";
 
 /// Bytes of what a process says that are kept for when it fails.
 const LAST_WORDS: usize = 16 << 10;
@@ -37,6 +42,51 @@ impl CpuClock {
             CpuClock::Process(pid) => splitrpc_socket::cpu_time_of(pid.as_raw_nonzero().get() as u32).ok(),
             CpuClock::Elsewhere => None,
         }
+    }
+}
+
+/// CPU time of a server: of its process on the host, and of that on its card, each as far as it is known.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub(crate) struct ServerCpu {
+    pub(crate) host: Option<Duration>,
+    pub(crate) nic: Option<Duration>,
+}
+
+impl ServerCpu {
+    /// What was used since an earlier look.
+    pub(crate) fn since(self, earlier: ServerCpu) -> ServerCpu {
+        let used = |now: Option<Duration>, then: Option<Duration>| Some(now?.saturating_sub(then?));
+        ServerCpu { host: used(self.host, earlier.host), nic: used(self.nic, earlier.nic) }
+    }
+
+    /// Adds what was used in another time.
+    pub(crate) fn and(self, more: ServerCpu) -> ServerCpu {
+        let sum = |one: Option<Duration>, other: Option<Duration>| Some(one? + other?);
+        ServerCpu { host: sum(self.host, more.host), nic: sum(self.nic, more.nic) }
+    }
+
+    /// All of it that is known.
+    pub(crate) fn sum(self) -> Duration {
+        self.host.unwrap_or_default() + self.nic.unwrap_or_default()
+    }
+}
+
+/// Whose CPU time a server's is.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Clocks {
+    pub(crate) host: CpuClock,
+    pub(crate) nic: Option<CpuClock>,
+}
+
+impl Clocks {
+    /// Of one that has no card.
+    pub(crate) fn of(host: CpuClock) -> Clocks {
+        Clocks { host, nic: None }
+    }
+
+    /// What was used so far.
+    pub(crate) fn read(&self) -> ServerCpu {
+        ServerCpu { host: self.host.read(), nic: self.nic.and_then(|nic| nic.read()) }
     }
 }
 
@@ -92,6 +142,10 @@ fn last_words(mut from: impl Read) -> String {
 pub(crate) struct Server {
     child: Child,
     pid: Pid,
+    /// The process that is its card, which ends with it.
+    card: Option<Pid>,
+    /// What joins the two.
+    _bus: Option<TempDir>,
     /// Where it listens.
     pub(crate) address: SocketAddr,
     /// Bytes of a GPU's memory that it has taken, where its model computes on one.
@@ -119,17 +173,25 @@ impl Server {
             Some(core) => command.args(["--core", &core.to_string()]),
             None => command.arg("--shared-core"),
         };
+        if let Some(core) = options.agent_core {
+            command.args(["--agent-core", &core.to_string()]);
+        }
+        let bus =
+            arm.is_smartnic().then(tempfile::tempdir).transpose().context("a folder for the software BlueField")?;
+        if let Some(bus) = &bus {
+            command.env(BUS, bus.path());
+        }
         let (child, line) = spawn(&mut command, &format!("the server of {arm}"))?;
-        let mut words = line.split_whitespace();
-        let address = words.next().unwrap_or_default().parse();
+        let address = line.split_whitespace().next().unwrap_or_default().parse();
         let address = address.with_context(|| format!("the server of {arm} listens at {line:?}"))?;
-        let (pid, device_bytes) = (Pid::from_child(&child), words.next().and_then(|word| word.parse().ok()));
-        Ok(Server { child, pid, address, device_bytes })
+        let told = |name| line.split_whitespace().find_map(|word| word.strip_prefix(name)?.parse::<u64>().ok());
+        let card = told(CARD).and_then(|pid| Pid::from_raw(i32::try_from(pid).ok()?));
+        Ok(Server { pid: Pid::from_child(&child), child, card, _bus: bus, address, device_bytes: told(DEVICE) })
     }
 
     /// Its CPU time.
-    pub(crate) fn cpu(&self) -> CpuClock {
-        CpuClock::Process(self.pid)
+    pub(crate) fn cpu(&self) -> Clocks {
+        Clocks { host: CpuClock::Process(self.pid), nic: self.card.map(CpuClock::Process) }
     }
 
     /// Its resident memory in bytes: what the kernel keeps for its sockets is no part of that.
@@ -139,12 +201,17 @@ impl Server {
 
     /// Takes the CPU away from it: a server that spins would disturb the others.
     pub(crate) fn pause(&self) -> anyhow::Result<()> {
-        Ok(rustix::process::kill_process(self.pid, Signal::STOP)?)
+        self.signal(Signal::STOP)
     }
 
     /// Lets it run again.
     pub(crate) fn resume(&self) -> anyhow::Result<()> {
-        Ok(rustix::process::kill_process(self.pid, Signal::CONT)?)
+        self.signal(Signal::CONT)
+    }
+
+    fn signal(&self, signal: Signal) -> anyhow::Result<()> {
+        let processes = [Some(self.pid), self.card].into_iter().flatten();
+        Ok(processes.map(|pid| rustix::process::kill_process(pid, signal)).collect::<Result<(), _>>()?)
     }
 }
 

@@ -87,8 +87,12 @@ pub(crate) struct Idle {
     pub(crate) arm: Arm,
     /// How it waits.
     pub(crate) wait: Wait,
-    /// Share of one core that it used with nothing to do.
+    /// Whether its card was a software BlueField.
+    pub(crate) emulated: bool,
+    /// Share of one core that its process on the host used with nothing to do.
     pub(crate) core_share: f64,
+    /// The same of its card; null where it has none.
+    pub(crate) nic_core_share: Option<f64>,
 }
 
 /// One arm under one load.
@@ -225,6 +229,11 @@ pub(crate) struct PathRecord {
 }
 
 impl Report {
+    /// An arm, and whether it was emulated.
+    pub(crate) fn name(&self, arm: Arm) -> String {
+        name(arm, self.runs.iter().any(|run| run.arm == arm && run.emulated))
+    }
+
     /// How much CPU other programs used, where that was enough to disturb what was measured.
     pub(crate) fn disturbance(&self) -> Option<String> {
         let disturbed = |run: &&Run| run.others_cpu_share.is_some_and(|share| share > DISTURBING);
@@ -242,7 +251,24 @@ impl Report {
     }
 }
 
+impl Idle {
+    /// The arm, and whether it was emulated.
+    pub(crate) fn name(&self) -> String {
+        name(self.arm, self.emulated)
+    }
+}
+
+/// An arm by name, and whether it was emulated.
+fn name(arm: Arm, emulated: bool) -> String {
+    format!("{arm}{}", if emulated { " (emulated)" } else { "" })
+}
+
 impl Run {
+    /// The arm, and whether it was emulated.
+    pub(crate) fn name(&self) -> String {
+        name(self.arm, self.emulated)
+    }
+
     /// In an open loop, what came, and whether it was too much.
     pub(crate) fn offer(&self) -> Option<String> {
         let offered = self.offered_rps?;

@@ -18,7 +18,7 @@ use crate::load::driver;
 use crate::load::window::{Load, Measured, Window};
 use crate::machine::{self, Crossed};
 use crate::plan::{Drive, Entrant, Point, Section};
-use crate::process::{CpuClock, Server};
+use crate::process::{Clocks, CpuClock, Server};
 use crate::ratio::{LEAST_ROUNDS, mark_void};
 use crate::record::{Idle, Run, ServerMemory};
 use crate::tally::{Tally, rates};
@@ -36,6 +36,10 @@ const TARGET_OF_LEAST: f64 = 10.0;
 /// window ends takes about as long again.
 const QUEUE_S: f64 = 0.25;
 
+/// Whose servers are watched while nobody asks anything of them.
+pub(crate) const IDLE: [Arm; 5] =
+    [Arm::BundledTcp, Arm::CommodityTcp, Arm::CommodityUdp, Arm::SmartnicTcp, Arm::SmartnicUdp];
+
 type Connections = Vec<Box<dyn Connection>>;
 
 /// What is computed, and bytes of a request and of its answer.
@@ -48,8 +52,8 @@ fn kind(point: &Point) -> Kind {
 /// Where servers come from.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Servers {
-    /// Started here, on this core.
-    Local(Option<usize>),
+    /// Started here: on this core, and a card's host agent on this one, where there is one more.
+    Local(Option<usize>, Option<usize>),
     /// Running on another machine: its address and the first arm's port.
     Remote(IpAddr, u16),
 }
@@ -306,14 +310,16 @@ impl Runner {
     }
 
     /// The server of an entrant, started and paused at its first use.
-    fn server(&mut self, entrant: &Entrant, point: &Point) -> anyhow::Result<(SocketAddr, CpuClock)> {
+    fn server(&mut self, entrant: &Entrant, point: &Point) -> anyhow::Result<(SocketAddr, Clocks)> {
         match self.source {
-            _ if entrant.arm.transport() == Transport::None => Ok((([127, 0, 0, 1], 0).into(), CpuClock::Own)),
+            _ if entrant.arm.transport() == Transport::None => {
+                Ok((([127, 0, 0, 1], 0).into(), Clocks::of(CpuClock::Own)))
+            }
             Servers::Remote(host, base) => {
                 let port = base.checked_add(entrant.arm.port_offset()).context("the port base is too high")?;
-                Ok((SocketAddr::new(host, port), CpuClock::Elsewhere))
+                Ok((SocketAddr::new(host, port), Clocks::of(CpuClock::Elsewhere)))
             }
-            Servers::Local(core) => {
+            Servers::Local(core, agent_core) => {
                 let key = key(entrant, point.workload);
                 if !self.local.contains_key(&key) {
                     let options = ServerOptions {
@@ -324,6 +330,9 @@ impl Runner {
                         response_bytes: point.response_bytes,
                         workload: point.workload,
                         core,
+                        agent_core,
+                        card: None,
+                        doorbell: None,
                     };
                     let server = Server::start(entrant.arm, &options)?;
                     server.pause()?;
@@ -341,7 +350,7 @@ impl Runner {
         if matches!(self.source, Servers::Remote(..)) && self.crossed != Crossed::Wire {
             return None;
         }
-        let servers = self.local.values().filter_map(|(_, server)| server.cpu().read()).sum::<Duration>();
+        let servers = self.local.values().map(|(_, server)| server.cpu().read().sum()).sum::<Duration>();
         let (busy, cores) = machine::busy()?;
         Some((busy.saturating_sub(servers + CpuClock::Own.read()?), cores))
     }
@@ -396,7 +405,7 @@ impl Runner {
     /// CPU that the adaptive servers started so far use while nobody asks anything of them.
     pub(crate) fn idle(&mut self, time: Duration) -> anyhow::Result<Vec<Idle>> {
         let mut found = Vec::new();
-        for arm in [Arm::BundledTcp, Arm::CommodityTcp, Arm::CommodityUdp] {
+        for arm in IDLE {
             let entrant = Entrant { arm, wait: Wait::Adaptive, datagram: arms::DATAGRAM, drop: 0.0 };
             let Some((_, server)) = self.local.get(&key(&entrant, Workload::Null)) else { continue };
             server.resume()?;
@@ -404,10 +413,13 @@ impl Runner {
             std::thread::sleep(time / 4);
             let (before, since) = (server.cpu().read(), Instant::now());
             std::thread::sleep(time);
-            let used = server.cpu().read().zip(before).map(|(after, before)| after.saturating_sub(before));
-            let core_share = used.unwrap_or_default().as_secs_f64() / since.elapsed().as_secs_f64();
+            let (used, elapsed) = (server.cpu().read().since(before), since.elapsed().as_secs_f64());
             server.pause()?;
-            found.push(Idle { arm, wait: Wait::Adaptive, core_share });
+            let share = |used: Duration| used.as_secs_f64() / elapsed;
+            let core_share = share(used.host.unwrap_or_default());
+            // Where there is a card, it is the software BlueField's: others are elsewhere.
+            let (nic_core_share, emulated) = (used.nic.map(share), used.nic.is_some());
+            found.push(Idle { arm, emulated, wait: Wait::Adaptive, core_share, nic_core_share });
         }
         Ok(found)
     }

@@ -7,6 +7,7 @@ use crate::arms::{Arm, Transport};
 use crate::load::window::{Measured, PathSums};
 use crate::machine::Crossed;
 use crate::plan::{Basis, Drive, Entrant, Point};
+use crate::process::ServerCpu;
 use crate::record::{CpuUs, PathRecord, Run, stages};
 use crate::stats::{Latencies, median};
 
@@ -33,7 +34,7 @@ pub(crate) struct Tally {
     completed: f64,
     measured: Duration,
     client_cpu: Duration,
-    server_cpu: Option<Duration>,
+    server_cpu: ServerCpu,
     paths: PathSums,
 }
 
@@ -54,7 +55,7 @@ impl Tally {
             completed: 0.0,
             measured: Duration::ZERO,
             client_cpu: Duration::ZERO,
-            server_cpu: Some(Duration::ZERO),
+            server_cpu: ServerCpu { host: Some(Duration::ZERO), nic: Some(Duration::ZERO) },
             paths: PathSums::default(),
         }
     }
@@ -93,7 +94,7 @@ impl Tally {
         self.completed += measured.completed;
         self.measured += measured.elapsed;
         self.client_cpu += measured.client_cpu;
-        self.server_cpu = self.server_cpu.zip(measured.server_cpu).map(|(sum, more)| sum + more);
+        self.server_cpu = self.server_cpu.and(measured.server_cpu);
         self.paths.merge(&measured.paths);
     }
 
@@ -121,7 +122,8 @@ impl Tally {
         let throughput_rps = self.throughput_rps();
         let payload = f64::from(point.request_bytes) + f64::from(point.response_bytes);
         let each = |cpu: Duration| cpu.as_secs_f64() * 1e6 / self.completed.max(1.0);
-        let cpu_s = self.server_cpu.map(|server| (server + self.client_cpu).as_secs_f64());
+        let ServerCpu { host, nic } = self.server_cpu;
+        let cpu_s = host.map(|_| (self.server_cpu.sum() + self.client_cpu).as_secs_f64());
         let path = PathRecord::of(&self.paths);
         let errors = self.errors.values().sum();
         let saturated = matches!(point.drive, Drive::Saturation(..)) && self.falls_behind();
@@ -149,7 +151,11 @@ impl Tally {
             rounds_us: self.medians_us.clone(),
             rounds_p99_us: middle(&self.p99s_us),
             by_rounds: false,
-            cpu_us_per_request: CpuUs { client: each(self.client_cpu), server: self.server_cpu.map(each), nic: None },
+            cpu_us_per_request: CpuUs {
+                client: each(self.client_cpu),
+                server: host.map(each),
+                nic: nic.filter(|_| arm.is_smartnic()).map(each),
+            },
             server_memory: None,
             stages_us: stages(&self.paths),
             path,
@@ -248,7 +254,9 @@ mod tests {
     fn point(basis: Basis) -> Point {
         let mut points = plan::full(&Arm::NETWORK);
         points.retain(|point| point.drive == Drive::Saturation(Arrivals::Poisson, 0.7, basis));
-        points.remove(0)
+        let mut point = points.remove(0);
+        point.entrants.retain(|entrant| !entrant.arm.is_smartnic());
+        point
     }
 
     /// Tallies of all arms after closed loops of a tenth of a second: floors at 900 and 1,100, others at 500 and slower.

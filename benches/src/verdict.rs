@@ -9,6 +9,7 @@ use crate::wait::Wait;
 use crate::workloads::Workload;
 
 mod gpu;
+mod smartnic;
 
 /// What a comparison set out to measure, and what came of it.
 #[derive(Clone, Copy)]
@@ -191,6 +192,7 @@ pub(crate) fn figures(found: &Found<'_>) -> Vec<Figure> {
     figures.extend(copies(&found.single(IMAGE, Wait::Spin, None), tcp));
     figures.extend(copies(&found.single(IMAGE, Wait::Spin, Some(DATAGRAM)), udp));
     figures.extend(loss(found).into_iter().flatten());
+    figures.extend(smartnic::figures(found).into_iter().flatten());
     figures
 }
 
@@ -317,7 +319,13 @@ mod tests {
 
     #[test]
     fn an_idle_server_is_judged_in_the_unit_in_which_it_is_told() {
-        let share = |core_share| Idle { arm: Arm::CommodityTcp, wait: Wait::Adaptive, core_share };
+        let share = |core_share| Idle {
+            arm: Arm::CommodityTcp,
+            emulated: false,
+            wait: Wait::Adaptive,
+            core_share,
+            nic_core_share: None,
+        };
         let points = plan::quick(&Arm::NETWORK);
         let judged = |idle: &Idle| {
             let found = Found { points: &points, runs: &[], idle: Some(std::slice::from_ref(idle)), crowd: None };

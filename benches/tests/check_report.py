@@ -11,7 +11,8 @@ import sys
 from numbers import Real
 
 FLOORS = {"floor-tcp", "floor-tcp-again", "floor-udp", "floor-udp-again"}
-ARMS = FLOORS | {"bundled-tcp", "commodity-tcp", "commodity-udp"}
+CARDS = {"smartnic-tcp", "smartnic-udp"}
+ARMS = FLOORS | CARDS | {"bundled-tcp", "commodity-tcp", "commodity-udp"}
 LATENCIES = ("p50", "p90", "p99", "p999", "mean", "max", "p10_of_medians")
 
 number = lambda value: isinstance(value, Real) and not isinstance(value, bool) and value >= 0
@@ -23,7 +24,7 @@ mapping = lambda value: isinstance(value, dict) and bool(value)
 
 FIELDS = {
     "arm": lambda value: value in ARMS,
-    "emulated": lambda value: value is False,
+    "emulated": lambda value: isinstance(value, bool),
     "model": lambda value: value == "null",
     "request_bytes": whole,
     "response_bytes": whole,
@@ -58,7 +59,11 @@ def run_faults(run):
     if all(number(value) for value in ordered) and ordered != sorted(ordered):
         yield f"has percentiles out of order: {ordered}"
     arm, path = run.get("arm", ""), run.get("path")
-    if arm.startswith("commodity-"):
+    if run.get("emulated") is not (arm in CARDS):
+        yield f"says emulated = {run.get('emulated')}, where there is no card"
+    if (run.get("cpu_us_per_request", {}).get("nic") is not None) is not (arm in CARDS):
+        yield "does not tell the CPU time of its card, or has none"
+    if arm.startswith("commodity-") or arm in CARDS:
         if not path or not run.get("stages_us"):
             yield "does not tell its path and stages"
         elif arm == "commodity-tcp" and abs(path["cpu_copies"] - 1) > 0.001:
@@ -78,6 +83,9 @@ def faults(report, page):
     sizes = {run.get("request_bytes") for run in runs}
     if not {64, 602_112} <= sizes:
         yield f"request sizes are {sorted(sizes)}"
+    unmarked = [arm for arm in CARDS if f"{arm} (emulated)" not in page]
+    if unmarked:
+        yield f"the page does not say that {', '.join(sorted(unmarked))} were emulated"
     if "<svg" not in page:
         yield "the page has no plot"
     outside = re.search(r"""(?:src|href)\s*=\s*["']?(?:https?:)?//[^"'\s>]+""", page)

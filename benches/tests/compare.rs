@@ -10,8 +10,17 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
-const ARMS: [&str; 7] =
-    ["floor-tcp", "floor-tcp-again", "floor-udp", "floor-udp-again", "bundled-tcp", "commodity-tcp", "commodity-udp"];
+const ARMS: [&str; 9] = [
+    "floor-tcp",
+    "floor-tcp-again",
+    "floor-udp",
+    "floor-udp-again",
+    "bundled-tcp",
+    "commodity-tcp",
+    "commodity-udp",
+    "smartnic-tcp",
+    "smartnic-udp",
+];
 /// No comparison here takes as long; one that hangs is ended.
 const PATIENCE: Duration = Duration::from_secs(120);
 
@@ -72,7 +81,11 @@ fn checked(report: &Value) -> &[Value] {
         }
         number(&run["cpu_us_per_request"], "client");
         let cpu = run["cpu_us_per_request"].as_object().unwrap();
-        assert!(cpu["nic"].is_null() && cpu.contains_key("server"), "{at}");
+        assert!(cpu.contains_key("nic") && cpu.contains_key("server"), "{at}");
+        let card = run["arm"].as_str().unwrap().starts_with("smartnic-");
+        // The processor of a card is seen where its server is, and there is no card here that is no software.
+        assert_eq!(cpu["nic"].is_f64(), card && cpu["server"].is_f64(), "{at}: {cpu:?}");
+        assert_eq!(run["emulated"], card, "{at}");
         let open = ["light load", "open loop", "fan-in"].iter().any(|&section| run["section"] == section);
         assert_eq!(run["offered_rps"].is_f64(), open, "{at}");
         let tells = !run["arm"].as_str().unwrap().starts_with("floor-");
@@ -165,6 +178,31 @@ fn light_load_and_losses_have_their_fields_and_their_figures() {
     // The one load, the server that it leaves idle, and two of losses.
     assert_eq!(names.len(), 4, "{names:?}");
     assert!(figures.iter().all(|figure| figure["value"].is_f64()), "{figures:?}");
+}
+
+#[test]
+fn a_smartnic_is_set_beside_a_commodity_card_and_called_emulated() {
+    let arms = "commodity-tcp,commodity-udp,smartnic-tcp,smartnic-udp";
+    let loads = "host-cpu,one-at-a-time/602112/adaptive,concurrent/602112/c4";
+    let (report, page) = compare("smartnic", &["--quick", "--arms", arms, "--loads", loads, "--limit", "30"]);
+    let runs = checked(&report);
+    assert_eq!(distinct(runs, "arm").len(), 4);
+    assert_eq!(runs.len(), 12);
+    for run in runs.iter().filter(|run| run["emulated"] == true) {
+        assert_eq!((&run["path"]["link"], &run["path"]["mover"]), (&"doca".into(), &"doca-dma".into()), "{run}");
+    }
+    let idle = report["idle"].as_array().unwrap();
+    for card in idle.iter().filter(|idle| idle["arm"].as_str().unwrap().starts_with("smartnic-")) {
+        assert!(card["emulated"] == true && card["nic_core_share"].is_f64(), "{card}");
+    }
+    assert_eq!(idle.len(), 4);
+    let figures = report["figures"].as_array().unwrap();
+    let smartnic = |figure: &&Value| figure["what"].as_str().unwrap().starts_with("smartnic-tcp");
+    let smartnic: Vec<&Value> = figures.iter().filter(smartnic).collect();
+    // Latency, the host's CPU time, and what is used when idle.
+    assert_eq!(smartnic.len(), 3);
+    assert!(smartnic.iter().all(|figure| figure["value"].is_f64()), "{smartnic:?}");
+    assert!(page.contains("SmartNIC against commodity card") && page.contains("smartnic-udp (emulated)"));
 }
 
 #[test]

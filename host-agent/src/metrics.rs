@@ -1,9 +1,10 @@
 //! What the server tells of itself: models and their states, readiness, and the metrics of all shards.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
+use nic_app::setup::Ready;
 use serde::Serialize;
 use splitrpc_telemetry::{Outage, Shard, Writer, render};
 
@@ -97,6 +98,8 @@ pub struct Status {
     models: Vec<ModelReport>,
     shards: Vec<Arc<Shard>>,
     ready: AtomicBool,
+    /// What a card says of itself while it serves.
+    card: Mutex<Option<Ready>>,
     started: Instant,
 }
 
@@ -104,7 +107,7 @@ impl Status {
     /// Of a server with these models; those that are ready have the handles 0, 1, ... in this order. Not ready yet.
     #[must_use]
     pub fn new(models: Vec<ModelReport>, shards: Vec<Arc<Shard>>) -> Status {
-        Status { models, shards, ready: AtomicBool::new(false), started: Instant::now() }
+        Status { models, shards, ready: AtomicBool::new(false), card: Mutex::new(None), started: Instant::now() }
     }
 
     /// All models, served or not, as they are now.
@@ -137,6 +140,18 @@ impl Status {
     #[must_use]
     pub fn is_ready(&self) -> bool {
         self.ready.load(Ordering::SeqCst)
+    }
+
+    /// Says where a card listens, which then takes requests, or that there is none.
+    pub fn set_card(&self, card: Option<&Ready>) {
+        *self.card.lock().unwrap_or_else(PoisonError::into_inner) = card.cloned();
+        self.set_ready(card.is_some());
+    }
+
+    /// The card that takes requests, if there is one.
+    #[must_use]
+    pub fn card(&self) -> Option<Ready> {
+        self.card.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// The models as JSON.

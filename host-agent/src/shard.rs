@@ -210,7 +210,7 @@ fn start_with_card(common: &Common<'_>, telemetry: Arc<Telemetry>) -> Result<Run
         waker,
         config: thread_config(config, 0, *crowded),
         telemetry,
-        told: Box::new(move |ready| status.set_ready(ready.is_some())),
+        told: Box::new(move |card| status.set_card(card)),
     };
     let known = engine_models(common);
     let known: Vec<ModelPlan<'_>> = known.iter().map(EngineModel::plan).collect();

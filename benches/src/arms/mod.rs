@@ -5,11 +5,12 @@ pub(crate) mod floor_tcp;
 pub(crate) mod floor_udp;
 pub(crate) mod gpu;
 pub(crate) mod protobuf;
+pub(crate) mod smartnic;
 pub(crate) mod splitrpc;
 pub(crate) mod tcp_server;
 
 use std::fmt;
-use std::net::{SocketAddr, TcpStream};
+use std::net::{IpAddr, SocketAddr, TcpStream};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -51,6 +52,10 @@ pub(crate) enum Arm {
     CommodityTcp,
     /// splitrpc over UDP.
     CommodityUdp,
+    /// splitrpc over TCP, on a BlueField.
+    SmartnicTcp,
+    /// splitrpc over UDP, on a BlueField.
+    SmartnicUdp,
     /// The bundled way, with the model's input in pinned memory.
     BundledTcpPinned,
     /// The model alone, with no network.
@@ -72,7 +77,7 @@ pub(crate) enum Transport {
 
 impl Arm {
     /// Every arm, in the order of reports and of port numbers.
-    pub(crate) const ALL: [Arm; 10] = [
+    pub(crate) const ALL: [Arm; 12] = [
         Arm::FloorTcp,
         Arm::FloorTcpAgain,
         Arm::FloorUdp,
@@ -80,6 +85,8 @@ impl Arm {
         Arm::BundledTcp,
         Arm::CommodityTcp,
         Arm::CommodityUdp,
+        Arm::SmartnicTcp,
+        Arm::SmartnicUdp,
         Arm::BundledTcpPinned,
         Arm::Local,
         Arm::PinnedCopy,
@@ -98,7 +105,7 @@ impl Arm {
     ];
 
     /// Those that are compared where they compute on the CPU.
-    pub(crate) const NETWORK: [Arm; 7] = [
+    pub(crate) const NETWORK: [Arm; 9] = [
         Arm::FloorTcp,
         Arm::FloorTcpAgain,
         Arm::FloorUdp,
@@ -106,6 +113,8 @@ impl Arm {
         Arm::BundledTcp,
         Arm::CommodityTcp,
         Arm::CommodityUdp,
+        Arm::SmartnicTcp,
+        Arm::SmartnicUdp,
     ];
 
     /// The name in options and reports.
@@ -118,6 +127,8 @@ impl Arm {
             Arm::BundledTcp => "bundled-tcp",
             Arm::CommodityTcp => "commodity-tcp",
             Arm::CommodityUdp => "commodity-udp",
+            Arm::SmartnicTcp => "smartnic-tcp",
+            Arm::SmartnicUdp => "smartnic-udp",
             Arm::BundledTcpPinned => "bundled-tcp-pinned",
             Arm::Local => "local",
             Arm::PinnedCopy => "pinned-copy",
@@ -136,6 +147,10 @@ impl Arm {
             }
             Arm::CommodityTcp => "splitrpc over TCP: the kernel copies payload straight into the model's input slot",
             Arm::CommodityUdp => "splitrpc over UDP: payload scattered into the model's input slot",
+            Arm::SmartnicTcp => {
+                "splitrpc over TCP on a BlueField, which writes payload into the host's input slot; emulated where there is none"
+            }
+            Arm::SmartnicUdp => "the same over UDP",
             Arm::BundledTcpPinned => "bundled-tcp with its input and output in pinned memory, on a GPU",
             Arm::Local => "the model alone on a GPU, with copies from and to pinned memory and no network",
             Arm::PinnedCopy => "a copy of the request from pinned memory to a GPU, and nothing else",
@@ -145,10 +160,13 @@ impl Arm {
     /// What it runs over.
     pub(crate) fn transport(self) -> Transport {
         match self {
-            Arm::FloorUdp | Arm::FloorUdpAgain | Arm::CommodityUdp => Transport::Udp,
-            Arm::FloorTcp | Arm::FloorTcpAgain | Arm::BundledTcp | Arm::BundledTcpPinned | Arm::CommodityTcp => {
-                Transport::Tcp
-            }
+            Arm::FloorUdp | Arm::FloorUdpAgain | Arm::CommodityUdp | Arm::SmartnicUdp => Transport::Udp,
+            Arm::FloorTcp
+            | Arm::FloorTcpAgain
+            | Arm::BundledTcp
+            | Arm::BundledTcpPinned
+            | Arm::CommodityTcp
+            | Arm::SmartnicTcp => Transport::Tcp,
             Arm::Local | Arm::PinnedCopy => Transport::None,
         }
     }
@@ -168,7 +186,12 @@ impl Arm {
 
     /// Whether its server is splitrpc's.
     pub(crate) fn is_splitrpc(self) -> bool {
-        matches!(self, Arm::CommodityTcp | Arm::CommodityUdp)
+        matches!(self, Arm::CommodityTcp | Arm::CommodityUdp | Arm::SmartnicTcp | Arm::SmartnicUdp)
+    }
+
+    /// Whether that has its network half on a card.
+    pub(crate) fn is_smartnic(self) -> bool {
+        matches!(self, Arm::SmartnicTcp | Arm::SmartnicUdp)
     }
 
     /// Where the arm listens, counted from the port base that `--server` names.
@@ -200,6 +223,24 @@ pub(crate) struct ServerOptions {
     pub(crate) workload: Workload,
     /// The core that the data thread is bound to.
     pub(crate) core: Option<usize>,
+    /// With a card's arms: another one for the host agent, where there is one.
+    pub(crate) agent_core: Option<usize>,
+    /// With a card's arms: where clients reach the card; `None` is the software BlueField.
+    pub(crate) card: Option<IpAddr>,
+    /// With a card's arms: where the card's datagrams arrive that rouse the host agent, unless it is the usual place.
+    pub(crate) doorbell: Option<SocketAddr>,
+}
+
+impl ServerOptions {
+    /// The core of a host agent beside the software BlueField.
+    pub(crate) fn agent_core(&self) -> Option<usize> {
+        self.agent_core.or(self.core)
+    }
+
+    /// Whether that is not its own.
+    pub(crate) fn shares_core(&self) -> bool {
+        self.agent_core.is_none() || self.agent_core == self.core
+    }
 }
 
 /// How a client connects.
@@ -242,6 +283,7 @@ pub(crate) fn serve(
         Arm::BundledTcp | Arm::BundledTcpPinned => bundled::serve(options, arm == Arm::BundledTcpPinned, ready),
         Arm::Local | Arm::PinnedCopy => anyhow::bail!("{arm} has no server"),
         Arm::CommodityTcp | Arm::CommodityUdp => splitrpc::serve(arm.transport(), options, ready),
+        Arm::SmartnicTcp | Arm::SmartnicUdp => smartnic::serve(arm.transport(), options, ready),
     }
 }
 
@@ -252,7 +294,9 @@ pub(crate) fn connect(arm: Arm, options: &ClientOptions) -> anyhow::Result<Box<d
         Arm::FloorUdp | Arm::FloorUdpAgain => Box::new(floor_udp::Client::connect(options)?),
         Arm::BundledTcp | Arm::BundledTcpPinned => Box::new(bundled::Client::connect(options)?),
         Arm::Local | Arm::PinnedCopy => Box::new(gpu::Local::new(options, arm == Arm::Local)?),
-        Arm::CommodityTcp | Arm::CommodityUdp => Box::new(splitrpc::Client::connect(arm.transport(), options)?),
+        Arm::CommodityTcp | Arm::CommodityUdp | Arm::SmartnicTcp | Arm::SmartnicUdp => {
+            Box::new(splitrpc::Client::connect(arm.transport(), options)?)
+        }
     })
 }
 
@@ -299,7 +343,7 @@ mod tests {
     use super::*;
     use crate::load::driver;
     use crate::load::window::{Load, Measured, Window};
-    use crate::process::CpuClock;
+    use crate::process::{Clocks, CpuClock};
 
     /// Runs `connections` against a server of its own, in a thread that ends with the test's process.
     fn drive(arm: Arm, wait: Wait, request_bytes: u32, connections: usize, peers: usize) -> Measured {
@@ -322,6 +366,9 @@ mod tests {
             response_bytes: RESPONSE_BYTES,
             workload,
             core: None,
+            agent_core: None,
+            card: None,
+            doorbell: None,
         };
         let (server, device) = if arm.transport() == Transport::None {
             let (request, response) = (exchange.request.len() as u32, exchange.expected.len() as u32);
@@ -348,12 +395,13 @@ mod tests {
             measure: Duration::from_millis(50),
             timeout: options.timeout,
         };
-        driver::run(&mut clients, wait, Load::Closed, &window, &CpuClock::Own, &mut connect).unwrap()
+        driver::run(&mut clients, wait, Load::Closed, &window, &Clocks::of(CpuClock::Own), &mut connect).unwrap()
     }
 
     #[test]
     fn every_arm_answers_every_request_right_in_every_wait_mode() {
-        for arm in Arm::NETWORK {
+        // Those of a card are processes.
+        for arm in Arm::NETWORK.into_iter().filter(|arm| !arm.is_smartnic()) {
             for wait in [Wait::Block, Wait::Adaptive] {
                 for (request_bytes, connections) in [(64, 1), (602_112, 1), (100_000, 6)] {
                     let measured = drive(arm, wait, request_bytes, connections, connections);

@@ -45,7 +45,8 @@ pub(crate) fn serve(
     anyhow::bail!("the server has ended by itself")
 }
 
-fn config(transport: Transport, options: &ServerOptions, repository: Option<PathBuf>) -> Config {
+/// How a host agent is to be that serves an arm with a commodity card.
+pub(crate) fn config(transport: Transport, options: &ServerOptions, repository: Option<PathBuf>) -> Config {
     let (tcp, udp) = match transport {
         Transport::Udp => (None, Some(options.bind)),
         Transport::Tcp | Transport::None => (Some(options.bind), None),

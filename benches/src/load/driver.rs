@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use super::connection::{Connection, Fault, Step};
 use super::window::{Load, Measured, Window};
-use crate::process::CpuClock;
+use crate::process::{Clocks, CpuClock, ServerCpu};
 use crate::wait::{Ready, Wait, Waiter};
 
 /// The generator wakes so long before a request is due, and spins until then: what it measures is not its own sleep.
@@ -34,7 +34,7 @@ pub(crate) fn run(
     wait: Wait,
     load: Load,
     window: &Window,
-    server_cpu: &CpuClock,
+    server_cpu: &Clocks,
     reopen: &mut dyn FnMut() -> anyhow::Result<Box<dyn Connection>>,
 ) -> anyhow::Result<Measured> {
     let mut driver = Driver::new(connections, wait, load, window, reopen)?;
@@ -74,7 +74,7 @@ struct Counted {
     from: Instant,
     until: Instant,
     client_cpu: Duration,
-    server_cpu: Option<Duration>,
+    server_cpu: ServerCpu,
     closed: Option<Instant>,
 }
 
@@ -130,7 +130,7 @@ impl<'a> Driver<'a> {
         })
     }
 
-    fn drive(&mut self, server_cpu: &CpuClock) -> anyhow::Result<()> {
+    fn drive(&mut self, server_cpu: &Clocks) -> anyhow::Result<()> {
         self.start = Instant::now();
         self.next_due = self.schedule_next();
         let mut moved = true;
@@ -185,7 +185,7 @@ impl<'a> Driver<'a> {
     }
 
     /// Opens the counted window after the warm-up, and closes the books on CPU time at its end.
-    fn turn_window(&mut self, now: Instant, server_cpu: &CpuClock) {
+    fn turn_window(&mut self, now: Instant, server_cpu: &Clocks) {
         match &mut self.counted {
             None => {
                 let warm = match self.load {
@@ -211,8 +211,7 @@ impl<'a> Driver<'a> {
                 // Not the length planned: what was answered and the CPU time are of all the time until now.
                 self.measured.elapsed = now.saturating_duration_since(counted.from);
                 self.measured.client_cpu = CpuClock::Own.read().unwrap_or_default().saturating_sub(counted.client_cpu);
-                self.measured.server_cpu =
-                    server_cpu.read().zip(counted.server_cpu).map(|(after, before)| after.saturating_sub(before));
+                self.measured.server_cpu = server_cpu.read().since(counted.server_cpu);
             }
             Some(_) => {}
         }

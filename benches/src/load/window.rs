@@ -7,6 +7,7 @@ use splitrpc_wire::{Path, STAGES};
 
 use super::arrivals::Schedule;
 use super::connection::Fault;
+use crate::process::ServerCpu;
 
 /// How requests are started.
 #[derive(Debug)]
@@ -49,10 +50,10 @@ pub(crate) struct Measured {
     pub(crate) elapsed: Duration,
     /// Requests that succeeded meanwhile. One that began before or ended after counts for the part that lies inside.
     pub(crate) completed: f64,
-    /// CPU time of the generator and of the server meanwhile.
+    /// CPU time of the generator meanwhile.
     pub(crate) client_cpu: Duration,
-    /// See `client_cpu`; `None` where the server runs elsewhere.
-    pub(crate) server_cpu: Option<Duration>,
+    /// That of the server.
+    pub(crate) server_cpu: ServerCpu,
     /// Sums over all responses that told their path.
     pub(crate) paths: PathSums,
 }

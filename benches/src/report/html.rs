@@ -8,13 +8,13 @@ use std::fmt::Write;
 use plotters::style::RGBColor;
 
 use super::plots::{self, Bar, Line};
-use super::{Ratios, asked, micros, void_reasons, workloads};
+use super::{Ratios, asked, micros, split, void_reasons, workloads};
 use crate::arms::Arm;
 use crate::load::arrivals::Arrivals;
 use crate::machine::Crossed;
 use crate::plan::Section;
 use crate::record::Sense;
-use crate::record::{Report, Run};
+use crate::record::{CpuUs, Report, Run};
 use crate::wait::Wait;
 
 const STYLE: &str = include_str!("style.css");
@@ -31,7 +31,11 @@ const STAGES: [(&str, RGBColor); 9] = [
     ("respond", RGBColor(80, 160, 170)),
     ("network and client", RGBColor(140, 146, 156)),
 ];
-const CPU: [(&str, RGBColor); 2] = [("client", RGBColor(140, 146, 156)), ("server", RGBColor(66, 133, 200))];
+const CPU: [(&str, RGBColor); 3] = [
+    ("client", RGBColor(140, 146, 156)),
+    ("server, on the host", RGBColor(66, 133, 200)),
+    ("its card", RGBColor(204, 62, 78)),
+];
 
 /// Writes the page.
 pub(crate) fn page(report: &Report) -> anyhow::Result<String> {
@@ -42,6 +46,7 @@ pub(crate) fn page(report: &Report) -> anyhow::Result<String> {
     summary(report, &mut out)?;
     arms(report, &mut out)?;
     workloads::part(report, &mut out)?;
+    split::part(report, &mut out)?;
     distributions(report, &mut out)?;
     load_curves(report, &mut out)?;
     open::part(report, &mut out)?;
@@ -149,12 +154,11 @@ fn arms(report: &Report, out: &mut String) -> anyhow::Result<()> {
     Ok(())
 }
 
-pub(super) fn legend(arms: &[Arm], emulated: bool, out: &mut String) -> anyhow::Result<()> {
+pub(super) fn legend(report: &Report, arms: &[Arm], out: &mut String) -> anyhow::Result<()> {
     *out += "<p class=\"legend\">";
     for &arm in arms {
         let RGBColor(r, g, b) = plots::colour(arm);
-        let note = if emulated { " (emulated)" } else { "" };
-        write!(out, "<span><i style=\"background:rgb({r},{g},{b})\"></i>{arm}{note}</span>")?;
+        write!(out, "<span><i style=\"background:rgb({r},{g},{b})\"></i>{}</span>", report.name(arm))?;
     }
     *out += "</p>";
     Ok(())
@@ -205,7 +209,7 @@ fn distributions(report: &Report, out: &mut String) -> anyhow::Result<()> {
         *out += "<p>No such load was run.</p>";
         return Ok(());
     }
-    legend(&arms_of(&groups.concat()), false, out)?;
+    legend(report, &arms_of(&groups.concat()), out)?;
     *out += "<div class=\"plots\">";
     for group in groups {
         let first = group[0];
@@ -287,7 +291,7 @@ fn load_curves(report: &Report, out: &mut String) -> anyhow::Result<()> {
     part("Throughput against latency", out);
     *out += "<p>Lower and further to the right is better. Each dot is a load: from the bottom of a line to its top there are \
              more connections, or more requests are offered. Loads that saturated an arm are left out.</p>";
-    legend(&arms_of(&shown), false, out)?;
+    legend(report, &arms_of(&shown), out)?;
     *out += "<div class=\"plots\">";
     for (caption, svg) in drawn {
         figure(&caption, &svg, out)?;
@@ -319,8 +323,7 @@ fn stage_bars(report: &Report, out: &mut String) -> anyhow::Result<()> {
                 STAGES[..8].iter().map(|(name, _)| stages.get(name).copied().unwrap_or_default()).collect();
             let known: f64 = parts.iter().sum();
             parts.push((run.latency_us.mean - known).max(0.0));
-            let note = if run.emulated { " (emulated)" } else { "" };
-            bars.push(Bar { name: format!("{}{note}", run.arm), parts });
+            bars.push(Bar { name: run.name(), parts });
         }
         if !bars.is_empty() {
             let colours: Vec<RGBColor> = STAGES.iter().map(|&(_, colour)| colour).collect();
@@ -343,7 +346,8 @@ fn stage_bars(report: &Report, out: &mut String) -> anyhow::Result<()> {
 fn cpu_bars(report: &Report, out: &mut String) -> anyhow::Result<()> {
     let single = by_point(report, Section::Single).into_iter().filter(|group| group[0].wait == Wait::Adaptive);
     let crowded = by_point(report, Section::Concurrent).into_iter().filter(|group| group[0].concurrency == 16);
-    let groups: Vec<Vec<&Run>> = single.chain(crowded).collect();
+    let steady = by_point(report, Section::HostCpu);
+    let groups: Vec<Vec<&Run>> = steady.into_iter().chain(single).chain(crowded).collect();
     if groups.is_empty() {
         return Ok(());
     }
@@ -358,15 +362,19 @@ fn cpu_bars(report: &Report, out: &mut String) -> anyhow::Result<()> {
         let large = run.request_bytes >= 65_536;
         let scale = |run: &Run| if large { 1e3 / f64::from(run.request_bytes + run.response_bytes) } else { 1.0 };
         let bar = |run: &&Run| Bar {
-            name: run.arm.name().to_owned(),
-            parts: vec![
-                run.cpu_us_per_request.client * scale(run),
-                run.cpu_us_per_request.server.unwrap_or_default() * scale(run),
-            ],
+            name: run.name(),
+            parts: {
+                let CpuUs { client, server, nic } = run.cpu_us_per_request;
+                [client, server.unwrap_or_default(), nic.unwrap_or_default()].map(|us| us * scale(run)).to_vec()
+            },
         };
         let bars: Vec<Bar> = group.iter().map(bar).collect();
         let unit = if large { "CPU seconds for each gigabyte" } else { "CPU us for each request" };
-        let caption = format!("{}, {} at once, {}", asked(run), run.concurrency, run.wait.name());
+        let load = match run.offered_rps {
+            Some(rps) => format!("{rps:.0} requests a second"),
+            None => format!("{} at once", run.concurrency),
+        };
+        let caption = format!("{}, {load}, {}", asked(run), run.wait.name());
         figure(&caption, &plots::bars(&bars, &colours, unit)?, out)?;
     }
     *out += "</div>";
@@ -379,7 +387,7 @@ fn tables(report: &Report, out: &mut String) -> anyhow::Result<()> {
              <th class=\"n\">× floor</th><th class=\"n\">p50</th><th class=\"n\">p90</th><th class=\"n\">p99</th>\
              <th class=\"n\">p99.9</th><th class=\"n\">req/s</th><th class=\"n\">× floor</th><th class=\"n\">MB/s</th>\
              <th class=\"n\">CPU us client</th>\
-             <th class=\"n\">CPU us server</th><th class=\"n\">CPU s/GB</th><th class=\"n\">copies</th>\
+             <th class=\"n\">CPU us server</th><th class=\"n\">CPU us card</th><th class=\"n\">CPU s/GB</th><th class=\"n\">copies</th>\
              <th class=\"n\">errors</th></tr></thead><tbody>";
     for (at, run) in report.runs.iter().enumerate() {
         let (latency, ratios) = (&run.latency_us, Ratios::of(run, &report.runs));
@@ -397,7 +405,7 @@ fn tables(report: &Report, out: &mut String) -> anyhow::Result<()> {
             "<tr{class}><td>{}</td><td>{name}{mark}</td><td class=\"n\">{}</td><td class=\"n\">{}</td>\
              <td class=\"n\">{}</td><td class=\"n\">{}</td><td class=\"n\">{}</td><td class=\"n\">{}</td>\
              <td class=\"n\">{:.0}</td><td class=\"n\">{}</td><td class=\"n\">{:.1}</td><td class=\"n\">{:.1}</td><td class=\"n\">{}</td>\
-             <td class=\"n\">{}</td><td class=\"n\">{}</td><td class=\"n\">{}</td></tr>",
+             <td class=\"n\">{}</td><td class=\"n\">{}</td><td class=\"n\">{}</td><td class=\"n\">{}</td></tr>",
             escape(&run.point),
             if run.saturated { "saturated".to_owned() } else { micros(run.figure_us()) },
             optional(ratios.latency),
@@ -410,18 +418,19 @@ fn tables(report: &Report, out: &mut String) -> anyhow::Result<()> {
             run.bytes_per_s / 1e6,
             run.cpu_us_per_request.client,
             optional(run.cpu_us_per_request.server),
+            optional(run.cpu_us_per_request.nic),
             optional(run.cpu_s_per_gb),
             optional(run.path.as_ref().map(|path| path.cpu_copies + path.runtime_copies)),
             run.errors
         )?;
         if report.runs.get(at + 1).is_none_or(|next| next.point != run.point) {
             let group: Vec<&Run> = report.runs.iter().filter(|other| other.point == run.point).collect();
-            void_row(&group, 16, out)?;
+            void_row(&group, 17, out)?;
         }
     }
     *out += "</tbody></table></div>";
-    for idle in &report.idle {
-        write!(out, "<p>An idle {} server used {:.3} % of a core.</p>", idle.arm, idle.core_share * 100.0)?;
+    for idle in split::idles(report) {
+        write!(out, "<p>An idle server used: {idle}.</p>")?;
     }
     if let Some(crowd) = &report.crowd {
         write!(out, "<p>{crowd}.</p>")?;

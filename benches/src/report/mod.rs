@@ -2,6 +2,7 @@
 
 pub(crate) mod html;
 pub(crate) mod plots;
+pub(crate) mod split;
 pub(crate) mod table;
 pub(crate) mod workloads;
 

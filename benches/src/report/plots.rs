@@ -22,6 +22,8 @@ pub(crate) fn colour(arm: Arm) -> RGBColor {
         Arm::BundledTcp => RGBColor(214, 120, 34),
         Arm::CommodityTcp => RGBColor(40, 128, 214),
         Arm::CommodityUdp => RGBColor(32, 158, 112),
+        Arm::SmartnicTcp => RGBColor(204, 62, 78),
+        Arm::SmartnicUdp => RGBColor(222, 132, 64),
         Arm::BundledTcpPinned => RGBColor(184, 84, 120),
         Arm::Local => RGBColor(132, 96, 196),
         Arm::PinnedCopy => RGBColor(96, 140, 60),

@@ -10,7 +10,7 @@ const LEGEND: &str = "\
 figure us: of one request at a time the 10th percentile of the connections' medians, else the median
 x floor: how many times the floor's latency, and how many times its requests a second; of several connections, and wherever the
          machine changed its pace, the median over the rounds
-cpu us c, s: CPU time of client and server for each request; s/GB: CPU seconds of both for each gigabyte of payload";
+cpu us c, s, n: CPU time of client, server and its card for each request; s/GB: CPU seconds of all for each gigabyte of payload";
 
 /// Prints figures and runs.
 pub(crate) fn print(report: &Report, out: &mut dyn Write) -> io::Result<()> {
@@ -38,7 +38,7 @@ pub(crate) fn print(report: &Report, out: &mut dyn Write) -> io::Result<()> {
     writeln!(out, "\n{LEGEND}")?;
     writeln!(
         out,
-        "\n{:<width$} {:<16} {:>9} {:>7} {:>9} {:>9} {:>9} {:>10} {:>7} {:>8} {:>8} {:>8} {:>6}",
+        "\n{:<width$} {:<24} {:>9} {:>7} {:>9} {:>9} {:>9} {:>10} {:>7} {:>8} {:>8} {:>8} {:>8} {:>6}",
         "load",
         "arm",
         "figure us",
@@ -50,6 +50,7 @@ pub(crate) fn print(report: &Report, out: &mut dyn Write) -> io::Result<()> {
         "x floor",
         "cpu us c",
         "cpu us s",
+        "cpu us n",
         "s/GB",
         "errors"
     )?;
@@ -62,8 +63,8 @@ pub(crate) fn print(report: &Report, out: &mut dyn Write) -> io::Result<()> {
             writeln!(out, "{:<width$} void: {reason}", "")?;
         }
     }
-    for idle in &report.idle {
-        writeln!(out, "idle {:<15} {:.3} % of a core", idle.arm, idle.core_share * 100.0)?;
+    for idle in super::split::idles(report) {
+        writeln!(out, "idle {idle}")?;
     }
     if let Some(crowd) = &report.crowd {
         writeln!(out, "{crowd}")?;
@@ -75,6 +76,7 @@ pub(crate) fn print(report: &Report, out: &mut dyn Write) -> io::Result<()> {
         writeln!(out, "Could not be run here: {failed}")?;
     }
     super::workloads::table(report, out)?;
+    super::split::table(report, out)?;
     writeln!(out)?;
     if let Some(why) = report.scope.why_unjudged(report.figures.len()) {
         writeln!(out, "{why}")?;
@@ -106,10 +108,6 @@ pub(crate) fn print(report: &Report, out: &mut dyn Write) -> io::Result<()> {
 
 fn row(run: &Run, load: &str, runs: &[Run], out: &mut dyn Write) -> io::Result<()> {
     let (latency, ratios) = (&run.latency_us, Ratios::of(run, runs));
-    let mut name = run.arm.name().to_owned();
-    if run.emulated {
-        name += " (emulated)";
-    }
     let optional =
         |value: Option<f64>, digits: usize| value.map_or("-".to_owned(), |value| format!("{value:.digits$}"));
     let mut note = String::new();
@@ -127,7 +125,8 @@ fn row(run: &Run, load: &str, runs: &[Run], out: &mut dyn Write) -> io::Result<(
     }
     writeln!(
         out,
-        "{load} {name:<16} {:>9} {:>7} {:>9} {:>9} {:>9} {:>10.0} {:>7} {:>8.1} {:>8} {:>8} {:>6}{note}",
+        "{load} {:<24} {:>9} {:>7} {:>9} {:>9} {:>9} {:>10.0} {:>7} {:>8.1} {:>8} {:>8} {:>8} {:>6}{note}",
+        run.name(),
         if run.saturated { "-".to_owned() } else { micros(run.figure_us()) },
         optional(ratios.latency, 2),
         micros(latency.p50),
@@ -137,6 +136,7 @@ fn row(run: &Run, load: &str, runs: &[Run], out: &mut dyn Write) -> io::Result<(
         optional(ratios.throughput, 2),
         run.cpu_us_per_request.client,
         optional(run.cpu_us_per_request.server, 1),
+        optional(run.cpu_us_per_request.nic, 1),
         optional(run.cpu_s_per_gb, 2),
         run.errors,
     )

@@ -82,7 +82,7 @@ pub(super) fn part(report: &Report, out: &mut String) -> anyhow::Result<()> {
              request at a time. A name that ends in <em>-shaped</em> is no network: it reads and writes as many bytes as one. \
              GPU memory is what the server has taken for the model and its tensors, host memory what of it is resident.</p>";
     let arms = arms(report);
-    legend(&arms, false, out)?;
+    legend(report, &arms, out)?;
     *out += "<div class=\"plots\">";
     for (name, svg) in plots(report)? {
         figure(if name == TAX { "RPC tax" } else { "Requests a second at saturation" }, &svg, out)?;

@@ -28,6 +28,8 @@ const EARLY: u32 = 128 << 10;
 const EARLY_PIECE: u32 = 64 << 10;
 /// Things that a progress engine goes on with in one poll, before anything else is looked at.
 const PROGRESS: usize = 64;
+/// How often that is looked at again while there is something.
+const TURNS: usize = 4;
 /// How soon a host that computes is asked for news: at first, and at most.
 const LOOK: core::ops::RangeInclusive<u64> = 20 * US..=MS;
 /// How often each side shows that it lives, and how long it may take to.
@@ -336,16 +338,23 @@ impl Inner {
         }
         self.looked = now;
         let mut moved = false;
-        for _ in 0..PROGRESS {
-            if !self.reach.engine.progress() {
+        // What has ended may let the next thing begin, and that be over at once.
+        for _ in 0..TURNS {
+            let mut turned = false;
+            for _ in 0..PROGRESS {
+                if !self.reach.engine.progress() {
+                    break;
+                }
+                turned = true;
+            }
+            if let Err(why) = self.look(&mut turned) {
+                self.lose(why);
+                return true;
+            }
+            if !turned {
                 break;
             }
             moved = true;
-        }
-        let outcome = self.look(&mut moved);
-        if let Err(why) = outcome {
-            self.lose(why);
-            return true;
         }
         if moved {
             self.news = now;

@@ -152,7 +152,7 @@ fn measure(stall: Option<(u64, u64)>, load: Load, right: bool) -> Measured {
 
 fn drive(fake: Box<dyn Connection>, load: Load) -> Measured {
     let mut reopen = || -> anyhow::Result<Box<dyn Connection>> { anyhow::bail!("never asked") };
-    run(&mut [fake], Wait::Spin, load, &window(), &CpuClock::Own, &mut reopen).unwrap()
+    run(&mut [fake], Wait::Spin, load, &window(), &Clocks::of(CpuClock::Own), &mut reopen).unwrap()
 }
 
 #[test]
@@ -170,7 +170,8 @@ fn answers_that_come_all_at_once_are_not_rounded_to_whole_times() {
     let at = |ms| start + Duration::from_millis(ms);
     // The window is of 200 ms, and answers come every 30 ms, after 5 ms for the first time: 6.67 times in all.
     let closed = Some(at(300));
-    let counted = Counted { from: at(100), until: at(300), client_cpu: Duration::ZERO, server_cpu: None, closed };
+    let counted =
+        Counted { from: at(100), until: at(300), client_cpu: Duration::ZERO, server_cpu: ServerCpu::default(), closed };
     let shares = (0..20).map(|beat| counted.share(at(5 + 30 * beat), at(35 + 30 * beat)));
     assert!((shares.sum::<f64>() - 200.0 / 30.0).abs() < 1e-6);
     // As long as it is open, what has ended is all inside.
@@ -189,7 +190,8 @@ fn a_closed_loop_goes_on_until_the_requests_of_its_window_have_ended() {
     };
     let mut fakes = [fake(1, &begun), fake(500, &Rc::default())];
     let mut reopen = || -> anyhow::Result<Box<dyn Connection>> { anyhow::bail!("never asked") };
-    let measured = run(&mut fakes, Wait::Spin, Load::Closed, &window(), &CpuClock::Own, &mut reopen).unwrap();
+    let measured =
+        run(&mut fakes, Wait::Spin, Load::Closed, &window(), &Clocks::of(CpuClock::Own), &mut reopen).unwrap();
     // The slow one ends 300 ms behind the window; the quick one has gone on meanwhile, and that is not counted.
     assert_eq!(measured.latencies[1].len(), 1);
     assert!(begun.get() > measured.latencies[0].len(), "{begun:?} of {}", measured.latencies[0].len());
@@ -248,6 +250,6 @@ fn no_connection_is_left_with_a_request_under_way() {
     let load = Load::Open { schedule: Schedule::new(Arrivals::Deterministic, 1_000.0, 1), queue: 100 };
     // The second request begins when the first is given up, and is not given up itself before the window's end.
     let window = Window { measure: Duration::from_millis(5), timeout: Duration::from_millis(20), ..window() };
-    run(&mut connections, Wait::Spin, load, &window, &CpuClock::Own, &mut connect).unwrap();
+    run(&mut connections, Wait::Spin, load, &window, &Clocks::of(CpuClock::Own), &mut connect).unwrap();
     assert_eq!(under_way.get(), 0);
 }

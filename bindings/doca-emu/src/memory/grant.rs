@@ -2,7 +2,8 @@
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
-use std::sync::atomic::{Ordering, fence};
+use std::sync::atomic::{AtomicU64, Ordering, fence};
+use std::time::Instant;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{Mode, OFlags, fstat, open};
@@ -13,6 +14,8 @@ use super::descriptor::Descriptor;
 use super::mapping::{Mapping, keeps, sealed_file};
 
 const SIZE: usize = 4096;
+/// Nanoseconds for which a process that was seen alive is taken to be.
+const SEEN_FOR: u64 = 100_000;
 /// Where the page says that the grant holds, behind the descriptor.
 const HOLDS: usize = 256;
 const _: () = assert!(size_of::<Descriptor>() <= HOLDS);
@@ -48,7 +51,7 @@ impl Drop for Grant {
 pub(super) struct Exporter {
     page: Mapping,
     /// `None` for this process itself.
-    process: Option<OwnedFd>,
+    process: Option<Process>,
     pub(super) pid: Pid,
 }
 
@@ -58,7 +61,7 @@ impl Exporter {
         let pid = Pid::from_raw(descriptor.process.cast_signed())?;
         let process = match pid == rustix::process::getpid() {
             true => None,
-            false => Some(pidfd_open(pid, PidfdFlags::empty()).ok()?),
+            false => Some(Process::new(pidfd_open(pid, PidfdFlags::empty()).ok()?)),
         };
         let file = opened(pid, descriptor.grant, OFlags::RDONLY, None)?;
         if !keeps(file.as_fd(), SIZE as u64) {
@@ -74,9 +77,9 @@ impl Exporter {
         (granted == *descriptor && exporter.grants()).then_some(exporter)
     }
 
-    /// Whether the grant holds: one system call at most.
+    /// Whether the grant holds: one system call at most, and mostly none.
     pub(super) fn grants(&self) -> bool {
-        self.page.word(HOLDS).load(Ordering::Acquire) == 1 && self.process.as_ref().is_none_or(lives)
+        self.page.word(HOLDS).load(Ordering::Acquire) == 1 && self.process.as_ref().is_none_or(Process::lives)
     }
 
     /// Opens the file that the granted memory lies in.
@@ -87,10 +90,32 @@ impl Exporter {
     }
 }
 
-/// A process's descriptor is readable once it has ended.
-fn lives(process: &OwnedFd) -> bool {
-    let mut of_process = [PollFd::new(process, PollFlags::IN)];
-    poll(&mut of_process, Some(&Timespec { tv_sec: 0, tv_nsec: 0 })).is_ok_and(|ready| ready == 0)
+/// Another process, which may end without having taken its grants back.
+struct Process {
+    descriptor: OwnedFd,
+    since: Instant,
+    /// Nanoseconds since then, when it was last seen alive.
+    seen: AtomicU64,
+}
+
+impl Process {
+    fn new(descriptor: OwnedFd) -> Process {
+        Process { descriptor, since: Instant::now(), seen: AtomicU64::new(u64::MAX) }
+    }
+
+    /// Whether it has not ended, or had not a moment ago: hardware takes as long to learn of it, and each piece of a request
+    /// would wait for a look.
+    fn lives(&self) -> bool {
+        let (now, seen) = (self.since.elapsed().as_nanos() as u64, self.seen.load(Ordering::Relaxed));
+        if seen <= now && now - seen < SEEN_FOR {
+            return true;
+        }
+        // Its descriptor is readable once it has ended.
+        let mut of_process = [PollFd::new(&self.descriptor, PollFlags::IN)];
+        let lives = poll(&mut of_process, Some(&Timespec { tv_sec: 0, tv_nsec: 0 })).is_ok_and(|ready| ready == 0);
+        self.seen.store(if lives { now } else { u64::MAX }, Ordering::Relaxed);
+        lives
+    }
 }
 
 /// Opens another process's file anew. Looks at what it is before that has an effect.
