@@ -5,65 +5,16 @@ use std::io::ErrorKind;
 use std::net::{SocketAddr, TcpListener, UdpSocket};
 use std::path::Path;
 
+use nic_app::program::checks::{self, Check, Verdict, fail, ok, runs, warn};
+use nic_app::program::memory as machine;
 use rustix::process::{Resource, getrlimit};
 use splitrpc_client::Transport;
 
-use crate::config::{Config, Machine, Wait, free_memory};
+use crate::config::{Config, Machine, Wait};
 use crate::gpu::Gpu;
 use crate::plan::Plan;
 
 mod neighbour;
-
-/// How a check ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Verdict {
-    /// As it should be, or not needed.
-    Ok,
-    /// It works, with something lost.
-    Warn,
-    /// A splitrpc server has it already: nothing is wrong, but another cannot start beside it.
-    Runs,
-    /// It does not work.
-    Fail,
-}
-
-impl Verdict {
-    /// As it is shown.
-    #[must_use]
-    pub const fn name(self) -> &'static str {
-        match self {
-            Verdict::Ok => "ok",
-            Verdict::Warn => "warn",
-            Verdict::Runs => "runs",
-            Verdict::Fail => "FAIL",
-        }
-    }
-}
-
-/// One line of the report.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Check {
-    /// What was looked at.
-    pub name: &'static str,
-    /// How it ended.
-    pub verdict: Verdict,
-    /// What was found.
-    pub found: String,
-    /// What to do, where something can be done.
-    pub advice: String,
-}
-
-fn ok(name: &'static str, found: impl Into<String>) -> Check {
-    Check { name, verdict: Verdict::Ok, found: found.into(), advice: String::new() }
-}
-
-fn warn(name: &'static str, found: impl Into<String>, advice: impl Into<String>) -> Check {
-    Check { name, verdict: Verdict::Warn, found: found.into(), advice: advice.into() }
-}
-
-fn fail(name: &'static str, found: impl Into<String>, advice: impl Into<String>) -> Check {
-    Check { name, verdict: Verdict::Fail, found: found.into(), advice: advice.into() }
-}
 
 /// Looks at everything that a server with this configuration would use.
 #[must_use]
@@ -87,7 +38,7 @@ pub fn examine(config: &Config) -> Vec<Check> {
 /// What all checks come to.
 #[must_use]
 pub fn conclusion(checks: &[Check]) -> String {
-    let count = |verdict| match checks.iter().filter(|c| c.verdict == verdict).count() {
+    let count = |verdict| match checks::count(checks, verdict) {
         0 => None,
         1 => Some("1 check".to_owned()),
         n => Some(format!("{n} checks")),
@@ -210,7 +161,7 @@ fn models(config: &Config) -> Vec<Check> {
 
 /// Whether there are so many bytes.
 fn memory(bytes: u64) -> Check {
-    let Some(available) = free_memory() else {
+    let Some(available) = machine::free() else {
         return warn("memory", format!("requests may take {} MiB", bytes >> 20), "/proc/meminfo cannot be read");
     };
     let found = format!("requests may take {} MiB at most, {} MiB are free", bytes >> 20, available >> 20);
@@ -267,14 +218,11 @@ fn address(
     let Some(address) = address else { return ok(name, "off") };
     match bind(address) {
         Ok(()) => ok(name, address.to_string()),
-        Err(error) if error.kind() == ErrorKind::AddrInUse && ours(address) => Check {
+        Err(error) if error.kind() == ErrorKind::AddrInUse && ours(address) => runs(
             name,
-            verdict: Verdict::Runs,
-            found: format!("a splitrpc server runs at {address}"),
-            advice: format!(
-                "nothing, if it is the one you mean; to start another beside it, set {key} to another port"
-            ),
-        },
+            format!("a splitrpc server runs at {address}"),
+            format!("nothing, if it is the one you mean; to start another beside it, set {key} to another port"),
+        ),
         Err(error) if error.kind() == ErrorKind::AddrInUse => {
             let advice =
                 format!("find out what has it (as root: ss -lntup), and stop that, or set {key} to another port");

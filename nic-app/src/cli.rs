@@ -1,21 +1,19 @@
 //! The command line: `serve`, `doctor`, `check-config`.
 
-use std::io::{IsTerminal, Write};
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use clap::{Args, Parser, Subcommand, ValueEnum};
-use signal_hook::consts::TERM_SIGNALS;
-use signal_hook::iterator::Signals;
+use clap::{Args, Parser, Subcommand};
 
 use crate::card::{self, CardStop};
 use crate::config::{Config, ConfigError, Overrides};
 use crate::doctor;
+use crate::program::checks::{self, Verdict};
+use crate::program::logs::{self, LogFormat};
+use crate::program::{say, signals};
 use crate::setup::Ready;
 
-/// The exit status after a second signal, as shells use it for an interrupted program.
-const INTERRUPTED: i32 = 130;
 const VERSION: &str = env!("CARGO_PKG_VERSION");
 
 /// Runs on a BlueField's Arm cores: ends the RPCs there, and carries their payload into the host's memory by DMA.
@@ -27,12 +25,6 @@ struct Cli {
     /// How log lines on standard error look.
     #[arg(long, global = true, value_enum, default_value = "text", env = "NIC_APP_LOG_FORMAT", display_order = 100)]
     log_format: LogFormat,
-}
-
-#[derive(Clone, Copy, Debug, ValueEnum)]
-enum LogFormat {
-    Text,
-    Json,
 }
 
 #[derive(Debug, Subcommand)]
@@ -86,7 +78,7 @@ impl Sources {
 #[must_use]
 pub fn main() -> ExitCode {
     let cli = Cli::parse();
-    start_logs(cli.log_format);
+    logs::start(cli.log_format, "NIC_APP_LOG", &[]);
     let done = match cli.command {
         Command::Serve(sources) => load(sources).and_then(|config| serve(&config)),
         Command::Doctor(sources) => load(sources).map(|config| examine(&config)),
@@ -109,34 +101,14 @@ fn load(sources: Sources) -> Result<Config, String> {
     sources.load().map_err(|error| error.to_string())
 }
 
-/// Log lines go to standard error; `NIC_APP_LOG` filters them.
-fn start_logs(format: LogFormat) {
-    let filter = tracing_subscriber::EnvFilter::builder()
-        .with_env_var("NIC_APP_LOG")
-        .with_default_directive(tracing::level_filters::LevelFilter::INFO.into())
-        .from_env_lossy();
-    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
-    let builder = builder.with_ansi(std::io::stderr().is_terminal());
-    match format {
-        LogFormat::Text => builder.init(),
-        LogFormat::Json => builder.json().init(),
-    }
-}
-
 fn serve(config: &Config) -> Result<bool, String> {
     let stop = CardStop::default();
     let told = stop.clone();
-    let mut signals = Signals::new(TERM_SIGNALS).map_err(|error| format!("signals: {error}"))?;
-    let watch = move || {
-        for (count, _) in signals.forever().enumerate() {
-            if count > 0 {
-                std::process::exit(INTERRUPTED);
-            }
-            notify("STOPPING=1");
-            told.stop();
-        }
+    let end = move || {
+        notify("STOPPING=1");
+        told.stop();
     };
-    std::thread::Builder::new().name("signals".into()).spawn(watch).map_err(|error| error.to_string())?;
+    signals::watch(end).map_err(|error| format!("signals: {error}"))?;
     let mut waits = false;
     card::serve(&config.card(VERSION), &stop, |ready| match ready {
         None if !waits => {
@@ -169,24 +141,10 @@ fn notify(state: &str) {
     }
 }
 
-/// Prints. That nobody reads it keeps no card from serving.
-fn say(text: std::fmt::Arguments<'_>) {
-    let mut out = std::io::stdout();
-    let _ = out.write_fmt(text).and_then(|()| out.flush());
-}
-
 fn examine(config: &Config) -> bool {
     let checks = doctor::examine(config);
-    let width = checks.iter().map(|check| check.name.len()).max().unwrap_or(0);
-    for check in &checks {
-        say(format_args!("{:<4}  {:<width$}  {}\n", check.verdict.name(), check.name, check.found));
-        if !check.advice.is_empty() {
-            say(format_args!("{:<4}  {:<width$}  -> {}\n", "", "", check.advice));
-        }
-    }
-    let fails = checks.iter().filter(|check| check.verdict == doctor::Verdict::Fail).count();
-    say(format_args!("\n{}\n", if fails == 0 { "this card can serve" } else { "this card cannot serve" }));
-    fails == 0
+    let fails = checks::count(&checks, Verdict::Fail);
+    checks::report(&checks, if fails == 0 { "this card can serve" } else { "this card cannot serve" })
 }
 
 #[cfg(test)]

@@ -6,54 +6,8 @@ use splitrpc_doca::{Capabilities, Device, DeviceInfo, Library, MAX_IMMEDIATE};
 
 use crate::card;
 use crate::config::Config;
-
-/// How a check came out.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Verdict {
-    /// As it should be, or not needed.
-    Ok,
-    /// It works, with something lost.
-    Warn,
-    /// The card could not serve.
-    Fail,
-}
-
-impl Verdict {
-    /// As it is shown.
-    #[must_use]
-    pub fn name(self) -> &'static str {
-        match self {
-            Verdict::Ok => "ok",
-            Verdict::Warn => "warn",
-            Verdict::Fail => "FAIL",
-        }
-    }
-}
-
-/// One thing that was looked at.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Check {
-    /// What it is.
-    pub name: &'static str,
-    /// How it came out.
-    pub verdict: Verdict,
-    /// What was found.
-    pub found: String,
-    /// What to do; empty where nothing is.
-    pub advice: String,
-}
-
-fn ok(name: &'static str, found: impl Into<String>) -> Check {
-    Check { name, verdict: Verdict::Ok, found: found.into(), advice: String::new() }
-}
-
-fn warn(name: &'static str, found: impl Into<String>, advice: &str) -> Check {
-    Check { name, verdict: Verdict::Warn, found: found.into(), advice: advice.to_owned() }
-}
-
-fn fail(name: &'static str, found: impl Into<String>, advice: &str) -> Check {
-    Check { name, verdict: Verdict::Fail, found: found.into(), advice: advice.to_owned() }
-}
+use crate::program::checks::{Check, fail, ok, warn};
+use crate::program::memory as machine;
 
 /// Looks at everything that serving needs.
 #[must_use]
@@ -143,11 +97,7 @@ fn image() -> Check {
 const ROOM: u64 = 1 << 30;
 
 fn memory() -> Check {
-    let text = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
-    let free = text
-        .lines()
-        .find_map(|line| line.strip_prefix("MemAvailable:")?.trim().strip_suffix("kB")?.trim().parse().ok());
-    match free.map(|kib: u64| kib << 10) {
+    match machine::free() {
         Some(bytes) if bytes >= ROOM => ok("memory", format!("{} MiB free", bytes >> 20)),
         Some(bytes) => warn(
             "memory",

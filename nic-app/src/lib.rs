@@ -13,6 +13,7 @@ pub mod config;
 mod data_thread;
 pub mod doctor;
 mod frame;
+pub mod program;
 mod publish;
 mod settings;
 pub mod setup;
