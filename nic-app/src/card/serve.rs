@@ -204,7 +204,7 @@ pub fn serve(config: &CardConfig, stop: &CardStop, mut told: impl FnMut(Option<&
     while !stop.is_told() {
         told(None);
         let engine = ProgressEngine::new(&library)?;
-        let mut server = Server::new(&engine, &device, &representor, SERVICE, options(&device))?;
+        let mut server = Server::new(&engine, &device, &representor, SERVICE, Options::within(&device.info().can))?;
         let guest = wait_for_guest(&engine, &mut server, &config.version, || stop.is_told())?;
         let Some(Guest { connection, setup }) = guest else { break };
         let Prepared { slots, carrier, consumer, lines, bell } =
@@ -235,17 +235,6 @@ pub fn serve(config: &CardConfig, stop: &CardStop, mut told: impl FnMut(Option<&
         }
     }
     Ok(())
-}
-
-/// As usual, or as much of that as the device can.
-fn options(device: &Device) -> Options {
-    let Options { message_bytes, receive_queue, sends } = Options::default();
-    let can = &device.info().can;
-    Options {
-        message_bytes: message_bytes.min(can.message_bytes.max(1)),
-        receive_queue: receive_queue.min(can.receive_queue.max(1)),
-        sends: sends.min(can.send_tasks.max(1)),
-    }
 }
 
 /// The slots of both sides, which are laid out alike.
@@ -325,7 +314,7 @@ fn run(
     let limits = ServerConfig {
         stream_sessions: if config.ports.tcp.is_some() { setup.limits.stream_sessions } else { 0 },
         datagram_sessions: if config.ports.udp.is_some() { setup.limits.datagram_sessions } else { 0 },
-        ..setup.limits.config(room, emulated)
+        ..setup.engine(room, emulated)
     };
     let inputs: Vec<_> = setup.models.iter().map(ModelShape::inputs).collect();
     let models: Vec<_> = setup.models.iter().zip(&inputs).map(|(model, inputs)| model.plan(inputs)).collect();
