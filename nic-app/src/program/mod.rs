@@ -1,6 +1,7 @@
-//! What a program is beside what it does: settings, log, signals, checks. The host agent's is made of it too.
+//! What a program is beside what it does: settings, log, signals, checks, and what is told over HTTP. The host agent's is made of it too.
 
 pub mod checks;
+pub mod http;
 pub mod logs;
 pub mod memory;
 pub mod settings;
