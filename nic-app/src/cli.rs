@@ -3,13 +3,15 @@
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::sync::Arc;
 
 use clap::{Args, Parser, Subcommand};
 
-use crate::card::{self, CardStop};
+use crate::card::{self, CardStop, Status};
 use crate::config::{Config, ConfigError, Overrides};
 use crate::doctor;
 use crate::program::checks::{self, Verdict};
+use crate::program::http::{Bounds, Http};
 use crate::program::logs::{self, LogFormat};
 use crate::program::{say, signals};
 use crate::setup::Ready;
@@ -56,6 +58,9 @@ struct Sources {
     /// Address for requests over UDP, or "off"; 0.0.0.0:7100 if nothing names another.
     #[arg(long, value_name = "ADDR")]
     udp: Option<String>,
+    /// Address for metrics and health over HTTP, or "off", which it is if nothing names another.
+    #[arg(long, value_name = "ADDR")]
+    http: Option<String>,
     /// PCI address of the card's own device, such as 03:00.0; the first that can if nothing names another.
     #[arg(long, value_name = "PCI")]
     device: Option<String>,
@@ -69,8 +74,8 @@ struct Sources {
 
 impl Sources {
     fn load(self) -> Result<Config, ConfigError> {
-        let Sources { config, tcp, udp, device, representor, doca } = self;
-        Config::load(&Overrides { config, tcp, udp, device, representor, doca })
+        let Sources { config, tcp, udp, http, device, representor, doca } = self;
+        Config::load(&Overrides { config, tcp, udp, http, device, representor, doca })
     }
 }
 
@@ -102,19 +107,25 @@ fn load(sources: Sources) -> Result<Config, String> {
 }
 
 fn serve(config: &Config) -> Result<bool, String> {
-    let stop = CardStop::default();
-    let told = stop.clone();
+    let (stop, status) = (CardStop::default(), Arc::new(Status::default()));
+    let (told, shown) = (stop.clone(), Arc::clone(&status));
     let end = move || {
         notify("STOPPING=1");
+        shown.ends();
         told.stop();
     };
     signals::watch(end).map_err(|error| format!("signals: {error}"))?;
+    let start = |at| {
+        Http::start(at, status.router(), Bounds::USUAL).map_err(|error| format!("cannot listen on http {at}: {error}"))
+    };
+    let http = config.listen.http.map(start).transpose()?;
     let mut waits = false;
-    card::serve(&config.card(VERSION), &stop, |ready| match ready {
+    card::serve_watched(&config.card(VERSION), &stop, &status, |ready| match ready {
         None if !waits => {
             waits = true;
             notify("READY=1\nSTATUS=waiting for the host agent");
-            say(format_args!("splitrpc nic-app {VERSION}\nwaiting for the host agent\n"));
+            let http = show(http.as_ref().map(Http::address));
+            say(format_args!("splitrpc nic-app {VERSION}\n  http   {http}\nwaiting for the host agent\n"));
         }
         None => notify("STATUS=waiting for the host agent"),
         Some(ready) => {
@@ -128,10 +139,13 @@ fn serve(config: &Config) -> Result<bool, String> {
 
 /// What is said once the card listens.
 fn summary(ready: &Ready) -> String {
-    let show = |address: Option<SocketAddr>| address.map_or_else(|| "off".to_owned(), |a| a.to_string());
     let Ready { tcp, udp, emulated } = ready;
     let emulated = if *emulated { "  card   emulated: this is the software BlueField\n" } else { "" };
     format!("{emulated}  tcp    {}\n  udp    {}\n", show(*tcp), show(*udp))
+}
+
+fn show(address: Option<SocketAddr>) -> String {
+    address.map_or_else(|| "off".to_owned(), |address| address.to_string())
 }
 
 /// Tells systemd, where it is who started the program.

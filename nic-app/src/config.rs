@@ -35,12 +35,15 @@ pub struct Listen {
     /// Requests over UDP.
     #[serde(with = "address")]
     pub udp: Option<SocketAddr>,
+    /// Metrics and health over HTTP.
+    #[serde(with = "address")]
+    pub http: Option<SocketAddr>,
 }
 
 impl Default for Listen {
     fn default() -> Self {
         let any = Some(SocketAddr::from(([0, 0, 0, 0], 7100)));
-        Listen { tcp: any, udp: any }
+        Listen { tcp: any, udp: any, http: None }
     }
 }
 
@@ -87,6 +90,8 @@ pub struct Overrides {
     pub tcp: Option<String>,
     /// `listen.udp`.
     pub udp: Option<String>,
+    /// `listen.http`.
+    pub http: Option<String>,
     /// `card.device`.
     pub device: Option<String>,
     /// `card.representor`.
@@ -112,11 +117,12 @@ impl Config {
     /// # Errors
     /// [`ConfigError`].
     pub fn load(overrides: &Overrides) -> Result<Config, ConfigError> {
-        let Overrides { config, tcp, udp, device, representor, doca } = overrides;
+        let Overrides { config, tcp, udp, http, device, representor, doca } = overrides;
         let doca = doca.as_ref().map(|path| path.display().to_string());
         let options = [
             ("listen.tcp", "--tcp", tcp.as_ref()),
             ("listen.udp", "--udp", udp.as_ref()),
+            ("listen.http", "--http", http.as_ref()),
             ("card.device", "--device", device.as_ref()),
             ("card.representor", "--representor", representor.as_ref()),
             ("card.libraries", "--doca", doca.as_ref()),

@@ -9,12 +9,15 @@ use std::sync::mpsc::{Receiver, channel};
 use std::time::{Duration, Instant};
 
 use nic_app::DataThreadConfig;
-use nic_app::card::{self, CardConfig, CardPorts, CardStop};
+use nic_app::card::{self, CardConfig, CardPorts, CardStop, Status};
+use nic_app::program::http::{Bounds, Http};
 use splitrpc_client::{Client, ClientOptions, Error, Input, Response, Transport};
 use splitrpc_wire::DType;
 
 /// Tells a process of this test program that it is a card, and where it listens.
 const CARD: &str = "SPLITRPC_TEST_CARD";
+/// Where it answers over HTTP.
+const CARD_HTTP: &str = "SPLITRPC_TEST_CARD_HTTP";
 /// How long anything may take.
 const LONG: Duration = Duration::from_secs(60);
 /// What the null model answers with.
@@ -27,6 +30,7 @@ pub(crate) struct Bus {
     folder: tempfile::TempDir,
     pub(crate) listens: SocketAddr,
     http: SocketAddr,
+    card_http: SocketAddr,
 }
 
 /// A process.
@@ -37,14 +41,15 @@ pub(crate) struct Process {
 
 impl Bus {
     pub(crate) fn new() -> Bus {
-        let (listens, http) = (own_address(), own_address());
-        Bus { folder: tempfile::tempdir().unwrap(), listens, http }
+        let (listens, http, card_http) = (own_address(), own_address(), own_address());
+        Bus { folder: tempfile::tempdir().unwrap(), listens, http, card_http }
     }
 
     /// A card, which waits for its host agent. `faults` is what goes wrong on its side.
     pub(crate) fn card(&self, faults: &str) -> Process {
         let mut command = Command::new(std::env::current_exe().unwrap());
         command.args(["--exact", "rig::be_a_card", "--nocapture"]).env(CARD, self.listens.to_string());
+        command.env(CARD_HTTP, self.card_http.to_string());
         let card = self.start(command, "arm", faults);
         card.says("waiting");
         card
@@ -103,19 +108,36 @@ impl Bus {
 
     /// What the agent says over HTTP.
     pub(crate) fn get(&self, path: &str) -> String {
-        let mut stream = TcpStream::connect(self.http).unwrap();
-        write!(stream, "GET {path} HTTP/1.1\r\nHost: test\r\nConnection: close\r\n\r\n").unwrap();
-        let mut answer = String::new();
-        stream.read_to_string(&mut answer).unwrap();
-        answer
+        get(self.http, path)
+    }
+
+    /// What the card says over HTTP.
+    pub(crate) fn card_says(&self, path: &str) -> String {
+        get(self.card_http, path)
     }
 
     /// A counter of the agent's.
     pub(crate) fn counter(&self, name: &str) -> u64 {
-        let text = self.get("/metrics");
-        let line = text.lines().find(|line| line.starts_with(name)).unwrap_or_else(|| panic!("no {name} in {text}"));
-        line.rsplit(' ').next().unwrap().parse().unwrap()
+        number(&self.get("/metrics"), name)
     }
+
+    /// A counter of the card's.
+    pub(crate) fn card_counter(&self, name: &str) -> u64 {
+        number(&self.card_says("/metrics"), name)
+    }
+}
+
+fn get(address: SocketAddr, path: &str) -> String {
+    let mut stream = TcpStream::connect(address).unwrap();
+    write!(stream, "GET {path} HTTP/1.1\r\nHost: test\r\nConnection: close\r\n\r\n").unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).unwrap();
+    answer
+}
+
+fn number(text: &str, name: &str) -> u64 {
+    let line = text.lines().find(|line| line.starts_with(name)).unwrap_or_else(|| panic!("no {name} in {text}"));
+    line.rsplit(' ').next().unwrap().parse().unwrap()
 }
 
 impl Process {
@@ -195,5 +217,11 @@ fn be_a_card() {
     let told = stop.clone();
     let mut signals = signal_hook::iterator::Signals::new([signal_hook::consts::SIGTERM]).unwrap();
     std::thread::spawn(move || signals.forever().for_each(|_| told.stop()));
-    card::serve(&config, &stop, |ready| println!("{}", if ready.is_some() { "serving" } else { "waiting" })).unwrap();
+    let status = std::sync::Arc::new(Status::default());
+    let http = std::env::var(CARD_HTTP).unwrap().parse().unwrap();
+    let _http = Http::start(http, status.router(), Bounds::USUAL).unwrap();
+    card::serve_watched(&config, &stop, &status, |ready| {
+        println!("{}", if ready.is_some() { "serving" } else { "waiting" });
+    })
+    .unwrap();
 }

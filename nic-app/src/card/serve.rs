@@ -19,6 +19,7 @@ use super::bell::Bell;
 use super::carrier::Carrier;
 use super::far::{Far, Reach};
 use super::greeting::{Guest, refuse, wait_for_guest};
+use super::status::{About, CardState, Status};
 use crate::data_thread::DataThread;
 use crate::settings::{DataThreadConfig, Stop};
 use crate::setup::{Message, ModelShape, Ready, SERVICE, Setup};
@@ -191,7 +192,20 @@ pub fn open(library: &Library, config: &CardConfig) -> Result<(Device, Represent
 ///
 /// # Errors
 /// [`CardError`] where nothing can ever be served: there is no DOCA, no card, or no place to listen.
-pub fn serve(config: &CardConfig, stop: &CardStop, mut told: impl FnMut(Option<&Ready>)) -> Result<(), CardError> {
+pub fn serve(config: &CardConfig, stop: &CardStop, told: impl FnMut(Option<&Ready>)) -> Result<(), CardError> {
+    serve_watched(config, stop, &Arc::default(), told)
+}
+
+/// The same, and what it does shows in `status`.
+///
+/// # Errors
+/// As of [`serve`].
+pub fn serve_watched(
+    config: &CardConfig,
+    stop: &CardStop,
+    status: &Arc<Status>,
+    mut told: impl FnMut(Option<&Ready>),
+) -> Result<(), CardError> {
     let library = Library::load(config.libraries.as_deref())?;
     let (device, representor) = open(&library, config)?;
     tracing::info!(
@@ -201,17 +215,25 @@ pub fn serve(config: &CardConfig, stop: &CardStop, mut told: impl FnMut(Option<&
         emulated = library.is_emulated(),
         "card opened"
     );
+    status.opened(About {
+        device: device.info().address.clone(),
+        representor: representor.address().to_owned(),
+        doca: library.version().to_owned(),
+        emulated: library.is_emulated(),
+    });
     while !stop.is_told() {
+        status.enter(CardState::Waiting);
         told(None);
         let engine = ProgressEngine::new(&library)?;
         let mut server = Server::new(&engine, &device, &representor, SERVICE, Options::within(&device.info().can))?;
-        let guest = wait_for_guest(&engine, &mut server, &config.version, || stop.is_told())?;
+        let guest = wait_for_guest(&engine, &mut server, &config.version, status, || stop.is_told())?;
         let Some(Guest { connection, setup }) = guest else { break };
+        status.enter(CardState::Preparing);
         let Prepared { slots, carrier, consumer, lines, bell } =
-            match prepare(config, &device, &engine, &connection, &setup) {
+            match prepare(config, &device, &engine, &connection, &setup, status) {
                 Ok(prepared) => prepared,
                 Err(error) => {
-                    refuse(&engine, &mut server, &connection, &error.to_string());
+                    refuse(&engine, &mut server, &connection, &error.to_string(), status);
                     std::thread::sleep(AGAIN);
                     continue;
                 }
@@ -220,7 +242,7 @@ pub fn serve(config: &CardConfig, stop: &CardStop, mut told: impl FnMut(Option<&
         let inputs = &slots.layouts[..usize::from(setup.input_pools)];
         let last_input = inputs.last().map_or(0, |(pool, _)| *pool);
         let far = Far::new(reach, &slots.arena, setup.limits.requests, last_input, setup.ring_entries);
-        let served = run(config, stop, &setup, &slots, &far, library.is_emulated(), &mut told);
+        let served = run(config, stop, &setup, &slots, &far, status, &mut told);
         stop.of(None);
         let why = served.as_ref().map_or_else(ToString::to_string, |()| "nic-app was told to end".to_owned());
         far.say(&if served.is_ok() { Message::Bye { why: &why } } else { Message::Refused { why: &why } });
@@ -258,6 +280,7 @@ fn prepare(
     engine: &ProgressEngine,
     connection: &Connection,
     setup: &Setup,
+    status: &Arc<Status>,
 ) -> Result<Prepared, CardError> {
     let layouts = setup.layouts().map_err(|error| CardError::Setup(error.to_string()))?;
     let arena = Arena::new("splitrpc-card", &layouts, 0)?;
@@ -269,7 +292,7 @@ fn prepare(
     }
     let lines = Lines::new("splitrpc-lines", entries)?;
     let control = Lines::offset(CONTROL_LINES);
-    let carrier = Carrier::new(engine, device, (&arena, far), (&lines, ring, control))?;
+    let carrier = Carrier::new(engine, device, (&arena, far), (&lines, ring, control), status)?;
     // No payload goes there; a consumer wants some memory all the same.
     let room = Memory::of_arena(device, Lines::new("splitrpc-consumer", 1)?.arena(), Access::OtherWrites)?;
     let receives = RECEIVES.min(device.info().can.consumer_tasks.max(1));
@@ -282,7 +305,7 @@ fn prepare(
         }
     }
     let unreachable = |error| CardError::Doorbell { address: setup.doorbell, error };
-    let bell = Bell::new(setup.doorbell, setup.knock).map_err(unreachable)?;
+    let bell = Bell::new(setup.doorbell, setup.knock, status).map_err(unreachable)?;
     tracing::info!(
         arena_mib = arena.bytes() >> 20,
         ring = entries,
@@ -301,10 +324,11 @@ fn run(
     setup: &Setup,
     slots: &Slots,
     far: &Far,
-    emulated: bool,
+    status: &Status,
     told: &mut impl FnMut(Option<&Ready>),
 ) -> Result<(), CardError> {
     let Slots { layouts, arena } = slots;
+    let emulated = status.is_emulated();
     let pools = &layouts[..usize::from(setup.input_pools)];
     let udp = UdpPortConfig { recv_buffer: buffer(config), send_buffer: buffer(config), ..UdpPortConfig::default() };
     let room = match config.ports.udp {
@@ -327,6 +351,7 @@ fn run(
     let ready =
         Ready { tcp: tcp.as_ref().map(TcpPort::local_addr), udp: udp.as_ref().map(UdpPort::local_addr), emulated };
     let telemetry = Arc::new(Telemetry::new(models.len()));
+    status.serves(Arc::clone(&telemetry), &setup.catalog.0);
     let (link, host, arena) = (far.clone(), far.clone(), arena.clone());
     let mut data =
         DataThread::new(config.thread, engine, arena, setup.input_pools, link, host, Waker::new()?, telemetry)?
@@ -344,7 +369,8 @@ fn run(
     told(Some(&ready));
     data.run();
     if let Some(why) = far.lost() {
-        tracing::info!(why, "waiting for the host agent to come back");
+        status.lost(why);
+        tracing::info!(%why, "waiting for the host agent to come back");
     }
     Ok(())
 }

@@ -6,11 +6,16 @@ use std::path::Path;
 /// Bytes of memory that are free, as far as this process's control group lets it have them.
 #[must_use]
 pub fn free() -> Option<u64> {
-    let info = fs::read_to_string("/proc/meminfo").ok()?;
-    let line = info.lines().find_map(|l| l.strip_prefix("MemAvailable:"))?;
-    let free = line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()? << 10;
+    let free = kib("/proc/meminfo", "MemAvailable:")? << 10;
     let groups = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
     bound(Path::new("/sys/fs/cgroup"), &groups).into_iter().chain([free]).min()
+}
+
+/// The number that a file of the kernel's has at a name, in KiB.
+pub(super) fn kib(file: &str, name: &str) -> Option<u64> {
+    let text = fs::read_to_string(file).ok()?;
+    let number = text.lines().find_map(|line| line.strip_prefix(name))?;
+    number.trim().strip_suffix("kB")?.trim().parse().ok()
 }
 
 /// The least memory that any of these control groups, or those that they lie in, may have, in bytes. `groups` is what

@@ -4,6 +4,7 @@ pub mod checks;
 pub mod http;
 pub mod logs;
 pub mod memory;
+pub mod process;
 pub mod settings;
 pub mod signals;
 
