@@ -57,6 +57,8 @@ pub struct Card {
     pub representor: Option<String>,
     /// Folder, or file, of DOCA's libraries; where they are installed, if none is named.
     pub libraries: Option<PathBuf>,
+    /// MiB that slots and tables may take; what is free to this process, less an eighth, where none are named.
+    pub memory_mib: Option<u32>,
 }
 
 /// The data thread.
@@ -141,6 +143,7 @@ impl Config {
             ("[card]", "device", self.card.device.is_none(), "the first that can"),
             ("[card]", "representor", self.card.representor.is_none(), "the only one"),
             ("[card]", "libraries", self.card.libraries.is_none(), "where DOCA is installed"),
+            ("[card]", "memory_mib", self.card.memory_mib.is_none(), "seven eighths of what is free to this process"),
             ("[data]", "core", self.data.core.is_none(), "the kernel chooses"),
         ];
         settings::to_toml(self, &unset)
@@ -150,11 +153,12 @@ impl Config {
     #[must_use]
     pub fn card(&self, version: &str) -> CardConfig {
         let Data { wait, spin_us, core, buffer, drain_ms } = self.data;
-        let Card { device, representor, libraries } = self.card.clone();
+        let Card { device, representor, libraries, memory_mib } = self.card.clone();
         CardConfig {
             libraries,
             device,
             representor,
+            memory: memory_mib.map(|mib| u64::from(mib) << 20),
             ports: CardPorts { tcp: self.listen.tcp, udp: self.listen.udp, buffer: buffer as usize },
             thread: DataThreadConfig {
                 wait: wait.mode(spin_us),

@@ -16,6 +16,8 @@ use splitrpc_wire::DType;
 
 /// Tells a process of this test program that it is a card, and where it listens.
 const CARD: &str = "SPLITRPC_TEST_CARD";
+/// MiB that it may use.
+const CARD_MEMORY: &str = "SPLITRPC_TEST_CARD_MEMORY";
 /// Where it answers over HTTP.
 const CARD_HTTP: &str = "SPLITRPC_TEST_CARD_HTTP";
 /// How long anything may take.
@@ -47,9 +49,15 @@ impl Bus {
 
     /// A card, which waits for its host agent. `faults` is what goes wrong on its side.
     pub(crate) fn card(&self, faults: &str) -> Process {
+        self.card_with(faults, None)
+    }
+
+    /// The same, which may use so many MiB.
+    pub(crate) fn card_with(&self, faults: &str, memory_mib: Option<u64>) -> Process {
         let mut command = Command::new(std::env::current_exe().unwrap());
         command.args(["--exact", "rig::be_a_card", "--nocapture"]).env(CARD, self.listens.to_string());
         command.env(CARD_HTTP, self.card_http.to_string());
+        command.envs(memory_mib.map(|mib| (CARD_MEMORY, mib.to_string())));
         let card = self.start(command, "arm", faults);
         card.says("waiting");
         card
@@ -57,15 +65,24 @@ impl Bus {
 
     /// A host agent, which looks for its card.
     pub(crate) fn agent(&self, faults: &str) -> Process {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_host-agent"));
-        command.args(["serve", "--nic", "smartnic", "--http", &self.http.to_string()]);
-        command.env("SPLITRPC_NIC_LIBRARIES", library());
+        let mut command = self.host_agent(&["serve"]);
         // Tests run beside each other, and ask for little at once.
         command.env("SPLITRPC_LIMITS_SESSIONS", "64").env("SPLITRPC_LIMITS_CLASS_BYTES", (16 << 20).to_string());
         command.env("SPLITRPC_LIMITS_SLOTS_PER_MODEL", "8").env("SPLITRPC_LOG", "error");
         let agent = self.start(command, "host", faults);
         agent.says("ready");
         agent
+    }
+
+    fn host_agent(&self, args: &[&str]) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_host-agent"));
+        command.args(args).args(["--nic", "smartnic", "--http", &self.http.to_string()]);
+        command.env("SPLITRPC_NIC_LIBRARIES", library());
+        command
+    }
+
+    fn on_the_bus<'a>(&self, command: &'a mut Command, side: &str) -> &'a mut Command {
+        command.env("SPLITRPC_BLUEFIELD", self.folder.path()).env("SPLITRPC_BLUEFIELD_SIDE", side)
     }
 
     /// Both, when they serve together.
@@ -77,7 +94,7 @@ impl Bus {
     }
 
     fn start(&self, mut command: Command, side: &str, faults: &str) -> Process {
-        command.env("SPLITRPC_BLUEFIELD", self.folder.path()).env("SPLITRPC_BLUEFIELD_SIDE", side);
+        self.on_the_bus(&mut command, side);
         if !faults.is_empty() {
             command.env("SPLITRPC_BLUEFIELD_FAULTS", faults);
         }
@@ -209,6 +226,7 @@ fn be_a_card() {
         libraries: Some(library()),
         device: None,
         representor: None,
+        memory: std::env::var(CARD_MEMORY).ok().map(|mib| mib.parse::<u64>().unwrap() << 20),
         ports: CardPorts { tcp: listens, udp: listens, buffer: 1 << 20 },
         thread: DataThreadConfig { crowded: true, ..DataThreadConfig::default() },
         version: "test".to_owned(),

@@ -77,6 +77,20 @@ fn a_card_tells_what_it_does_and_what_its_requests_did() {
 }
 
 #[test]
+fn an_agent_whose_slots_the_card_has_no_memory_for_is_refused_and_not_served() {
+    let bus = Bus::new();
+    let card = bus.card_with("", Some(16));
+    let _agent = bus.agent("");
+    until(&bus, "splitrpc_card_host_agents_refused_total", |n| n > 0);
+    assert_eq!(bus.card_counter("splitrpc_card_host_agents_served_total"), 0);
+    assert!(card.end());
+    // The same agent, and a card that has enough.
+    let _card = bus.card_with("", Some(4096));
+    until(&bus, SERVING, |now| now == 1);
+    assert_eq!(bus.card_counter("splitrpc_card_host_agents_refused_total"), 0);
+}
+
+#[test]
 fn copies_that_fail_are_counted() {
     let bus = Bus::new();
     let _both = bus.both("seed=7,fail=200");

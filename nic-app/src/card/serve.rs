@@ -11,7 +11,7 @@ use splitrpc_doca::{
     Access, Connection, Consumer, Device, Error, Library, Lines, LoadError, Memory, Options, ProgressEngine,
     Representor, Server,
 };
-use splitrpc_engine::ServerConfig;
+use splitrpc_engine::{ServerConfig, StorageSizes};
 use splitrpc_ring::CONTROL_LINES;
 use splitrpc_telemetry::Shard as Telemetry;
 
@@ -21,6 +21,7 @@ use super::far::{Far, Reach};
 use super::greeting::{Guest, refuse, wait_for_guest};
 use super::status::{About, CardState, Status};
 use crate::data_thread::DataThread;
+use crate::program::memory;
 use crate::settings::{DataThreadConfig, Stop};
 use crate::setup::{Message, ModelShape, Ready, SERVICE, Setup};
 use crate::storage::{BuildError, EngineMemory};
@@ -46,12 +47,24 @@ pub struct CardConfig {
     pub device: Option<String>,
     /// What stands for the host's device, by that one's PCI address; `None` is the only one.
     pub representor: Option<String>,
+    /// Bytes that slots and tables may take; `None` is seven eighths of what is free to this process, and of the software BlueField any, since that
+    /// pins none.
+    pub memory: Option<u64>,
     /// Where it listens.
     pub ports: CardPorts,
     /// How its data thread runs.
     pub thread: DataThreadConfig,
     /// Its version, to be shown.
     pub version: String,
+}
+
+impl CardConfig {
+    /// Bytes that slots and tables may take now.
+    pub(crate) fn budget(&self, emulated: bool) -> Option<u64> {
+        // The eighth is for the program itself, and for what DOCA takes.
+        let usual = || memory::free().filter(|_| !emulated).map(|free| free - free / 8);
+        self.memory.or_else(usual)
+    }
 }
 
 /// Where a card listens.
@@ -80,6 +93,21 @@ pub enum CardError {
     /// The engine.
     #[error(transparent)]
     Engine(#[from] BuildError),
+    /// More memory would be pinned than the card may use.
+    #[error(
+        "its slots take {} MiB on the card as they do on the host, and the engine's tables {} MiB, and the card may use {} MiB: lower \
+         limits.class_bytes or limits.slots_per_model of the host agent or leave out models (models.builtins), or raise card.memory_mib of nic-app \
+         and the budget of its service",
+        mib(*.slots), mib(*.tables), .budget >> 20
+    )]
+    Memory {
+        /// Bytes of slots.
+        slots: u64,
+        /// Bytes of tables.
+        tables: u64,
+        /// Bytes that there may be.
+        budget: u64,
+    },
     /// Memory for slots or lines.
     #[error("slots: {0}")]
     Arena(#[from] ArenaError),
@@ -107,6 +135,10 @@ pub enum CardError {
     /// What the host agent says cannot be.
     #[error("the host agent's set-up cannot be served: {0}")]
     Setup(String),
+}
+
+fn mib(bytes: u64) -> u64 {
+    bytes.div_ceil(1 << 20)
 }
 
 fn at(address: Option<&SocketAddr>) -> String {
@@ -283,6 +315,9 @@ fn prepare(
     status: &Arc<Status>,
 ) -> Result<Prepared, CardError> {
     let layouts = setup.layouts().map_err(|error| CardError::Setup(error.to_string()))?;
+    if let Some(budget) = config.budget(device.library().is_emulated()) {
+        within(setup, budget)?;
+    }
     let arena = Arena::new("splitrpc-card", &layouts, 0)?;
     let far = Memory::import(device, &setup.arena.description.0)?;
     let ring = Memory::import(device, &setup.ring.description.0)?;
@@ -315,6 +350,13 @@ fn prepare(
         "the host's memory is in reach"
     );
     Ok(Prepared { slots: Slots { layouts, arena }, carrier, consumer, lines, bell })
+}
+
+/// Whether what would be pinned and filled for a host agent fits. Who takes more is killed while it serves.
+fn within(setup: &Setup, budget: u64) -> Result<(), CardError> {
+    let (slots, pools) = (setup.arena.bytes, usize::from(setup.input_pools));
+    let tables = StorageSizes::of(&setup.limits, setup.models.len(), pools).bytes() + setup.ring.bytes;
+    if slots.saturating_add(tables) <= budget { Ok(()) } else { Err(CardError::Memory { slots, tables, budget }) }
 }
 
 /// Serves until the host agent is lost, or the card is told to end.
@@ -377,4 +419,32 @@ fn run(
 
 fn buffer(config: &CardConfig) -> Option<usize> {
     (config.ports.buffer > 0).then_some(config.ports.buffer)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::setup::{Exported, Hex, PoolShape};
+
+    #[test]
+    fn what_takes_more_than_the_budget_is_refused_by_the_keys_that_make_it_large() {
+        let exported = |bytes| Exported { description: Hex(Vec::new()), bytes };
+        let setup = Setup {
+            arena: exported(100 << 20),
+            ring: exported(64 << 10),
+            ring_entries: 1024,
+            pools: vec![PoolShape { id: 0, row_bytes: vec![1 << 20], max_batch: 1, windows: 100 }],
+            input_pools: 1,
+            models: Vec::new(),
+            catalog: Hex(Vec::new()),
+            limits: ServerConfig::small(),
+            doorbell: None,
+            knock: 0,
+        };
+        within(&setup, 1 << 30).unwrap();
+        let error = within(&setup, 100 << 20).unwrap_err().to_string();
+        for part in ["slots take 100 MiB", "may use 100 MiB", "limits.class_bytes", "card.memory_mib"] {
+            assert!(error.contains(part), "{part} in {error}");
+        }
+    }
 }
