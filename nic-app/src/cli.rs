@@ -10,7 +10,7 @@ use clap::{Args, Parser, Subcommand};
 use crate::card::{self, CardStop, Status};
 use crate::config::{Config, ConfigError, Overrides};
 use crate::doctor;
-use crate::program::checks::{self, Verdict};
+use crate::program::checks;
 use crate::program::http::{Bounds, Http};
 use crate::program::logs::{self, LogFormat};
 use crate::program::{say, signals};
@@ -157,8 +157,7 @@ fn notify(state: &str) {
 
 fn examine(config: &Config) -> bool {
     let checks = doctor::examine(config);
-    let fails = checks::count(&checks, Verdict::Fail);
-    checks::report(&checks, if fails == 0 { "this card can serve" } else { "this card cannot serve" })
+    checks::report(&checks, doctor::conclusion(&checks))
 }
 
 #[cfg(test)]

@@ -25,6 +25,8 @@ use splitrpc_wire::{DType, MAX_RANK};
 pub const PROTOCOL: u32 = 1;
 /// The name under which a card waits for its host agent.
 pub const SERVICE: &str = "splitrpc";
+/// What a host agent is told that comes while another is served.
+pub const TAKEN: &str = "the card has a host agent already";
 /// Bytes of a set-up at most.
 pub const MAX_SETUP: usize = 64 << 20;
 /// Slots of all pools together at most.

@@ -21,7 +21,7 @@ use super::status::Loss;
 use crate::arrivals::Arrival;
 use crate::completion::{Meta, copy_manifest};
 use crate::settings::{Host, Stop};
-use crate::setup::Message;
+use crate::setup::{Message, TAKEN};
 
 /// Payloads of at least so many bytes are copied while they arrive.
 const EARLY: u32 = 128 << 10;
@@ -605,8 +605,7 @@ impl Inner {
             _ => {}
         });
         for stranger in strangers {
-            let why = "the card has a host agent already";
-            let _ = server.send(&stranger, &Message::Refused { why }.to_bytes());
+            let _ = server.send(&stranger, &Message::Refused { why: TAKEN }.to_bytes());
         }
         for count in answers {
             let _ = server.send(connection, &Message::Beat { count, answer: true }.to_bytes());

@@ -6,7 +6,7 @@ use splitrpc_doca::{Connection, Error, Notice, ProgressEngine, Server};
 use splitrpc_telemetry::CardEvent;
 
 use super::status::Status;
-use crate::setup::{Message, PROTOCOL, Parts, Setup};
+use crate::setup::{Message, PROTOCOL, Parts, Setup, TAKEN};
 
 /// How long a host agent that has connected may take to say what it wants.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -52,7 +52,7 @@ pub(super) fn wait_for_guest(
                 let (since, parts) = (Instant::now(), Parts::default());
                 visitor = Some(Visitor { connection, since, welcome: false, parts });
             }
-            Notice::Connected(other) => said.push((other, Err("the card has a host agent already".to_owned()))),
+            Notice::Connected(other) => said.push((other, Err(TAKEN.to_owned()))),
             Notice::Disconnected(gone) => drop(visitor.take_if(|visitor| visitor.connection == gone)),
             Notice::Message(from, bytes) => {
                 if let Some(visitor) = visitor.as_mut().filter(|visitor| visitor.connection == from) {
