@@ -74,6 +74,13 @@ impl Bus {
         agent
     }
 
+    /// What the agent's `doctor` prints, and whether it is content.
+    pub(crate) fn doctor(&self) -> (String, bool) {
+        let mut command = self.host_agent(&["doctor"]);
+        let output = self.on_the_bus(&mut command, "host").stdin(Stdio::null()).output().unwrap();
+        (String::from_utf8(output.stdout).unwrap(), output.status.success())
+    }
+
     fn host_agent(&self, args: &[&str]) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_host-agent"));
         command.args(args).args(["--nic", "smartnic", "--http", &self.http.to_string()]);

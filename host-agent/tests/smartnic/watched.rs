@@ -71,6 +71,12 @@ fn a_card_tells_what_it_does_and_what_its_requests_did() {
     // What is the card's own goes on, and what is of requests begins anew.
     assert!(copies("completed") >= completed);
     until(&bus, "splitrpc_requests_admitted_total", |n| n == 0);
+    // One that is told to end before it has heard that the card serves leaves without a word.
+    let end = Instant::now() + Duration::from_secs(60);
+    while bus.counter("splitrpc_ready ") == 0 {
+        assert!(Instant::now() < end, "the agent never hears that the card serves");
+        std::thread::sleep(Duration::from_millis(10));
+    }
     assert!(agent.end());
     until(&bus, WAITING, |now| now == 1);
     assert_eq!(bus.card_counter(GONE), 1);
