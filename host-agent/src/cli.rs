@@ -1,24 +1,22 @@
 //! The command line: `serve`, `doctor`, `check-config`.
 
-use std::io::{IsTerminal, Write};
+use std::io::Write;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, mpsc};
 use std::time::Duration;
 
-use clap::{Args, Parser, Subcommand, ValueEnum};
-use signal_hook::consts::TERM_SIGNALS;
-use signal_hook::iterator::Signals;
+use clap::{Args, Parser, Subcommand};
+use nic_app::program::checks;
+use nic_app::program::logs::{self, LogFormat};
+use nic_app::program::{say, signals};
 
 use crate::config::{Config, LoadError, Machine, Overrides};
-use crate::doctor::{self, Verdict};
+use crate::doctor;
 use crate::metrics::ModelReport;
 use crate::restart;
 use crate::serve::{self, Server};
-
-/// The exit status after a second signal, as shells use it for an interrupted program.
-const INTERRUPTED: i32 = 130;
 
 /// Serves models over the split path: tensors go from the network into the memory where the model reads them.
 #[derive(Debug, Parser)]
@@ -29,12 +27,6 @@ struct Cli {
     /// How log lines on standard error look.
     #[arg(long, global = true, value_enum, default_value = "text", env = "SPLITRPC_LOG_FORMAT", display_order = 100)]
     log_format: LogFormat,
-}
-
-#[derive(Clone, Copy, Debug, ValueEnum)]
-enum LogFormat {
-    Text,
-    Json,
 }
 
 #[derive(Debug, Subcommand)]
@@ -105,7 +97,8 @@ impl Sources {
 #[must_use]
 pub fn main() -> ExitCode {
     let cli = Cli::parse();
-    start_logs(cli.log_format);
+    // tract tells every optimisation that it makes.
+    logs::start(cli.log_format, "SPLITRPC_LOG", &["tract_core", "tract_hir", "tract_onnx"]);
     tracing::debug!(command = ?cli.command, "command line");
     let outcome = match cli.command {
         Command::Serve(Serve { sources, left_out }) => {
@@ -125,40 +118,16 @@ pub fn main() -> ExitCode {
     }
 }
 
-/// Log lines go to standard error; `SPLITRPC_LOG` filters them, such as `debug` or `host_agent=debug,warn`.
-fn start_logs(format: LogFormat) {
-    let filter = tracing_subscriber::EnvFilter::builder()
-        .with_env_var("SPLITRPC_LOG")
-        .with_default_directive(tracing::level_filters::LevelFilter::INFO.into())
-        .from_env_lossy()
-        // tract tells every optimisation that it makes.
-        .add_directive("tract_core=warn".parse().expect("a directive"))
-        .add_directive("tract_hir=warn".parse().expect("a directive"))
-        .add_directive("tract_onnx=warn".parse().expect("a directive"));
-    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
-    let builder = builder.with_ansi(std::io::stderr().is_terminal());
-    match format {
-        LogFormat::Text => builder.init(),
-        LogFormat::Json => builder.json().init(),
-    }
-}
-
 fn serve(config: Config, left_out: &[ModelReport]) -> anyhow::Result<bool> {
     crate::gpu::prepare(&config.gpu);
     // Before anything slow: a signal during start-up ends the program as well.
     let (told, signalled) = mpsc::channel();
     let is_over = Arc::new(AtomicBool::new(false));
     let ended = Arc::clone(&is_over);
-    let mut signals = Signals::new(TERM_SIGNALS)?;
-    std::thread::Builder::new().name("signals".into()).spawn(move || {
-        for (count, signal) in signals.forever().enumerate() {
-            ended.store(true, Ordering::Relaxed);
-            if count > 0 {
-                std::process::exit(INTERRUPTED);
-            }
-            // Whoever listened has ended, and the program with it.
-            let _ = told.send(signal);
-        }
+    signals::watch(move || {
+        ended.store(true, Ordering::Relaxed);
+        // Whoever listened has ended, and the program with it.
+        let _ = told.send(());
     })?;
     let mut spoils = |model: &ModelReport| {
         // The next start would know nothing of a signal.
@@ -173,23 +142,9 @@ fn serve(config: Config, left_out: &[ModelReport]) -> anyhow::Result<bool> {
     Ok(serve::run(server, |wait: Duration| signalled.recv_timeout(wait).is_ok()))
 }
 
-/// Prints. That nobody reads it keeps no server from serving.
-fn say(text: std::fmt::Arguments<'_>) {
-    let mut out = std::io::stdout();
-    let _ = out.write_fmt(text).and_then(|()| out.flush());
-}
-
 fn doctor(config: &Config) -> bool {
     let checks = doctor::examine(config);
-    let width = checks.iter().map(|c| c.name.len()).max().unwrap_or(0);
-    for check in &checks {
-        say(format_args!("{:<4}  {:<width$}  {}\n", check.verdict.name(), check.name, check.found));
-        if !check.advice.is_empty() {
-            say(format_args!("{:<4}  {:<width$}  -> {}\n", "", "", check.advice));
-        }
-    }
-    say(format_args!("\n{}\n", doctor::conclusion(&checks)));
-    checks.iter().all(|c| c.verdict != Verdict::Fail)
+    checks::report(&checks, &doctor::conclusion(&checks))
 }
 
 fn check(config: &Config) -> bool {

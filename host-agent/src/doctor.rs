@@ -5,79 +5,43 @@ use std::io::ErrorKind;
 use std::net::{SocketAddr, TcpListener, UdpSocket};
 use std::path::Path;
 
+use nic_app::program::checks::{self, Check, Verdict, fail, ok, runs, warn};
+use nic_app::program::memory as machine;
 use rustix::process::{Resource, getrlimit};
 use splitrpc_client::Transport;
 
-use crate::config::{Config, Machine, Wait, free_memory};
+use crate::config::{Config, Machine, NicKind, Wait};
 use crate::gpu::Gpu;
-use crate::plan::Plan;
+use crate::model::spec::ModelSpec;
+use crate::plan::{Plan, PlanError};
+use crate::smartnic;
 
 mod neighbour;
-
-/// How a check ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Verdict {
-    /// As it should be, or not needed.
-    Ok,
-    /// It works, with something lost.
-    Warn,
-    /// A splitrpc server has it already: nothing is wrong, but another cannot start beside it.
-    Runs,
-    /// It does not work.
-    Fail,
-}
-
-impl Verdict {
-    /// As it is shown.
-    #[must_use]
-    pub const fn name(self) -> &'static str {
-        match self {
-            Verdict::Ok => "ok",
-            Verdict::Warn => "warn",
-            Verdict::Runs => "runs",
-            Verdict::Fail => "FAIL",
-        }
-    }
-}
-
-/// One line of the report.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Check {
-    /// What was looked at.
-    pub name: &'static str,
-    /// How it ended.
-    pub verdict: Verdict,
-    /// What was found.
-    pub found: String,
-    /// What to do, where something can be done.
-    pub advice: String,
-}
-
-fn ok(name: &'static str, found: impl Into<String>) -> Check {
-    Check { name, verdict: Verdict::Ok, found: found.into(), advice: String::new() }
-}
-
-fn warn(name: &'static str, found: impl Into<String>, advice: impl Into<String>) -> Check {
-    Check { name, verdict: Verdict::Warn, found: found.into(), advice: advice.into() }
-}
-
-fn fail(name: &'static str, found: impl Into<String>, advice: impl Into<String>) -> Check {
-    Check { name, verdict: Verdict::Fail, found: found.into(), advice: advice.into() }
-}
 
 /// Looks at everything that a server with this configuration would use.
 #[must_use]
 pub fn examine(config: &Config) -> Vec<Check> {
     let machine = Machine::here();
-    let mut checks = vec![kernel(&uname_release()), cores(config, &machine), offload(config, &machine)];
-    checks.extend(buffers(config));
-    checks.push(open_files(config, &machine));
-    checks.extend(models(config));
-    checks.extend([huge_pages(), locked_memory()]);
+    let beside_card = config.nic.kind == NicKind::Smartnic;
+    let mut checks = vec![kernel(&uname_release()), cores(config, &machine)];
+    if !beside_card {
+        checks.push(offload(config, &machine));
+        checks.extend(buffers(config));
+        checks.push(open_files(config, &machine));
+    }
+    let (of_models, slots) = models(config);
+    checks.extend(of_models);
+    checks.push(huge_pages());
+    if !beside_card {
+        checks.push(locked_memory());
+    }
     checks.extend(addresses(config));
     checks.push(nics());
     checks.extend(gpu(config));
-    checks.extend([rdma(), bluefield()]);
+    checks.extend([rdma(), bluefield(config.nic.kind)]);
+    if beside_card {
+        checks.extend(smartnic::doctor::examine(config, slots));
+    }
     // The repository is told of among the models.
     let problems = config.check(&machine).into_iter().filter(|p| p.key != "models.repository");
     checks.extend(problems.map(|p| fail("configuration", p.to_string(), "")));
@@ -87,7 +51,7 @@ pub fn examine(config: &Config) -> Vec<Check> {
 /// What all checks come to.
 #[must_use]
 pub fn conclusion(checks: &[Check]) -> String {
-    let count = |verdict| match checks.iter().filter(|c| c.verdict == verdict).count() {
+    let count = |verdict| match checks::count(checks, verdict) {
         0 => None,
         1 => Some("1 check".to_owned()),
         n => Some(format!("{n} checks")),
@@ -173,14 +137,14 @@ fn open_files(config: &Config, machine: &Machine) -> Check {
     }
 }
 
-/// The models that can be served, those that cannot, and the memory for requests of the former.
-fn models(config: &Config) -> Vec<Check> {
+/// The models that can be served, those that cannot, and the memory for requests of the former, in bytes.
+fn models(config: &Config) -> (Vec<Check>, u64) {
     let found = match crate::serve::specs(config) {
         Ok(found) => found,
         Err(error) => {
             let advice =
                 "set models.repository to a folder that holds MODEL/VERSION/model.onnx, kernels.toml or model.pt2";
-            return vec![fail("models", error.to_string(), advice)];
+            return (vec![fail("models", error.to_string(), advice)], 0);
         }
     };
     let (mut specs, mut bytes, mut checks) = (Vec::new(), 0, Vec::new());
@@ -188,7 +152,7 @@ fn models(config: &Config) -> Vec<Check> {
     for model in found {
         match model {
             Ok((_, Some(problem))) => checks.push(fail("configuration", problem.to_string(), "")),
-            Ok((spec, None)) => match Plan::new([&spec], &config.limits) {
+            Ok((spec, None)) => match plan(&spec, config) {
                 Ok(plan) => {
                     bytes += plan.all().iter().map(|(_, layout)| layout.bytes()).sum::<u64>();
                     specs.push(spec.name);
@@ -199,25 +163,42 @@ fn models(config: &Config) -> Vec<Check> {
         }
     }
     let served = match specs.is_empty() {
-        true if checks.iter().any(|check| check.verdict == Verdict::Fail) => return checks,
+        true if checks.iter().any(|check| check.verdict == Verdict::Fail) => return (checks, 0),
         true => fail("models", "not one can be served", "see models.repository and models.builtins"),
         false => ok("models", format!("{} can be loaded", specs.join(", "))),
     };
     checks.insert(0, served);
-    checks.push(memory(bytes * u64::from(config.data.threads)));
-    checks
+    bytes *= u64::from(config.data.threads);
+    checks.push(memory(bytes, config.nic.kind));
+    (checks, bytes)
+}
+
+/// A model's slots. Beside a card all outputs have some, too.
+fn plan(spec: &ModelSpec, config: &Config) -> Result<Plan, PlanError> {
+    let plan = Plan::new([spec], &config.limits)?;
+    if config.nic.kind == NicKind::Smartnic { plan.with_all_in_slots([spec], &config.limits) } else { Ok(plan) }
 }
 
 /// Whether there are so many bytes.
-fn memory(bytes: u64) -> Check {
-    let Some(available) = free_memory() else {
+fn memory(bytes: u64, nic: NicKind) -> Check {
+    let Some(available) = machine::free() else {
         return warn("memory", format!("requests may take {} MiB", bytes >> 20), "/proc/meminfo cannot be read");
     };
-    let found = format!("requests may take {} MiB at most, {} MiB are free", bytes >> 20, available >> 20);
-    if bytes <= available {
-        ok("memory", found)
-    } else {
-        warn("memory", found, "it is taken as it is first used; to be safe, lower limits.class_bytes")
+    let (needed, available_mib) = (bytes >> 20, available >> 20);
+    match nic {
+        NicKind::Commodity => {
+            let found = format!("requests may take {needed} MiB at most, {available_mib} MiB are free");
+            match bytes <= available {
+                true => ok("memory", found),
+                false => warn("memory", found, "it is taken as it is first used; to be safe, lower limits.class_bytes"),
+            }
+        }
+        NicKind::Smartnic => {
+            let found =
+                format!("slots take {needed} MiB, pinned here and on the card; {available_mib} MiB are free here");
+            let advice = "lower limits.class_bytes or limits.slots_per_model, or leave out models (models.builtins)";
+            if bytes <= available { ok("memory", found) } else { warn("memory", found, advice) }
+        }
     }
 }
 
@@ -249,10 +230,14 @@ fn addresses(config: &Config) -> Vec<Check> {
     let listen = &config.listen;
     let tcp = |address| TcpListener::bind(address).map(drop);
     let udp = |address| UdpSocket::bind(address).map(drop);
+    let http = address("http address", "listen.http", listen.http, tcp, neighbour::publishes);
+    if config.nic.kind == NicKind::Smartnic {
+        return vec![ok("tcp and udp", "the card's to listen on: see nic-app there"), http];
+    }
     vec![
         address("tcp address", "listen.tcp", listen.tcp, tcp, |a| neighbour::takes_requests(a, Transport::Tcp)),
         address("udp address", "listen.udp", listen.udp, udp, |a| neighbour::takes_requests(a, Transport::Udp)),
-        address("http address", "listen.http", listen.http, tcp, neighbour::publishes),
+        http,
     ]
 }
 
@@ -267,14 +252,11 @@ fn address(
     let Some(address) = address else { return ok(name, "off") };
     match bind(address) {
         Ok(()) => ok(name, address.to_string()),
-        Err(error) if error.kind() == ErrorKind::AddrInUse && ours(address) => Check {
+        Err(error) if error.kind() == ErrorKind::AddrInUse && ours(address) => runs(
             name,
-            verdict: Verdict::Runs,
-            found: format!("a splitrpc server runs at {address}"),
-            advice: format!(
-                "nothing, if it is the one you mean; to start another beside it, set {key} to another port"
-            ),
-        },
+            format!("a splitrpc server runs at {address}"),
+            format!("nothing, if it is the one you mean; to start another beside it, set {key} to another port"),
+        ),
         Err(error) if error.kind() == ErrorKind::AddrInUse => {
             let advice =
                 format!("find out what has it (as root: ss -lntup), and stop that, or set {key} to another port");
@@ -333,7 +315,7 @@ fn rdma() -> Check {
     }
 }
 
-fn bluefield() -> Check {
+fn bluefield(nic: NicKind) -> Check {
     // Mellanox's vendor number and the BlueField family's PCI device numbers.
     let is_dpu = |name: &String| {
         let folder = Path::new("/sys/bus/pci/devices").join(name);
@@ -341,7 +323,13 @@ fn bluefield() -> Check {
         read("vendor").trim() == "0x15b3" && matches!(read("device").trim(), "0xa2d2" | "0xa2d6" | "0xa2dc")
     };
     match names("/sys/bus/pci/devices").iter().find(|name| is_dpu(name)) {
-        Some(slot) => ok("bluefield", format!("at PCI {slot}; this release does not use it")),
+        Some(slot) if nic == NicKind::Smartnic => ok("bluefield", format!("at PCI {slot}")),
+        Some(slot) => ok("bluefield", format!("at PCI {slot}, a NIC like others unless nic.kind is smartnic")),
+        None if nic == NicKind::Smartnic => warn(
+            "bluefield",
+            "none of the devices on PCIe is one",
+            "is the card in its slot? Where the software BlueField stands in for it, that is as it should be",
+        ),
         None => ok("bluefield", "no card; the network stack runs on this host"),
     }
 }
@@ -419,7 +407,7 @@ mod tests {
     fn models_are_told_apart_from_the_memory_that_they_take() {
         let mut config = Config::default();
         let found = |config: &Config| -> Vec<_> {
-            models(config).into_iter().map(|c| (c.name, c.verdict, format!("{} -> {}", c.found, c.advice))).collect()
+            models(config).0.into_iter().map(|c| (c.name, c.verdict, format!("{} -> {}", c.found, c.advice))).collect()
         };
         let repository = tempfile::tempdir().unwrap();
         let version = repository.path().join("broken/1");

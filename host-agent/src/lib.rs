@@ -8,7 +8,7 @@ pub mod cli;
 pub mod config;
 pub mod doctor;
 pub mod gpu;
-pub mod http;
+mod http;
 pub mod metrics;
 pub mod model;
 pub mod orchestrator;

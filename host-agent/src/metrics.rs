@@ -4,6 +4,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
+use nic_app::program::process;
 use nic_app::setup::Ready;
 use serde::Serialize;
 use splitrpc_telemetry::{Outage, Shard, Writer, render};
@@ -165,18 +166,7 @@ impl Status {
     #[must_use]
     pub fn metrics(&self) -> String {
         let mut out = Writer::new();
-        out.head("splitrpc_build_info", "gauge", "The version that runs.");
-        out.sample("splitrpc_build_info", &[("version", env!("CARGO_PKG_VERSION"))], 1.0);
-        out.head("splitrpc_uptime_seconds", "gauge", "Seconds since the server was started.");
-        out.sample("splitrpc_uptime_seconds", &[], self.started.elapsed().as_secs_f64());
-        out.head("splitrpc_ready", "gauge", "1 while requests are taken.");
-        out.sample("splitrpc_ready", &[], f64::from(u8::from(self.is_ready())));
-        out.head("splitrpc_process_cpu_seconds_total", "counter", "Processor time of all threads.");
-        out.sample("splitrpc_process_cpu_seconds_total", &[], splitrpc_socket::cpu_time_process().as_secs_f64());
-        if let Some(bytes) = resident_bytes() {
-            out.head("splitrpc_process_resident_bytes", "gauge", "Resident memory.");
-            out.sample("splitrpc_process_resident_bytes", &[], bytes as f64);
-        }
+        process::metrics(&mut out, self.started, self.is_ready());
         out.head("splitrpc_model_ready", "gauge", "1 for a model that is served, 0 for one that is not.");
         for model in self.models() {
             let ready = f64::from(u8::from(model.state == ModelState::Ready));
@@ -188,13 +178,6 @@ impl Status {
         render(&mut out, &names, &shards);
         out.finish()
     }
-}
-
-/// Resident memory of this process; `None` where there is no `/proc`.
-fn resident_bytes() -> Option<u64> {
-    let statm = std::fs::read_to_string("/proc/self/statm").ok()?;
-    let pages: u64 = statm.split_ascii_whitespace().nth(1)?.parse().ok()?;
-    Some(pages * rustix::param::page_size() as u64)
 }
 
 #[cfg(test)]

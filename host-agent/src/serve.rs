@@ -5,11 +5,12 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicUsize;
 use std::time::{Duration, Instant};
 
+use nic_app::program::http::{Bounds, Http};
 use splitrpc_telemetry::Shard as Telemetry;
 
 use crate::config::{Builtin, Config, Limits, Machine, NicKind, Problem, USUAL_SESSIONS};
 use crate::gpu::{Gpu, LazyGpu, Reserved};
-use crate::http::{Bounds, Http};
+use crate::http::router;
 use crate::metrics::{ModelReport, ModelState, Status};
 use crate::model::spec::ModelSpec;
 use crate::model::{ModelError, embedded, load_repository};
@@ -337,7 +338,7 @@ impl Server {
         let Built { config, status, .. } = &server.built;
         if let Some(address) = config.listen.http {
             let listen = |error| StartError::Listen { transport: "http", address, error };
-            server.http = Some(Http::start(address, Arc::clone(status), Bounds::USUAL).map_err(listen)?);
+            server.http = Some(Http::start(address, router(Arc::clone(status)), Bounds::USUAL).map_err(listen)?);
         }
         // With a card it is once that serves.
         if config.nic.kind == NicKind::Commodity {

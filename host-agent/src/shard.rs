@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use nic_app::{
     Arrival, BuildError, BuiltEngine, DataThread, DataThreadConfig, Host, Stop, TcpPort, TcpPortConfig, UdpPort,
-    UdpPortConfig, WaitMode, Waker, build_engine,
+    UdpPortConfig, Waker, build_engine,
 };
 use splitrpc_arena::{Arena, ArenaError};
 use splitrpc_engine::{MS, ModelPlan, Time};
@@ -17,7 +17,7 @@ use splitrpc_gpu::GpuError;
 use splitrpc_ring::{HostLink, InProcessHost, InProcessNic, in_process};
 use splitrpc_telemetry::Shard as Telemetry;
 
-use crate::config::{Config, NicKind, Wait};
+use crate::config::{Config, NicKind};
 use crate::gpu::{Board, Gpu, Tenant};
 use crate::metrics::Status;
 use crate::orchestrator::{self, Orchestrator, Parts, Served, Storage};
@@ -280,11 +280,7 @@ fn udp_config(config: &Config, shard: usize) -> UdpPortConfig {
 }
 
 fn thread_config(config: &Config, shard: usize, crowded: bool) -> DataThreadConfig {
-    let wait = match config.data.wait {
-        Wait::Spin => WaitMode::Spin,
-        Wait::Adaptive => WaitMode::Adaptive { spin: Duration::from_micros(config.data.spin_us.into()) },
-        Wait::Block => WaitMode::Block,
-    };
+    let wait = config.data.wait.mode(config.data.spin_us);
     let core = config.data.cores.get(shard).map(|core| usize::from(*core));
     DataThreadConfig { wait, core, crowded, drain: Duration::from_millis(config.limits.drain_ms.into()) }
 }

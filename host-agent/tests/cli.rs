@@ -97,6 +97,17 @@ fn a_panic_over_a_model_file_is_its_error_and_nothing_else() {
     assert!(!complained.contains("panicked"), "{complained}");
 }
 
+#[test]
+fn without_doca_the_doctor_says_what_to_install() {
+    let nowhere = ["--nic", "smartnic", "--http", "off"];
+    let mut command = Command::new(env!("CARGO_BIN_EXE_host-agent"));
+    let output = command.arg("doctor").args(nowhere).env("SPLITRPC_NIC_LIBRARIES", "/nonexistent").output().unwrap();
+    assert_eq!(output.status.code(), Some(1), "{output:?}");
+    let said = String::from_utf8(output.stdout).unwrap();
+    assert!(said.lines().any(|line| line.starts_with("FAIL  doca ") && line.contains("/nonexistent")), "{said}");
+    assert!(said.contains("doca-sdk-comch") && said.contains("The server could not start"), "{said}");
+}
+
 /// Runs `host-agent check-config` with two data threads, where the process may have 1,024 files open.
 fn two_threads(file: &str) -> Output {
     let dir = tempfile::tempdir().unwrap();

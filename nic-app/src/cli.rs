@@ -1,21 +1,21 @@
 //! The command line: `serve`, `doctor`, `check-config`.
 
-use std::io::{IsTerminal, Write};
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::sync::Arc;
 
-use clap::{Args, Parser, Subcommand, ValueEnum};
-use signal_hook::consts::TERM_SIGNALS;
-use signal_hook::iterator::Signals;
+use clap::{Args, Parser, Subcommand};
 
-use crate::card::{self, CardStop};
+use crate::card::{self, CardStop, Status};
 use crate::config::{Config, ConfigError, Overrides};
 use crate::doctor;
+use crate::program::checks;
+use crate::program::http::{Bounds, Http};
+use crate::program::logs::{self, LogFormat};
+use crate::program::{say, signals};
 use crate::setup::Ready;
 
-/// The exit status after a second signal, as shells use it for an interrupted program.
-const INTERRUPTED: i32 = 130;
 const VERSION: &str = env!("CARGO_PKG_VERSION");
 
 /// Runs on a BlueField's Arm cores: ends the RPCs there, and carries their payload into the host's memory by DMA.
@@ -27,12 +27,6 @@ struct Cli {
     /// How log lines on standard error look.
     #[arg(long, global = true, value_enum, default_value = "text", env = "NIC_APP_LOG_FORMAT", display_order = 100)]
     log_format: LogFormat,
-}
-
-#[derive(Clone, Copy, Debug, ValueEnum)]
-enum LogFormat {
-    Text,
-    Json,
 }
 
 #[derive(Debug, Subcommand)]
@@ -64,6 +58,9 @@ struct Sources {
     /// Address for requests over UDP, or "off"; 0.0.0.0:7100 if nothing names another.
     #[arg(long, value_name = "ADDR")]
     udp: Option<String>,
+    /// Address for metrics and health over HTTP, or "off", which it is if nothing names another.
+    #[arg(long, value_name = "ADDR")]
+    http: Option<String>,
     /// PCI address of the card's own device, such as 03:00.0; the first that can if nothing names another.
     #[arg(long, value_name = "PCI")]
     device: Option<String>,
@@ -77,8 +74,8 @@ struct Sources {
 
 impl Sources {
     fn load(self) -> Result<Config, ConfigError> {
-        let Sources { config, tcp, udp, device, representor, doca } = self;
-        Config::load(&Overrides { config, tcp, udp, device, representor, doca })
+        let Sources { config, tcp, udp, http, device, representor, doca } = self;
+        Config::load(&Overrides { config, tcp, udp, http, device, representor, doca })
     }
 }
 
@@ -86,7 +83,7 @@ impl Sources {
 #[must_use]
 pub fn main() -> ExitCode {
     let cli = Cli::parse();
-    start_logs(cli.log_format);
+    logs::start(cli.log_format, "NIC_APP_LOG", &[]);
     let done = match cli.command {
         Command::Serve(sources) => load(sources).and_then(|config| serve(&config)),
         Command::Doctor(sources) => load(sources).map(|config| examine(&config)),
@@ -109,40 +106,26 @@ fn load(sources: Sources) -> Result<Config, String> {
     sources.load().map_err(|error| error.to_string())
 }
 
-/// Log lines go to standard error; `NIC_APP_LOG` filters them.
-fn start_logs(format: LogFormat) {
-    let filter = tracing_subscriber::EnvFilter::builder()
-        .with_env_var("NIC_APP_LOG")
-        .with_default_directive(tracing::level_filters::LevelFilter::INFO.into())
-        .from_env_lossy();
-    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
-    let builder = builder.with_ansi(std::io::stderr().is_terminal());
-    match format {
-        LogFormat::Text => builder.init(),
-        LogFormat::Json => builder.json().init(),
-    }
-}
-
 fn serve(config: &Config) -> Result<bool, String> {
-    let stop = CardStop::default();
-    let told = stop.clone();
-    let mut signals = Signals::new(TERM_SIGNALS).map_err(|error| format!("signals: {error}"))?;
-    let watch = move || {
-        for (count, _) in signals.forever().enumerate() {
-            if count > 0 {
-                std::process::exit(INTERRUPTED);
-            }
-            notify("STOPPING=1");
-            told.stop();
-        }
+    let (stop, status) = (CardStop::default(), Arc::new(Status::default()));
+    let (told, shown) = (stop.clone(), Arc::clone(&status));
+    let end = move || {
+        notify("STOPPING=1");
+        shown.ends();
+        told.stop();
     };
-    std::thread::Builder::new().name("signals".into()).spawn(watch).map_err(|error| error.to_string())?;
+    signals::watch(end).map_err(|error| format!("signals: {error}"))?;
+    let start = |at| {
+        Http::start(at, status.router(), Bounds::USUAL).map_err(|error| format!("cannot listen on http {at}: {error}"))
+    };
+    let http = config.listen.http.map(start).transpose()?;
     let mut waits = false;
-    card::serve(&config.card(VERSION), &stop, |ready| match ready {
+    card::serve_watched(&config.card(VERSION), &stop, &status, |ready| match ready {
         None if !waits => {
             waits = true;
             notify("READY=1\nSTATUS=waiting for the host agent");
-            say(format_args!("splitrpc nic-app {VERSION}\nwaiting for the host agent\n"));
+            let http = show(http.as_ref().map(Http::address));
+            say(format_args!("splitrpc nic-app {VERSION}\n  http   {http}\nwaiting for the host agent\n"));
         }
         None => notify("STATUS=waiting for the host agent"),
         Some(ready) => {
@@ -156,10 +139,13 @@ fn serve(config: &Config) -> Result<bool, String> {
 
 /// What is said once the card listens.
 fn summary(ready: &Ready) -> String {
-    let show = |address: Option<SocketAddr>| address.map_or_else(|| "off".to_owned(), |a| a.to_string());
     let Ready { tcp, udp, emulated } = ready;
     let emulated = if *emulated { "  card   emulated: this is the software BlueField\n" } else { "" };
     format!("{emulated}  tcp    {}\n  udp    {}\n", show(*tcp), show(*udp))
+}
+
+fn show(address: Option<SocketAddr>) -> String {
+    address.map_or_else(|| "off".to_owned(), |address| address.to_string())
 }
 
 /// Tells systemd, where it is who started the program.
@@ -169,24 +155,9 @@ fn notify(state: &str) {
     }
 }
 
-/// Prints. That nobody reads it keeps no card from serving.
-fn say(text: std::fmt::Arguments<'_>) {
-    let mut out = std::io::stdout();
-    let _ = out.write_fmt(text).and_then(|()| out.flush());
-}
-
 fn examine(config: &Config) -> bool {
     let checks = doctor::examine(config);
-    let width = checks.iter().map(|check| check.name.len()).max().unwrap_or(0);
-    for check in &checks {
-        say(format_args!("{:<4}  {:<width$}  {}\n", check.verdict.name(), check.name, check.found));
-        if !check.advice.is_empty() {
-            say(format_args!("{:<4}  {:<width$}  -> {}\n", "", "", check.advice));
-        }
-    }
-    let fails = checks.iter().filter(|check| check.verdict == doctor::Verdict::Fail).count();
-    say(format_args!("\n{}\n", if fails == 0 { "this card can serve" } else { "this card cannot serve" }));
-    fails == 0
+    checks::report(&checks, doctor::conclusion(&checks))
 }
 
 #[cfg(test)]

@@ -4,13 +4,11 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use figment::Figment;
-use figment::providers::{Env, Format, Serialized, Toml};
-use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use serde::{Deserialize, Serialize};
 
 use crate::card::{CardConfig, CardPorts};
+use crate::program::settings::{self, LoadError, Wait, address};
 use crate::settings::DataThreadConfig;
-use crate::wait::WaitMode;
 
 /// Prefix of the environment variables that set configuration keys: `NIC_APP_CARD_DEVICE` is `card.device`.
 pub const ENV_PREFIX: &str = "NIC_APP_";
@@ -32,17 +30,20 @@ pub struct Config {
 #[serde(deny_unknown_fields, default)]
 pub struct Listen {
     /// Requests over TCP.
-    #[serde(deserialize_with = "address", serialize_with = "show_address")]
+    #[serde(with = "address")]
     pub tcp: Option<SocketAddr>,
     /// Requests over UDP.
-    #[serde(deserialize_with = "address", serialize_with = "show_address")]
+    #[serde(with = "address")]
     pub udp: Option<SocketAddr>,
+    /// Metrics and health over HTTP.
+    #[serde(with = "address")]
+    pub http: Option<SocketAddr>,
 }
 
 impl Default for Listen {
     fn default() -> Self {
         let any = Some(SocketAddr::from(([0, 0, 0, 0], 7100)));
-        Listen { tcp: any, udp: any }
+        Listen { tcp: any, udp: any, http: None }
     }
 }
 
@@ -56,18 +57,8 @@ pub struct Card {
     pub representor: Option<String>,
     /// Folder, or file, of DOCA's libraries; where they are installed, if none is named.
     pub libraries: Option<PathBuf>,
-}
-
-/// What a data thread does when there is nothing to do.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Wait {
-    /// It keeps polling.
-    Spin,
-    /// It polls for a while, then sleeps.
-    Adaptive,
-    /// It sleeps.
-    Block,
+    /// MiB that slots and tables may take; what is free to this process, less an eighth, where none are named.
+    pub memory_mib: Option<u32>,
 }
 
 /// The data thread.
@@ -101,6 +92,8 @@ pub struct Overrides {
     pub tcp: Option<String>,
     /// `listen.udp`.
     pub udp: Option<String>,
+    /// `listen.http`.
+    pub http: Option<String>,
     /// `card.device`.
     pub device: Option<String>,
     /// `card.representor`.
@@ -112,17 +105,9 @@ pub struct Overrides {
 /// Why no configuration came to be.
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
-    /// The file cannot be read.
-    #[error("configuration file {}: {error}", path.display())]
-    File {
-        /// Which.
-        path: PathBuf,
-        /// Why.
-        error: std::io::Error,
-    },
-    /// Keys or values that are wrong.
-    #[error("{0}")]
-    Values(#[from] Box<figment::Error>),
+    /// It cannot be read.
+    #[error(transparent)]
+    Load(#[from] LoadError),
     /// Nobody could send a request.
     #[error("listen.tcp and listen.udp are both off, so nobody could send a request")]
     Nowhere,
@@ -134,31 +119,17 @@ impl Config {
     /// # Errors
     /// [`ConfigError`].
     pub fn load(overrides: &Overrides) -> Result<Config, ConfigError> {
-        let Overrides { config, tcp, udp, device, representor, doca } = overrides;
-        let mut figment = Figment::from(Serialized::defaults(Config::default()));
-        if let Some(path) = config {
-            std::fs::read(path).map_err(|error| ConfigError::File { path: path.clone(), error })?;
-            figment = figment.merge(Toml::file_exact(path));
-        }
-        // Variables that name no section are something else, such as the filter of the log. Only the first underscore parts section from key.
-        let sections = ["LISTEN_", "CARD_", "DATA_"];
-        let is_key = move |key: &str| sections.iter().any(|s| key.to_ascii_uppercase().starts_with(s));
-        let environment = Env::prefixed(ENV_PREFIX).filter(move |key| is_key(key.as_str()));
-        let keys = environment.map(|key| key.as_str().to_ascii_lowercase().replacen('_', ".", 1).into());
-        figment = figment.merge(keys);
+        let Overrides { config, tcp, udp, http, device, representor, doca } = overrides;
         let doca = doca.as_ref().map(|path| path.display().to_string());
-        for (key, value) in [
-            ("listen.tcp", tcp),
-            ("listen.udp", udp),
-            ("card.device", device),
-            ("card.representor", representor),
-            ("card.libraries", &doca),
-        ] {
-            if let Some(value) = value {
-                figment = figment.merge(Serialized::default(key, value));
-            }
-        }
-        let config: Config = figment.extract().map_err(Box::new)?;
+        let options = [
+            ("listen.tcp", "--tcp", tcp.as_ref()),
+            ("listen.udp", "--udp", udp.as_ref()),
+            ("listen.http", "--http", http.as_ref()),
+            ("card.device", "--device", device.as_ref()),
+            ("card.representor", "--representor", representor.as_ref()),
+            ("card.libraries", "--doca", doca.as_ref()),
+        ];
+        let (config, _) = settings::load::<Config>(ENV_PREFIX, config.as_deref(), &options)?;
         if config.listen.tcp.is_none() && config.listen.udp.is_none() {
             return Err(ConfigError::Nowhere);
         }
@@ -172,62 +143,31 @@ impl Config {
             ("[card]", "device", self.card.device.is_none(), "the first that can"),
             ("[card]", "representor", self.card.representor.is_none(), "the only one"),
             ("[card]", "libraries", self.card.libraries.is_none(), "where DOCA is installed"),
+            ("[card]", "memory_mib", self.card.memory_mib.is_none(), "seven eighths of what is free to this process"),
             ("[data]", "core", self.data.core.is_none(), "the kernel chooses"),
         ];
-        let text = toml::to_string(self).unwrap_or_else(|error| format!("# cannot be shown: {error}\n"));
-        let mut shown = String::new();
-        for line in text.lines() {
-            shown.extend([line, "\n"]);
-            for (_, key, _, meaning) in unset.iter().filter(|(section, _, unset, _)| *section == line && *unset) {
-                shown.extend(["# ", key, " is not set: ", meaning, "\n"]);
-            }
-        }
-        shown
+        settings::to_toml(self, &unset)
     }
 
     /// The same for a card.
     #[must_use]
     pub fn card(&self, version: &str) -> CardConfig {
         let Data { wait, spin_us, core, buffer, drain_ms } = self.data;
-        let wait = match wait {
-            Wait::Spin => WaitMode::Spin,
-            Wait::Adaptive => WaitMode::Adaptive { spin: Duration::from_micros(spin_us.into()) },
-            Wait::Block => WaitMode::Block,
-        };
-        let Card { device, representor, libraries } = self.card.clone();
+        let Card { device, representor, libraries, memory_mib } = self.card.clone();
         CardConfig {
             libraries,
             device,
             representor,
+            memory: memory_mib.map(|mib| u64::from(mib) << 20),
             ports: CardPorts { tcp: self.listen.tcp, udp: self.listen.udp, buffer: buffer as usize },
             thread: DataThreadConfig {
-                wait,
+                wait: wait.mode(spin_us),
                 core: core.map(usize::from),
                 crowded: std::thread::available_parallelism().is_ok_and(|cores| cores.get() < 4),
                 drain: Duration::from_millis(drain_ms.into()),
             },
             version: version.to_owned(),
         }
-    }
-}
-
-fn address<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<SocketAddr>, D::Error> {
-    let text = String::deserialize(deserializer)?;
-    match text.as_str() {
-        "off" => Ok(None),
-        text => text.parse().map(Some).map_err(|_| {
-            serde::de::Error::custom(format!(
-                "{text:?} is neither an address with a port, as 0.0.0.0:7100, nor \"off\""
-            ))
-        }),
-    }
-}
-
-#[expect(clippy::ref_option, reason = "as serde calls it")]
-fn show_address<S: Serializer>(address: &Option<SocketAddr>, serializer: S) -> Result<S::Ok, S::Error> {
-    match address {
-        Some(address) => serializer.collect_str(address),
-        None => serializer.serialize_str("off"),
     }
 }
 

@@ -2,67 +2,28 @@
 
 use std::net::{SocketAddr, TcpListener, UdpSocket};
 
-use splitrpc_doca::{Capabilities, Device, DeviceInfo, Library, MAX_IMMEDIATE};
+use splitrpc_doca::{Capabilities, Device, DeviceInfo, Library, MAX_IMMEDIATE, Options};
 
 use crate::card;
 use crate::config::Config;
+use crate::program::checks::{Check, Verdict, count, fail, ok, warn};
+use crate::program::memory as machine;
+use crate::setup::PROTOCOL;
 
-/// How a check came out.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Verdict {
-    /// As it should be, or not needed.
-    Ok,
-    /// It works, with something lost.
-    Warn,
-    /// The card could not serve.
-    Fail,
-}
-
-impl Verdict {
-    /// As it is shown.
-    #[must_use]
-    pub fn name(self) -> &'static str {
-        match self {
-            Verdict::Ok => "ok",
-            Verdict::Warn => "warn",
-            Verdict::Fail => "FAIL",
-        }
-    }
-}
-
-/// One thing that was looked at.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Check {
-    /// What it is.
-    pub name: &'static str,
-    /// How it came out.
-    pub verdict: Verdict,
-    /// What was found.
-    pub found: String,
-    /// What to do; empty where nothing is.
-    pub advice: String,
-}
-
-fn ok(name: &'static str, found: impl Into<String>) -> Check {
-    Check { name, verdict: Verdict::Ok, found: found.into(), advice: String::new() }
-}
-
-fn warn(name: &'static str, found: impl Into<String>, advice: &str) -> Check {
-    Check { name, verdict: Verdict::Warn, found: found.into(), advice: advice.to_owned() }
-}
-
-fn fail(name: &'static str, found: impl Into<String>, advice: &str) -> Check {
-    Check { name, verdict: Verdict::Fail, found: found.into(), advice: advice.to_owned() }
-}
+mod first;
 
 /// Looks at everything that serving needs.
 #[must_use]
 pub fn examine(config: &Config) -> Vec<Check> {
-    let mut checks = vec![image(), memory(), locked_memory()];
-    match Library::load(config.card.libraries.as_deref()) {
+    let version =
+        format!("nic-app {}, protocol {PROTOCOL}; the host agent's are to be the same", env!("CARGO_PKG_VERSION"));
+    let mut checks = vec![ok("version", version), image()];
+    let library = Library::load(config.card.libraries.as_deref());
+    checks.extend([memory(config, library.as_ref().is_ok_and(Library::is_emulated)), locked_memory()]);
+    match library {
         Ok(library) => {
             let kind = if library.is_emulated() { ", the software BlueField: emulated" } else { "" };
-            checks.push(ok("doca", format!("version {}{kind}", library.version())));
+            checks.push(ok("doca", format!("version {}{kind}; the host's is to be of the same release", library.version())));
             checks.extend(devices(&library, config));
         }
         Err(error) => checks.push(fail(
@@ -71,11 +32,23 @@ pub fn examine(config: &Config) -> Vec<Check> {
             "install doca-sdk-common, doca-sdk-dma and doca-sdk-comch of the card's image, or name the folder with --doca",
         )),
     }
-    let free = |at: SocketAddr| TcpListener::bind(at).map(drop);
-    checks.push(address("tcp address", config.listen.tcp, free));
-    let free = |at: SocketAddr| UdpSocket::bind(at).map(drop);
-    checks.push(address("udp address", config.listen.udp, free));
+    let tcp = |at: SocketAddr| TcpListener::bind(at).map(drop);
+    let udp = |at: SocketAddr| UdpSocket::bind(at).map(drop);
+    checks.push(address("tcp address", config.listen.tcp, tcp));
+    checks.push(address("udp address", config.listen.udp, udp));
+    checks.push(address("http address", config.listen.http, tcp));
     checks
+}
+
+/// What all checks come to.
+#[must_use]
+pub fn conclusion(checks: &[Check]) -> &'static str {
+    let emulated = checks.iter().any(|check| check.name == "doca" && check.found.contains("emulated"));
+    match (count(checks, Verdict::Fail), emulated) {
+        (0, false) => "this card can serve",
+        (0, true) => "this card can serve; it is emulated, so nothing here says what a real one does",
+        (_, _) => "this card cannot serve",
+    }
 }
 
 fn devices(library: &Library, config: &Config) -> Vec<Check> {
@@ -83,39 +56,67 @@ fn devices(library: &Library, config: &Config) -> Vec<Check> {
         Ok(all) => all,
         Err(error) => return vec![fail("devices", error.to_string(), "is the driver of the card loaded?")],
     };
+    if all.is_empty() {
+        return vec![fail(
+            "devices",
+            "DOCA knows of none",
+            "nic-app runs on the card's own Arm cores; is its driver loaded?",
+        )];
+    }
     let show = |info: &DeviceInfo| format!("{} {} {}", info.address, info.ibdev, info.interface).trim().to_owned();
-    let shown: Vec<String> = all.iter().map(show).collect();
-    let mut checks = vec![match shown.is_empty() {
-        true => fail("devices", "DOCA knows of none", "nic-app runs on the card's own Arm cores"),
-        false => ok("devices", shown.join("; ")),
-    }];
+    let mut checks = vec![ok("devices", all.iter().map(show).collect::<Vec<_>>().join("; "))];
+    checks.push(match all.iter().find(|info| info.can.server) {
+        Some(info) => ok("mode", format!("DPU mode: a server can run on {}", info.address)),
+        None => fail(
+            "mode",
+            "no server can run on any of them: the card is in NIC mode, or this is its host",
+            "run nic-app on the Arm cores; for DPU mode, on the host: mlxconfig -d DEVICE set INTERNAL_CPU_OFFLOAD_ENGINE=0, and cycle its power",
+        ),
+    });
     match card::open(library, &config.card("doctor")) {
         Ok((device, representor)) => {
-            let Capabilities { import, copy_bytes, server, message_bytes, .. } = device.info().can;
-            let immediate = device.info().can.immediate_bytes;
             checks.push(ok("device", device.info().address.clone()));
-            checks.push(ok("representor", representor.address()));
-            checks.push(match server {
-                true => ok("mode", "a server can run here: DPU mode"),
-                false => fail("mode", "no server can run here", "put the card into DPU mode, and cycle its power"),
-            });
-            checks.push(match import && copy_bytes > 0 {
-                true => ok("copies", format!("of up to {copy_bytes} bytes into what the host shows")),
-                false => fail("copies", "the host's memory cannot be reached", "put the card into DPU mode"),
-            });
-            let enough = immediate as usize >= MAX_IMMEDIATE;
-            checks.push(match enough {
-                true => ok("messages", format!("of up to {message_bytes} bytes, with {immediate} of immediate data")),
-                false => fail(
-                    "messages",
-                    format!("immediate data has {immediate} bytes, and {MAX_IMMEDIATE} are needed"),
-                    "update the card's firmware and image",
-                ),
-            });
+            let shown = device.representors().unwrap_or_default();
+            checks.push(ok("representor", format!("{}, of {}", representor.address(), shown.join(", "))));
+            checks.extend(capabilities(&device.info().can));
+            checks.extend(first::five(library, &device));
         }
-        Err(error) => checks.push(fail("device", error.to_string(), "name it with --device and --representor")),
+        Err(error) => checks.push(fail(
+            "device",
+            error.to_string(),
+            "name it with --device (card.device), and the host's with --representor (card.representor)",
+        )),
     }
     checks
+}
+
+fn capabilities(can: &Capabilities) -> Vec<Check> {
+    let Capabilities { import, copy_bytes, message_bytes, immediate_bytes, .. } = *can;
+    let copies = match import && copy_bytes > 0 {
+        true => ok("copies", format!("of up to {copy_bytes} bytes into what the host shows")),
+        false => fail("copies", "the host's memory cannot be reached", "put the card into DPU mode"),
+    };
+    let messages = match immediate_bytes as usize >= MAX_IMMEDIATE {
+        true => ok("messages", format!("of up to {message_bytes} bytes, with {immediate_bytes} of immediate data")),
+        false => fail(
+            "messages",
+            format!("immediate data has {immediate_bytes} bytes, and {MAX_IMMEDIATE} are needed"),
+            "update the card's firmware and image",
+        ),
+    };
+    let Capabilities { receive_queue, send_tasks, consumer_tasks, producer_tasks, .. } = *can;
+    let used = Options::within(can);
+    let found = format!(
+        "{receive_queue} messages received, of which {} are used, {send_tasks} sent, {} used; {consumer_tasks} receives of a consumer, \
+         {producer_tasks} sends of a producer",
+        used.receive_queue, used.sends
+    );
+    let few = [receive_queue, send_tasks, consumer_tasks].iter().any(|depth| *depth < 16);
+    let queues = match few {
+        false => ok("queues", found),
+        true => warn("queues", found, "so few are soon full, and requests wait: update the card's firmware and image"),
+    };
+    vec![copies, messages, queues]
 }
 
 fn address(name: &'static str, at: Option<SocketAddr>, free: impl FnOnce(SocketAddr) -> std::io::Result<()>) -> Check {
@@ -139,22 +140,30 @@ fn image() -> Check {
     }
 }
 
-/// Bytes of memory that are free at least, for slots like the host's, all of which a card pins.
+/// Bytes that a host agent's slots take at least, all of which a card pins as well.
 const ROOM: u64 = 1 << 30;
 
-fn memory() -> Check {
-    let text = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
-    let free = text
-        .lines()
-        .find_map(|line| line.strip_prefix("MemAvailable:")?.trim().strip_suffix("kB")?.trim().parse().ok());
-    match free.map(|kib: u64| kib << 10) {
-        Some(bytes) if bytes >= ROOM => ok("memory", format!("{} MiB free", bytes >> 20)),
-        Some(bytes) => warn(
+fn memory(config: &Config, emulated: bool) -> Check {
+    let budget = config.card("doctor").budget(emulated);
+    let said = match (config.card.memory_mib, budget) {
+        (Some(mib), _) => format!("card.memory_mib lets a host agent's slots take {mib} MiB"),
+        (None, Some(budget)) => format!("a host agent's slots may take {} MiB", budget >> 20),
+        (None, None) => "the software BlueField pins none, so slots may take any".to_owned(),
+    };
+    let Some(free) = machine::free() else { return warn("memory", format!("{said}; what is free cannot be told"), "") };
+    let found = format!("{} MiB free, {said}", free >> 20);
+    match budget {
+        Some(budget) if budget > free => warn(
             "memory",
-            format!("{} MiB free", bytes >> 20),
+            found,
+            "that is more than there is: lower card.memory_mib, or raise MemoryMax of the service",
+        ),
+        _ if free < ROOM => warn(
+            "memory",
+            found,
             "lower limits.slots_per_model or limits.class_bytes in the host agent's configuration",
         ),
-        None => warn("memory", "cannot be told", ""),
+        _ => ok("memory", found),
     }
 }
 

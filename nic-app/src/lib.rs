@@ -1,8 +1,9 @@
 //! The engine's edges: ports, the data thread that runs all of it to completion, and a card's way to its host.
 //!
 //! May live here: what moves bytes between sockets and slots, how a data thread polls and sleeps, the storage that the
-//! engine works in. May not: protocol decisions (the engine's), what a request means or when it runs (the host's), and
-//! payload bytes outside slots, except those that landed in the wrong place, which are counted.
+//! engine works in, and, in `program`, what this program and the host agent's have in common. May not: protocol decisions (the
+//! engine's), what a request means or when it runs (the host's), and payload bytes outside slots, except those that landed in the
+//! wrong place, which are counted.
 #![forbid(unsafe_code)]
 
 mod arrivals;
@@ -13,6 +14,7 @@ pub mod config;
 mod data_thread;
 pub mod doctor;
 mod frame;
+pub mod program;
 mod publish;
 mod settings;
 pub mod setup;

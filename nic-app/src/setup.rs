@@ -25,6 +25,8 @@ use splitrpc_wire::{DType, MAX_RANK};
 pub const PROTOCOL: u32 = 1;
 /// The name under which a card waits for its host agent.
 pub const SERVICE: &str = "splitrpc";
+/// What a host agent is told that comes while another is served.
+pub const TAKEN: &str = "the card has a host agent already";
 /// Bytes of a set-up at most.
 pub const MAX_SETUP: usize = 64 << 20;
 /// Slots of all pools together at most.
@@ -209,7 +211,7 @@ pub struct Setup {
     /// The encoded catalogue, in hexadecimal.
     pub catalog: Hex,
     /// What the engine is limited to.
-    pub limits: EngineLimits,
+    pub limits: ServerConfig,
     /// Where a datagram rouses the host agent; without one it never sleeps.
     pub doorbell: Option<SocketAddr>,
     /// What the doorbell's datagram says.
@@ -256,26 +258,6 @@ pub struct ModelShape {
     pub default_priority: u8,
 }
 
-/// The part of a [`ServerConfig`] that the host agent decides.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-#[expect(missing_docs, reason = "as in ServerConfig")]
-pub struct EngineLimits {
-    pub stream_sessions: u32,
-    pub datagram_sessions: u32,
-    pub requests: u32,
-    pub requests_per_client: u16,
-    pub flight: u32,
-    pub max_request: u32,
-    pub datagram: u16,
-    pub receive_window: u64,
-    pub idle_timeout: u64,
-    pub keep_reply: u64,
-    pub kept_replies: u32,
-    pub min_progress: u32,
-    pub progress_grace: u64,
-}
-
 /// What a card tells once it listens.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -318,7 +300,8 @@ impl Setup {
     /// [`BadSetup`].
     pub fn parse(json: &[u8]) -> Result<Setup, BadSetup> {
         let setup: Setup = serde_json::from_slice(json).map_err(|error| BadSetup::Json(error.to_string()))?;
-        let bytes: u64 = setup.layouts()?.iter().map(|(_, layout)| layout.bytes()).fold(0, u64::saturating_add);
+        let layouts = setup.layouts()?;
+        let bytes: u64 = layouts.iter().map(|(_, layout)| layout.bytes()).fold(0, u64::saturating_add);
         let wrong = |wrong: bool, field| if wrong { Err(BadSetup::Field(field)) } else { Ok(()) };
         wrong(usize::from(setup.input_pools) > setup.pools.len(), "input_pools")?;
         wrong(bytes > MAX_ARENA_BYTES || setup.arena.bytes != bytes.max(4096), "arena")?;
@@ -332,9 +315,9 @@ impl Setup {
             wrong(!model.inputs.iter().all(known), "models: an input")?;
         }
         wrong(setup.models.len() > usize::from(u16::MAX), "models")?;
-        let slots: u64 = setup.layouts()?.iter().map(|(_, layout)| u64::from(layout.slots())).sum();
+        let slots: u64 = layouts.iter().map(|(_, layout)| u64::from(layout.slots())).sum();
         wrong(slots > MAX_SLOTS, "pools: their slots")?;
-        setup.limits.config(u64::MAX, false).check().map_err(|error| BadSetup::Limits(error.to_string()))?;
+        setup.limits.check().map_err(|error| BadSetup::Limits(error.to_string()))?;
         Ok(setup)
     }
 
@@ -348,6 +331,19 @@ impl Setup {
             layout.map(|layout| (shape.id, layout)).map_err(|error| BadSetup::Pool(shape.id, error))
         };
         self.pools.iter().map(layout).collect()
+    }
+
+    /// The configuration of a card's engine, whose sockets hold so many bytes.
+    #[must_use]
+    pub fn engine(&self, receive_room: u64, emulated: bool) -> ServerConfig {
+        let path = |port| PathInfo { port, mover: Mover::DocaDma, memory: Memory::Host, link: Link::Doca, emulated };
+        ServerConfig {
+            receive_window: self.limits.receive_window.min(receive_room),
+            receive_room,
+            stream_path: path(Port::Tcp),
+            datagram_path: path(Port::Udp),
+            ..self.limits
+        }
     }
 }
 
@@ -394,70 +390,6 @@ impl ModelShape {
             max_batch: *max_batch,
             priority_levels: *priority_levels,
             default_priority: *default_priority,
-        }
-    }
-}
-
-impl From<&ServerConfig> for EngineLimits {
-    fn from(config: &ServerConfig) -> Self {
-        let ServerConfig {
-            stream_sessions,
-            datagram_sessions,
-            requests,
-            requests_per_client,
-            flight,
-            max_request,
-            datagram,
-            receive_window,
-            receive_room: _,
-            idle_timeout,
-            keep_reply,
-            kept_replies,
-            min_progress,
-            progress_grace,
-            stream_path: _,
-            datagram_path: _,
-        } = *config;
-        EngineLimits {
-            stream_sessions,
-            datagram_sessions,
-            requests,
-            requests_per_client,
-            flight,
-            max_request,
-            datagram,
-            receive_window,
-            idle_timeout,
-            keep_reply,
-            kept_replies,
-            min_progress,
-            progress_grace,
-        }
-    }
-}
-
-impl EngineLimits {
-    /// The configuration of a card's engine, that takes as much from its sockets at once as they hold.
-    #[must_use]
-    pub fn config(&self, receive_room: u64, emulated: bool) -> ServerConfig {
-        let path = |port| PathInfo { port, mover: Mover::DocaDma, memory: Memory::Host, link: Link::Doca, emulated };
-        ServerConfig {
-            stream_sessions: self.stream_sessions,
-            datagram_sessions: self.datagram_sessions,
-            requests: self.requests,
-            requests_per_client: self.requests_per_client,
-            flight: self.flight,
-            max_request: self.max_request,
-            datagram: self.datagram,
-            receive_window: self.receive_window.min(receive_room),
-            receive_room,
-            idle_timeout: self.idle_timeout,
-            keep_reply: self.keep_reply,
-            kept_replies: self.kept_replies,
-            min_progress: self.min_progress,
-            progress_grace: self.progress_grace,
-            stream_path: path(Port::Tcp),
-            datagram_path: path(Port::Udp),
         }
     }
 }

@@ -1,9 +1,9 @@
 //! Configuration held against itself and against the machine.
 
+use std::fmt;
 use std::net::SocketAddr;
-use std::path::Path;
-use std::{fmt, fs};
 
+use nic_app::program::memory;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use splitrpc_engine::{MS, PathInfo, ServerConfig, StorageSizes};
 use splitrpc_socket::{UdpOptions, UdpSocket};
@@ -62,7 +62,7 @@ impl Machine {
             cores: cores.into_iter().filter_map(|core| u16::try_from(core).ok()).collect(),
             open_files: open_files_limit(),
             udp_offload: udp_offload(),
-            memory: free_memory(),
+            memory: memory::free(),
         }
     }
 }
@@ -80,32 +80,6 @@ impl Machine {
 /// Files that this process may have open once it has raised its own limit.
 pub(super) fn open_files_limit() -> u64 {
     getrlimit(Resource::Nofile).maximum.unwrap_or(u64::MAX)
-}
-
-/// Bytes of memory that are free, as far as this process's control group lets it have them.
-pub(crate) fn free_memory() -> Option<u64> {
-    let info = fs::read_to_string("/proc/meminfo").ok()?;
-    let line = info.lines().find_map(|l| l.strip_prefix("MemAvailable:"))?;
-    let free = line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()? << 10;
-    let groups = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
-    memory_bound(Path::new("/sys/fs/cgroup"), &groups).into_iter().chain([free]).min()
-}
-
-/// The least memory that any of these control groups, or those that they lie in, may have, in bytes. `groups` is what
-/// `/proc/PID/cgroup` has: one of the second version, one of the first for each controller, or both.
-pub(super) fn memory_bound(mount: &Path, groups: &str) -> Option<u64> {
-    let groups = groups.lines().filter_map(|line| line.split_once(':')?.1.split_once(":/"));
-    let bounds = groups.filter_map(|(controllers, group)| {
-        let (dir, file) = match controllers {
-            "" => (mount.to_owned(), "memory.max"),
-            _ if controllers.split(',').any(|c| c == "memory") => (mount.join("memory"), "memory.limit_in_bytes"),
-            _ => return None,
-        };
-        // Without a bound the file says "max", or more than any machine has.
-        let bound = |group: &Path| fs::read_to_string(dir.join(group).join(file)).ok()?.trim().parse().ok();
-        Path::new(group).ancestors().filter_map(bound).min()
-    });
-    bounds.min()
 }
 
 /// The default of `limits.sessions` where so many files may be open and so many data threads share them.

@@ -7,14 +7,12 @@ mod check;
 mod require;
 
 use std::net::SocketAddr;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
-use figment::Figment;
-use figment::error::{Actual, Kind};
-use figment::providers::{Env, Format, Serialized, Toml};
-use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use nic_app::program::settings::{self, address};
+pub use nic_app::program::settings::{LoadError, Wait};
+use serde::{Deserialize, Serialize};
 
-pub(crate) use check::free_memory;
 pub use check::{MOST_REQUEST_BYTES, Machine, Problem, USUAL_SESSIONS};
 pub use require::{Offer, Require};
 
@@ -46,13 +44,13 @@ pub struct Config {
 #[serde(deny_unknown_fields, default)]
 pub struct Listen {
     /// Requests over TCP.
-    #[serde(deserialize_with = "address", serialize_with = "show_address")]
+    #[serde(with = "address")]
     pub tcp: Option<SocketAddr>,
     /// Requests over UDP.
-    #[serde(deserialize_with = "address", serialize_with = "show_address")]
+    #[serde(with = "address")]
     pub udp: Option<SocketAddr>,
     /// Metrics, health and status over HTTP.
-    #[serde(deserialize_with = "address", serialize_with = "show_address")]
+    #[serde(with = "address")]
     pub http: Option<SocketAddr>,
 }
 
@@ -84,7 +82,7 @@ pub struct Nic {
     /// Folder, or file, of DOCA's libraries; where they are installed, if none is named.
     pub libraries: Option<PathBuf>,
     /// Where the card's datagram arrives that rouses a sleeping agent; where it is off, the agent polls.
-    #[serde(deserialize_with = "address", serialize_with = "show_address")]
+    #[serde(with = "address")]
     pub doorbell: Option<SocketAddr>,
 }
 
@@ -93,18 +91,6 @@ impl Default for Nic {
         let doorbell = Some(SocketAddr::from(([127, 0, 0, 1], 0)));
         Nic { kind: NicKind::Commodity, device: None, libraries: None, doorbell }
     }
-}
-
-/// What a data thread does when there is nothing to do.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Wait {
-    /// It keeps polling.
-    Spin,
-    /// It polls for a while, then sleeps.
-    Adaptive,
-    /// It sleeps.
-    Block,
 }
 
 /// The data threads.
@@ -322,34 +308,16 @@ impl Config {
     /// # Errors
     /// [`LoadError`] for a file that cannot be read, an unknown key, or a value of the wrong type.
     pub fn load(overrides: &Overrides) -> Result<Config, LoadError> {
-        let mut figment = Figment::new();
-        if let Some(file) = &overrides.config {
-            readable(file)?;
-            figment = figment.merge(Toml::file_exact(file));
-        }
-        // Variables that name no section are somebody else's: Kubernetes sets `SPLITRPC_SERVICE_HOST` beside a service so called.
-        let sections = toml::Table::try_from(Config::default()).expect("the defaults can be shown");
-        let is_key =
-            move |key: &str| key.split_once('_').is_some_and(|(s, _)| sections.contains_key(&s.to_ascii_lowercase()));
-        // Only the first underscore parts section from key: keys have underscores of their own.
-        let environment = Env::prefixed(ENV_PREFIX)
-            .filter(move |key| is_key(key.as_str()))
-            .map(|key| key.as_str().to_ascii_lowercase().replacen('_', ".", 1).into());
-        figment = figment.merge(environment);
         let repository = overrides.model_repository.as_ref().map(|p| p.display().to_string());
-        for (key, option, value) in [
+        let options = [
             ("models.repository", "--model-repository", repository.as_ref()),
             ("nic.kind", "--nic", overrides.nic.as_ref()),
             ("listen.tcp", "--tcp", overrides.tcp.as_ref()),
             ("listen.udp", "--udp", overrides.udp.as_ref()),
             ("listen.http", "--http", overrides.http.as_ref()),
-        ] {
-            if let Some(value) = value {
-                figment = figment.merge(Named(option, Serialized::default(key, value)));
-            }
-        }
-        let mut config: Config = figment.extract().map_err(|error| LoadError::Values(describe(error)))?;
-        if !figment.contains("limits.sessions") {
+        ];
+        let (mut config, sources) = settings::load::<Config>(ENV_PREFIX, overrides.config.as_deref(), &options)?;
+        if !sources.contains("limits.sessions") {
             config.limits.sessions = Limits::usual_sessions(config.data.threads);
         }
         Ok(config)
@@ -370,137 +338,7 @@ impl Config {
             ("[require]", "link", require.link.is_none(), "any will do"),
             ("[require]", "emulated", require.emulated.is_none(), "a card may be emulated or not"),
         ];
-        let text = toml::to_string(self).unwrap_or_else(|error| format!("# cannot be shown: {error}\n"));
-        let mut shown = String::new();
-        for line in text.lines() {
-            shown.extend([line, "\n"]);
-            for (_, key, _, meaning) in unset.iter().filter(|(section, _, unset, _)| *section == line && *unset) {
-                shown.extend(["# ", key, " is not set: ", meaning, "\n"]);
-            }
-        }
-        shown
-    }
-}
-
-/// Why no configuration came to be.
-#[derive(Debug, thiserror::Error)]
-pub enum LoadError {
-    /// The file cannot be read.
-    #[error("configuration file {}: {error}", path.display())]
-    File {
-        /// Which.
-        path: PathBuf,
-        /// Why.
-        error: std::io::Error,
-    },
-    /// Keys or values that are wrong, one a line.
-    #[error("{0}")]
-    Values(String),
-}
-
-fn readable(path: &Path) -> Result<(), LoadError> {
-    std::fs::read(path).map(drop).map_err(|error| LoadError::File { path: path.to_owned(), error })
-}
-
-/// Each of figment's errors with the key and the source that it stands in.
-fn describe(error: figment::Error) -> String {
-    let lines: Vec<String> = error
-        .into_iter()
-        .map(|error| {
-            let mut path = error.path;
-            if let Kind::UnknownField(field, _) = &error.kind {
-                // Some sources count the key itself in.
-                path.pop_if(|last| last == field);
-            }
-            let key = path.join(".");
-            let source = error.metadata.as_ref().map_or_else(String::new, |m| match &m.source {
-                Some(source) => format!(", from {} {source}", m.name),
-                None if m.name.contains("environment") => format!(", from {}", variable(&key)),
-                None => format!(", from {}", m.name),
-            });
-            let why = match error.kind {
-                Kind::UnknownField(field, known) => {
-                    let place = if key.is_empty() { "at the top".to_owned() } else { format!("in `{key}`") };
-                    let source = source.replace(&variable(&key), &variable(&format!("{key}.{field}")));
-                    return format!("unknown key `{field}` {place}; known are {}{source}", known.join(", "));
-                }
-                Kind::UnknownVariant(found, known) => format!("{found:?} is none of {}", known.join(", ")),
-                Kind::InvalidType(found, wanted) | Kind::InvalidValue(found, wanted) => {
-                    format!("{} is not {}", shown(&found), kind(&wanted))
-                }
-                other => other.to_string(),
-            };
-            let key = if key.is_empty() { "configuration".to_owned() } else { format!("key `{key}`") };
-            format!("{key}: {why}{source}")
-        })
-        .collect();
-    lines.join("\n")
-}
-
-/// The environment variable that sets a key.
-fn variable(key: &str) -> String {
-    let words: Vec<_> = key.split('.').take(2).collect();
-    format!("{ENV_PREFIX}{}", words.join("_").to_ascii_uppercase())
-}
-
-/// A value as it was written.
-fn shown(value: &Actual) -> String {
-    match value {
-        Actual::Bool(value) => value.to_string(),
-        Actual::Unsigned(value) => value.to_string(),
-        Actual::Signed(value) => value.to_string(),
-        Actual::Float(value) => value.to_string(),
-        Actual::Str(value) => format!("{value:?}"),
-        Actual::Seq => "a list".into(),
-        Actual::Map => "a section".into(),
-        other => other.to_string(),
-    }
-}
-
-/// What a key takes, where the library calls it by a type's name.
-fn kind(wanted: &str) -> String {
-    let whole = |most: u64| format!("a whole number from 0 to {most}");
-    match wanted {
-        "u8" => whole(u8::MAX.into()),
-        "u16" => whole(u16::MAX.into()),
-        "u32" => whole(u32::MAX.into()),
-        // TOML has no larger ones.
-        "u64" => whole(i64::MAX as u64),
-        "a boolean" => "true or false".into(),
-        "a sequence" => "a list, such as [0, 1]".into(),
-        structure if structure.starts_with("struct ") => "a section".into(),
-        other => other.into(),
-    }
-}
-
-/// A provider that errors call by the name of a command line option.
-struct Named<P>(&'static str, P);
-
-impl<P: figment::Provider> figment::Provider for Named<P> {
-    fn metadata(&self) -> figment::Metadata {
-        figment::Metadata::named(format!("option {}", self.0))
-    }
-
-    fn data(&self) -> Result<figment::value::Map<figment::Profile, figment::value::Dict>, figment::Error> {
-        self.1.data()
-    }
-}
-
-fn address<'de, D: Deserializer<'de>>(from: D) -> Result<Option<SocketAddr>, D::Error> {
-    let text = String::deserialize(from)?;
-    if text == "off" {
-        return Ok(None);
-    }
-    text.parse().map(Some).map_err(|_| {
-        serde::de::Error::custom(format!("{text:?} is neither \"off\" nor an address such as \"127.0.0.1:7100\""))
-    })
-}
-
-#[allow(clippy::ref_option, reason = "the signature that serde calls")]
-fn show_address<S: Serializer>(address: &Option<SocketAddr>, to: S) -> Result<S::Ok, S::Error> {
-    match address {
-        Some(address) => to.collect_str(address),
-        None => to.serialize_str("off"),
+        settings::to_toml(self, &unset)
     }
 }
 

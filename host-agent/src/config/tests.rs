@@ -278,35 +278,6 @@ fn tables_that_the_memory_does_not_hold_are_refused_by_what_makes_them_large() {
 }
 
 #[test]
-fn a_control_group_of_either_version_bounds_the_memory() {
-    let mount = tempfile::tempdir().unwrap();
-    for (file, bound) in [
-        ("a/memory.max", "max\n"),
-        ("a/b/memory.max", "3000\n"),
-        ("memory/memory.limit_in_bytes", "9223372036854771712\n"),
-        ("memory/c/memory.limit_in_bytes", "2000\n"),
-        ("memory/c/d/memory.limit_in_bytes", "5000\n"),
-    ] {
-        let path = mount.path().join(file);
-        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
-        std::fs::write(path, bound).unwrap();
-    }
-    for (groups, bound) in [
-        ("0::/a\n", None),
-        ("0::/a/b\n", Some(3000)),
-        ("0::/a/b/elsewhere\n", Some(3000)),
-        ("9:cpu,cpuacct:/c\n4:memory:/c/d\n0::/\n", Some(2000)),
-        ("3:hugetlb,memory:/c\n", Some(2000)),
-        ("9:cpu:/c\n", None),
-        // As a container without a namespace of groups sees it: its own is what is mounted.
-        ("4:memory:/unseen\n", Some(9223372036854771712)),
-        ("memory\n4:memory\n:::\n\n", None),
-    ] {
-        assert_eq!(check::memory_bound(mount.path(), groups), bound, "{groups}");
-    }
-}
-
-#[test]
 fn requirements_that_are_not_met_refuse_to_start() {
     assert_eq!(problems(|c| c.require.mover = Some("kernel-to-slot".into())), [""; 0]);
     assert_eq!(problems(|c| c.require.mover = Some("nic".into())), ["require.mover", "require.mover"]);

@@ -6,7 +6,6 @@ use std::time::{Duration, Instant};
 use super::board::groups;
 use super::tensors::Tensors;
 use super::{Board, Gpu, Program, Stays, Tenant};
-use crate::config::free_memory;
 use crate::model::spec::ModelSpec;
 use crate::plan::{ModelPools, Plan};
 use crate::runtime::device::Device;
@@ -96,7 +95,7 @@ impl Gpu {
         let host = host.saturating_mul(shards);
         // Reservations are made before anything is taken. Streams, graphs and the driver itself need some too.
         let device_free = free.saturating_sub(total / 50).saturating_sub(reserved.device);
-        let host_free = free_memory().map_or(u64::MAX, |free| free.saturating_sub(reserved.host));
+        let host_free = nic_app::program::memory::free().map_or(u64::MAX, |free| free.saturating_sub(reserved.host));
         for (what, needed, free) in
             [("the GPU's memory", device, device_free), ("the host's memory, locked for the GPU", host, host_free)]
         {

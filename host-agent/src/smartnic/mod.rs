@@ -3,6 +3,7 @@
 //! The orchestrator is the one that also serves beside a commodity NIC. Here its end of the link is a ring that the card writes by DMA, and
 //! completions go back in comch immediates.
 
+pub(crate) mod doctor;
 mod link;
 mod reach;
 mod thread;

@@ -2,10 +2,10 @@
 
 use std::net::{SocketAddr, UdpSocket};
 
-use nic_app::setup::{EngineLimits, Exported, Hex, ModelShape, PoolShape, Setup};
+use nic_app::setup::{Exported, Hex, ModelShape, PoolShape, Setup};
 use splitrpc_arena::Arena;
 use splitrpc_doca::{Access, Device, Library, Lines, Memory};
-use splitrpc_engine::ModelPlan;
+use splitrpc_engine::{ModelPlan, ServerConfig};
 use splitrpc_ring::CONTROL_LINES;
 
 use super::CardError;
@@ -18,13 +18,13 @@ pub(super) struct Served {
     pub(super) plan: Plan,
     pub(super) models: Vec<ModelShape>,
     pub(super) catalog: Vec<u8>,
-    pub(super) limits: EngineLimits,
+    pub(super) limits: ServerConfig,
 }
 
 impl Served {
     pub(super) fn new(config: &Config, plan: &Plan, models: &[ModelPlan<'_>], catalog: &[u8]) -> Served {
         let models = models.iter().map(ModelShape::from).collect();
-        Served { plan: plan.clone(), models, catalog: catalog.to_vec(), limits: (&config.engine()).into() }
+        Served { plan: plan.clone(), models, catalog: catalog.to_vec(), limits: config.engine() }
     }
 }
 

@@ -39,11 +39,9 @@ impl Visit {
     /// Looks for a card. There is none yet where this gives nothing.
     pub(super) fn begin(device: &Device, stop: &dyn Fn() -> bool) -> Result<Option<Visit>, CardError> {
         let engine = ProgressEngine::new(device.library())?;
-        let Options { message_bytes, receive_queue, sends } = Options::default();
         let can = &device.info().can;
-        let message_bytes = message_bytes.min(can.message_bytes.max(1));
-        let (receive_queue, sends) = (receive_queue.min(can.receive_queue.max(1)), sends.min(can.send_tasks.max(1)));
-        let client = Client::new(&engine, device, SERVICE, Options { message_bytes, receive_queue, sends })?;
+        let options = Options::within(can);
+        let client = Client::new(&engine, device, SERVICE, options)?;
         let end = Instant::now() + PATIENCE;
         let mut look = *LOOK.start();
         while !stop() && Instant::now() < end {
@@ -52,7 +50,7 @@ impl Visit {
                 ContextState::Idle => return Ok(None),
                 ContextState::Running => {
                     let Some(connection) = client.connection() else { return Ok(None) };
-                    let (message_bytes, consumer) = (message_bytes as usize, None);
+                    let (message_bytes, consumer) = (options.message_bytes as usize, None);
                     let sends = SENDS.min(can.producer_tasks.max(1));
                     return Ok(Some(Visit { engine, client, connection, message_bytes, sends, consumer }));
                 }

@@ -1,6 +1,8 @@
 //! The agent beside a card: a card's process, an agent's process, and the software BlueField between them.
 
+mod doctor;
 mod ends;
 mod faults;
 mod rig;
 mod serves;
+mod watched;

@@ -9,12 +9,17 @@ use std::sync::mpsc::{Receiver, channel};
 use std::time::{Duration, Instant};
 
 use nic_app::DataThreadConfig;
-use nic_app::card::{self, CardConfig, CardPorts, CardStop};
+use nic_app::card::{self, CardConfig, CardPorts, CardStop, Status};
+use nic_app::program::http::{Bounds, Http};
 use splitrpc_client::{Client, ClientOptions, Error, Input, Response, Transport};
 use splitrpc_wire::DType;
 
 /// Tells a process of this test program that it is a card, and where it listens.
 const CARD: &str = "SPLITRPC_TEST_CARD";
+/// MiB that it may use.
+const CARD_MEMORY: &str = "SPLITRPC_TEST_CARD_MEMORY";
+/// Where it answers over HTTP.
+const CARD_HTTP: &str = "SPLITRPC_TEST_CARD_HTTP";
 /// How long anything may take.
 const LONG: Duration = Duration::from_secs(60);
 /// What the null model answers with.
@@ -27,6 +32,7 @@ pub(crate) struct Bus {
     folder: tempfile::TempDir,
     pub(crate) listens: SocketAddr,
     http: SocketAddr,
+    card_http: SocketAddr,
 }
 
 /// A process.
@@ -37,14 +43,21 @@ pub(crate) struct Process {
 
 impl Bus {
     pub(crate) fn new() -> Bus {
-        let (listens, http) = (own_address(), own_address());
-        Bus { folder: tempfile::tempdir().unwrap(), listens, http }
+        let (listens, http, card_http) = (own_address(), own_address(), own_address());
+        Bus { folder: tempfile::tempdir().unwrap(), listens, http, card_http }
     }
 
     /// A card, which waits for its host agent. `faults` is what goes wrong on its side.
     pub(crate) fn card(&self, faults: &str) -> Process {
+        self.card_with(faults, None)
+    }
+
+    /// The same, which may use so many MiB.
+    pub(crate) fn card_with(&self, faults: &str, memory_mib: Option<u64>) -> Process {
         let mut command = Command::new(std::env::current_exe().unwrap());
         command.args(["--exact", "rig::be_a_card", "--nocapture"]).env(CARD, self.listens.to_string());
+        command.env(CARD_HTTP, self.card_http.to_string());
+        command.envs(memory_mib.map(|mib| (CARD_MEMORY, mib.to_string())));
         let card = self.start(command, "arm", faults);
         card.says("waiting");
         card
@@ -52,15 +65,31 @@ impl Bus {
 
     /// A host agent, which looks for its card.
     pub(crate) fn agent(&self, faults: &str) -> Process {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_host-agent"));
-        command.args(["serve", "--nic", "smartnic", "--http", &self.http.to_string()]);
-        command.env("SPLITRPC_NIC_LIBRARIES", library());
+        let mut command = self.host_agent(&["serve"]);
         // Tests run beside each other, and ask for little at once.
         command.env("SPLITRPC_LIMITS_SESSIONS", "64").env("SPLITRPC_LIMITS_CLASS_BYTES", (16 << 20).to_string());
         command.env("SPLITRPC_LIMITS_SLOTS_PER_MODEL", "8").env("SPLITRPC_LOG", "error");
         let agent = self.start(command, "host", faults);
         agent.says("ready");
         agent
+    }
+
+    /// What the agent's `doctor` prints, and whether it is content.
+    pub(crate) fn doctor(&self) -> (String, bool) {
+        let mut command = self.host_agent(&["doctor"]);
+        let output = self.on_the_bus(&mut command, "host").stdin(Stdio::null()).output().unwrap();
+        (String::from_utf8(output.stdout).unwrap(), output.status.success())
+    }
+
+    fn host_agent(&self, args: &[&str]) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_host-agent"));
+        command.args(args).args(["--nic", "smartnic", "--http", &self.http.to_string()]);
+        command.env("SPLITRPC_NIC_LIBRARIES", library());
+        command
+    }
+
+    fn on_the_bus<'a>(&self, command: &'a mut Command, side: &str) -> &'a mut Command {
+        command.env("SPLITRPC_BLUEFIELD", self.folder.path()).env("SPLITRPC_BLUEFIELD_SIDE", side)
     }
 
     /// Both, when they serve together.
@@ -72,7 +101,7 @@ impl Bus {
     }
 
     fn start(&self, mut command: Command, side: &str, faults: &str) -> Process {
-        command.env("SPLITRPC_BLUEFIELD", self.folder.path()).env("SPLITRPC_BLUEFIELD_SIDE", side);
+        self.on_the_bus(&mut command, side);
         if !faults.is_empty() {
             command.env("SPLITRPC_BLUEFIELD_FAULTS", faults);
         }
@@ -103,19 +132,36 @@ impl Bus {
 
     /// What the agent says over HTTP.
     pub(crate) fn get(&self, path: &str) -> String {
-        let mut stream = TcpStream::connect(self.http).unwrap();
-        write!(stream, "GET {path} HTTP/1.1\r\nHost: test\r\nConnection: close\r\n\r\n").unwrap();
-        let mut answer = String::new();
-        stream.read_to_string(&mut answer).unwrap();
-        answer
+        get(self.http, path)
+    }
+
+    /// What the card says over HTTP.
+    pub(crate) fn card_says(&self, path: &str) -> String {
+        get(self.card_http, path)
     }
 
     /// A counter of the agent's.
     pub(crate) fn counter(&self, name: &str) -> u64 {
-        let text = self.get("/metrics");
-        let line = text.lines().find(|line| line.starts_with(name)).unwrap_or_else(|| panic!("no {name} in {text}"));
-        line.rsplit(' ').next().unwrap().parse().unwrap()
+        number(&self.get("/metrics"), name)
     }
+
+    /// A counter of the card's.
+    pub(crate) fn card_counter(&self, name: &str) -> u64 {
+        number(&self.card_says("/metrics"), name)
+    }
+}
+
+fn get(address: SocketAddr, path: &str) -> String {
+    let mut stream = TcpStream::connect(address).unwrap();
+    write!(stream, "GET {path} HTTP/1.1\r\nHost: test\r\nConnection: close\r\n\r\n").unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).unwrap();
+    answer
+}
+
+fn number(text: &str, name: &str) -> u64 {
+    let line = text.lines().find(|line| line.starts_with(name)).unwrap_or_else(|| panic!("no {name} in {text}"));
+    line.rsplit(' ').next().unwrap().parse().unwrap()
 }
 
 impl Process {
@@ -187,6 +233,7 @@ fn be_a_card() {
         libraries: Some(library()),
         device: None,
         representor: None,
+        memory: std::env::var(CARD_MEMORY).ok().map(|mib| mib.parse::<u64>().unwrap() << 20),
         ports: CardPorts { tcp: listens, udp: listens, buffer: 1 << 20 },
         thread: DataThreadConfig { crowded: true, ..DataThreadConfig::default() },
         version: "test".to_owned(),
@@ -195,5 +242,11 @@ fn be_a_card() {
     let told = stop.clone();
     let mut signals = signal_hook::iterator::Signals::new([signal_hook::consts::SIGTERM]).unwrap();
     std::thread::spawn(move || signals.forever().for_each(|_| told.stop()));
-    card::serve(&config, &stop, |ready| println!("{}", if ready.is_some() { "serving" } else { "waiting" })).unwrap();
+    let status = std::sync::Arc::new(Status::default());
+    let http = std::env::var(CARD_HTTP).unwrap().parse().unwrap();
+    let _http = Http::start(http, status.router(), Bounds::USUAL).unwrap();
+    card::serve_watched(&config, &stop, &status, |ready| {
+        println!("{}", if ready.is_some() { "serving" } else { "waiting" });
+    })
+    .unwrap();
 }

@@ -2,8 +2,12 @@
 
 use std::io;
 use std::net::{SocketAddr, UdpSocket};
+use std::sync::Arc;
 
 use splitrpc_engine::{MS, Time};
+use splitrpc_telemetry::CardEvent;
+
+use super::status::Status;
 
 /// How soon a bell that has not been heard is rung again, and how late at most.
 const AGAIN: core::ops::RangeInclusive<u64> = MS..=100 * MS;
@@ -17,8 +21,7 @@ pub(super) struct Bell {
     /// When it is rung again, if it was rung and nothing was heard.
     again: Time,
     wait: u64,
-    /// How often it was rung.
-    pub(super) rung: u64,
+    status: Arc<Status>,
 }
 
 impl Bell {
@@ -26,7 +29,7 @@ impl Bell {
     ///
     /// # Errors
     /// Those of the kernel.
-    pub(super) fn new(listens: Option<SocketAddr>, knock: u64) -> io::Result<Bell> {
+    pub(super) fn new(listens: Option<SocketAddr>, knock: u64, status: &Arc<Status>) -> io::Result<Bell> {
         let open = |to: SocketAddr| {
             let any: SocketAddr = if to.is_ipv4() { ([0, 0, 0, 0], 0).into() } else { ([0_u16; 8], 0).into() };
             let socket = UdpSocket::bind(any)?;
@@ -36,7 +39,7 @@ impl Bell {
         };
         let socket = listens.map(open).transpose()?;
         let knock = knock.to_le_bytes();
-        Ok(Bell { socket, knock, sleeps: false, again: Time::NEVER, wait: *AGAIN.start(), rung: 0 })
+        Ok(Bell { socket, knock, sleeps: false, again: Time::NEVER, wait: *AGAIN.start(), status: Arc::clone(status) })
     }
 
     /// The host agent sleeps.
@@ -72,7 +75,7 @@ impl Bell {
         if let Some(socket) = &self.socket {
             // What is lost or refused is rung again.
             let _ = socket.send(&self.knock);
-            self.rung += 1;
+            self.status.count(CardEvent::CardDoorbellKnocks, 1);
         }
         self.again = now + self.wait;
         self.wait = (2 * self.wait).min(*AGAIN.end());
@@ -87,7 +90,8 @@ mod tests {
     fn it_rings_for_sleepers_only_until_it_is_heard() {
         let door = UdpSocket::bind("127.0.0.1:0").unwrap();
         door.set_nonblocking(true).unwrap();
-        let mut bell = Bell::new(Some(door.local_addr().unwrap()), 77).unwrap();
+        let status = Arc::default();
+        let mut bell = Bell::new(Some(door.local_addr().unwrap()), 77, &status).unwrap();
         let heard = || {
             let mut bytes = [0; 9];
             let mut count = 0;
@@ -115,5 +119,6 @@ mod tests {
         bell.ring(at(300));
         bell.remind(at(300));
         assert_eq!((heard(), bell.next()), (0, Time::NEVER));
+        assert_eq!(status.event(CardEvent::CardDoorbellKnocks), 8);
     }
 }

@@ -1,9 +1,13 @@
 //! Copies between this side's memory and the host's, in pieces that the device takes.
 
 use std::collections::VecDeque;
+use std::sync::Arc;
 
 use splitrpc_arena::Arena;
 use splitrpc_doca::{Access, Device, Dma, Error, Inventory, Lines, Memory, ProgressEngine};
+use splitrpc_telemetry::CardEvent;
+
+use super::status::Status;
 
 /// Copies under way at once: from 8 on a BlueField-3 is no faster.
 const DEPTH: u32 = 32;
@@ -60,8 +64,7 @@ pub(super) struct Carrier {
     most: u32,
     /// The queue has ended, and the copy with which it did is counted.
     blamed: bool,
-    /// Pieces that were tried again.
-    pub(super) retries: u64,
+    status: Arc<Status>,
 }
 
 impl Carrier {
@@ -74,6 +77,7 @@ impl Carrier {
         device: &Device,
         (near, far): (&Arena, Memory),
         (lines, ring, control): (&Lines, Memory, usize),
+        status: &Arc<Status>,
     ) -> Result<Carrier, Error> {
         let library = device.library();
         let memories = Memories {
@@ -95,7 +99,7 @@ impl Carrier {
             again: VecDeque::with_capacity(DEPTH as usize),
             most: PIECE.min(device.info().can.copy_bytes).max(1) as u32,
             blamed: false,
-            retries: 0,
+            status: Arc::clone(status),
         })
     }
 
@@ -121,6 +125,7 @@ impl Carrier {
     pub(super) fn begin(&mut self, piece: Piece) -> Result<(), Error> {
         let index = self.free.pop().expect("the caller has looked");
         self.pieces[index as usize] = (piece, 0);
+        self.status.count(CardEvent::CardCopiesSubmitted, 1);
         self.submit(index)
     }
 
@@ -143,14 +148,28 @@ impl Carrier {
         if let Err(error) = finished.result {
             tracing::debug!(%error, ?piece, "a copy failed");
             if *tries < TRIES {
-                self.retries += 1;
+                self.status.count(CardEvent::CardCopiesRetried, 1);
                 self.again.push_back(index);
                 self.revive()?;
                 return self.ended();
             }
         }
         self.free.push(index);
-        Ok(Some((self.pieces[index as usize].0, finished.result.is_ok())))
+        let (piece, arrived) = (self.pieces[index as usize].0, finished.result.is_ok());
+        self.note(&piece, arrived);
+        Ok(Some((piece, arrived)))
+    }
+
+    fn note(&self, piece: &Piece, arrived: bool) {
+        if !arrived {
+            return self.status.count(CardEvent::CardCopiesFailed, 1);
+        }
+        let bytes = match piece.way {
+            Way::ToHost | Way::ToRing => CardEvent::CardBytesToHost,
+            Way::FromHost => CardEvent::CardBytesFromHost,
+        };
+        self.status.count(CardEvent::CardCopiesCompleted, 1);
+        self.status.count(bytes, piece.len.into());
     }
 
     /// A queue in which a copy failed may have ended.

@@ -5,7 +5,7 @@ use std::collections::VecDeque;
 use std::rc::Rc;
 
 use splitrpc_arena::{Arena, META_BYTES, Run};
-use splitrpc_doca::{Consumer, Error, Lines, Notice, ProgressEngine, Server};
+use splitrpc_doca::{Consumer, Lines, Notice, ProgressEngine, Server};
 use splitrpc_engine::{MS, SEC, Time, US};
 use splitrpc_ring::{
     Completion, DESCRIPTOR_WORDS, Faults, Full, Immediate, NicLink, RequestKey, Submission, Tells, seal,
@@ -17,10 +17,11 @@ use super::bell::Bell;
 use super::carrier::{Carrier, Piece, Way};
 use super::flight::{Flight, NONE, State};
 use super::greeting::say;
+use super::status::Loss;
 use crate::arrivals::Arrival;
 use crate::completion::{Meta, copy_manifest};
 use crate::settings::{Host, Stop};
-use crate::setup::Message;
+use crate::setup::{Message, TAKEN};
 
 /// Payloads of at least so many bytes are copied while they arrive.
 const EARLY: u32 = 128 << 10;
@@ -102,7 +103,7 @@ struct Inner {
     beat: Time,
     beats: u32,
     /// Why the host is lost.
-    lost: Option<String>,
+    lost: Option<Loss>,
     stop: Option<Stop>,
     meta: Box<Meta>,
 }
@@ -147,8 +148,8 @@ impl Far {
     }
 
     /// Why the host is lost, if it is.
-    pub(super) fn lost(&self) -> Option<String> {
-        self.inner.borrow().lost.clone()
+    pub(super) fn lost(&self) -> Option<Loss> {
+        self.inner.borrow().lost
     }
 
     /// Says something to the host, beside the link.
@@ -363,13 +364,12 @@ impl Inner {
     }
 
     /// Deals with all that has come, and goes on with what is to be done.
-    fn look(&mut self, moved: &mut bool) -> Result<(), String> {
-        let broken = |error: Error| format!("DOCA: {error}");
-        while let Some((piece, arrived)) = self.reach.carrier.ended().map_err(broken)? {
+    fn look(&mut self, moved: &mut bool) -> Result<(), Loss> {
+        while let Some((piece, arrived)) = self.reach.carrier.ended()? {
             *moved = true;
             self.piece_ended(piece, arrived)?;
         }
-        while let Some(immediate) = self.reach.consumer.take().map_err(broken)? {
+        while let Some(immediate) = self.reach.consumer.take()? {
             *moved = true;
             match Immediate::from_bytes(immediate.as_bytes()) {
                 Ok(immediate) => self.told(&immediate),
@@ -385,10 +385,10 @@ impl Inner {
         Ok(())
     }
 
-    fn piece_ended(&mut self, piece: Piece, arrived: bool) -> Result<(), String> {
+    fn piece_ended(&mut self, piece: Piece, arrived: bool) -> Result<(), Loss> {
         if piece.tag == LINE {
             if !arrived {
-                return Err("a submission could not be copied to the host".to_owned());
+                return Err(Loss::Copy);
             }
             self.lines -= 1;
             self.reach.bell.ring(self.now);
@@ -458,12 +458,12 @@ impl Inner {
 
     fn begin(&mut self, piece: Piece) {
         if let Err(error) = self.reach.carrier.begin(piece) {
-            self.lose(format!("DOCA: {error}"));
+            self.lose(error.into());
         }
     }
 
     /// Writes submissions to the host's ring, as many as it has places for.
-    fn write(&mut self) -> Result<(), String> {
+    fn write(&mut self) -> Result<(), Loss> {
         while self.reach.carrier.has_room()
             && self.written - self.taken < self.ring
             && let Some(outgoing) = self.outgoing.pop_front()
@@ -488,7 +488,7 @@ impl Inner {
             self.lines += 1;
             let piece =
                 Piece { way: Way::ToRing, offset: Lines::offset(line), len: Lines::offset(1) as u32, tag: LINE };
-            self.reach.carrier.begin(piece).map_err(|error| format!("DOCA: {error}"))?;
+            self.reach.carrier.begin(piece)?;
         }
         Ok(())
     }
@@ -593,13 +593,13 @@ impl Inner {
     }
 
     /// Hears what the host says beside the link, and shows it that the card lives.
-    fn hear(&mut self) -> Result<(), String> {
+    fn hear(&mut self) -> Result<(), Loss> {
         let Inner { reach: Reach { server, connection, bell, .. }, now, heard, beat, beats, .. } = self;
         let (mut over, mut parting) = (None, false);
         let mut answers = heapless::Vec::<u32, 4>::new();
         let mut strangers = Vec::new();
         server.notices(|notice| match notice {
-            Notice::Disconnected(gone) if gone == *connection => over = Some("the host agent has gone".to_owned()),
+            Notice::Disconnected(gone) if gone == *connection => over = Some(Loss::Gone),
             Notice::Message(from, bytes) if from == *connection => {
                 *heard = *now;
                 match Message::parse(bytes) {
@@ -607,15 +607,14 @@ impl Inner {
                     // That it was awake then does not say that it is now.
                     Ok(Message::Beat { .. }) => {}
                     Ok(Message::Bye { .. }) => parting = true,
-                    _ => over = Some("the host agent said something that makes no sense here".to_owned()),
+                    _ => over = Some(Loss::Strange),
                 }
             }
             Notice::Message(from, _) => strangers.push(from),
             _ => {}
         });
         for stranger in strangers {
-            let why = "the card has a host agent already";
-            let _ = server.send(&stranger, &Message::Refused { why }.to_bytes());
+            let _ = server.send(&stranger, &Message::Refused { why: TAKEN }.to_bytes());
         }
         for count in answers {
             let _ = server.send(connection, &Message::Beat { count, answer: true }.to_bytes());
@@ -627,7 +626,7 @@ impl Inner {
                 bell.ring(*now);
             }
             if now.since(*heard) > SILENCE {
-                over = Some("the host agent has been silent for five seconds".to_owned());
+                over = Some(Loss::Silent);
             }
         }
         if parting {
@@ -639,11 +638,11 @@ impl Inner {
     }
 
     /// Nothing more comes from the host: all that it has is answered in its stead.
-    fn lose(&mut self, why: String) {
+    fn lose(&mut self, why: Loss) {
         if self.lost.is_some() {
             return;
         }
-        tracing::warn!(why, "the host agent is lost");
+        tracing::warn!(%why, "the host agent is lost");
         self.lost = Some(why);
         self.work.clear();
         self.outgoing.clear();

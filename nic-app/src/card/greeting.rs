@@ -3,8 +3,10 @@
 use std::time::{Duration, Instant};
 
 use splitrpc_doca::{Connection, Error, Notice, ProgressEngine, Server};
+use splitrpc_telemetry::CardEvent;
 
-use crate::setup::{Message, PROTOCOL, Parts, Setup};
+use super::status::Status;
+use crate::setup::{Message, PROTOCOL, Parts, Setup, TAKEN};
 
 /// How long a host agent that has connected may take to say what it wants.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -36,6 +38,7 @@ pub(super) fn wait_for_guest(
     engine: &ProgressEngine,
     server: &mut Server,
     version: &str,
+    status: &Status,
     stop: impl Fn() -> bool,
 ) -> Result<Option<Guest>, Error> {
     let mut visitor: Option<Visitor> = None;
@@ -49,7 +52,7 @@ pub(super) fn wait_for_guest(
                 let (since, parts) = (Instant::now(), Parts::default());
                 visitor = Some(Visitor { connection, since, welcome: false, parts });
             }
-            Notice::Connected(other) => said.push((other, Err("the card has a host agent already".to_owned()))),
+            Notice::Connected(other) => said.push((other, Err(TAKEN.to_owned()))),
             Notice::Disconnected(gone) => drop(visitor.take_if(|visitor| visitor.connection == gone)),
             Notice::Message(from, bytes) => {
                 if let Some(visitor) = visitor.as_mut().filter(|visitor| visitor.connection == from) {
@@ -66,7 +69,7 @@ pub(super) fn wait_for_guest(
         for (to, what) in said {
             match what {
                 Ok(message) => say(engine, server, &to, &message),
-                Err(why) => refuse(engine, server, &to, &why),
+                Err(why) => refuse(engine, server, &to, &why, status),
             }
         }
         // It may have gone meanwhile.
@@ -74,7 +77,7 @@ pub(super) fn wait_for_guest(
             return Ok(Some(guest));
         }
         if let Some(late) = visitor.take_if(|visitor| visitor.since.elapsed() > PATIENCE) {
-            refuse(engine, server, &late.connection, "nothing was heard for ten seconds");
+            refuse(engine, server, &late.connection, "nothing was heard for ten seconds", status);
         }
         look = if moved { *LOOK.start() } else { (look * 2).min(*LOOK.end()) };
         if !moved {
@@ -102,8 +105,9 @@ pub(super) fn say(engine: &ProgressEngine, server: &mut Server, to: &Connection,
 }
 
 /// Sends a host agent away, with the reason.
-pub(super) fn refuse(engine: &ProgressEngine, server: &mut Server, to: &Connection, why: &str) {
+pub(super) fn refuse(engine: &ProgressEngine, server: &mut Server, to: &Connection, why: &str, status: &Status) {
     tracing::warn!(why, "a host agent is refused");
+    status.count(CardEvent::CardHostAgentsRefused, 1);
     say(engine, server, to, &Message::Refused { why }.to_bytes());
     // What was said is to arrive first.
     let end = Instant::now() + Duration::from_millis(100);

@@ -10,6 +10,8 @@ mod far;
 mod flight;
 mod greeting;
 mod serve;
+mod status;
 
 pub use far::Far;
-pub use serve::{CardConfig, CardError, CardPorts, CardStop, open, serve};
+pub use serve::{CardConfig, CardError, CardPorts, CardStop, open, serve, serve_watched};
+pub use status::{CardState, Loss, Status};

@@ -11,7 +11,7 @@ use splitrpc_doca::{
     Access, Connection, Consumer, Device, Error, Library, Lines, LoadError, Memory, Options, ProgressEngine,
     Representor, Server,
 };
-use splitrpc_engine::ServerConfig;
+use splitrpc_engine::{ServerConfig, StorageSizes};
 use splitrpc_ring::CONTROL_LINES;
 use splitrpc_telemetry::Shard as Telemetry;
 
@@ -19,7 +19,9 @@ use super::bell::Bell;
 use super::carrier::Carrier;
 use super::far::{Far, Reach};
 use super::greeting::{Guest, refuse, wait_for_guest};
+use super::status::{About, CardState, Status};
 use crate::data_thread::DataThread;
+use crate::program::memory;
 use crate::settings::{DataThreadConfig, Stop};
 use crate::setup::{Message, ModelShape, Ready, SERVICE, Setup};
 use crate::storage::{BuildError, EngineMemory};
@@ -45,12 +47,24 @@ pub struct CardConfig {
     pub device: Option<String>,
     /// What stands for the host's device, by that one's PCI address; `None` is the only one.
     pub representor: Option<String>,
+    /// Bytes that slots and tables may take; `None` is seven eighths of what is free to this process, and of the software BlueField any, since that
+    /// pins none.
+    pub memory: Option<u64>,
     /// Where it listens.
     pub ports: CardPorts,
     /// How its data thread runs.
     pub thread: DataThreadConfig,
     /// Its version, to be shown.
     pub version: String,
+}
+
+impl CardConfig {
+    /// Bytes that slots and tables may take now.
+    pub(crate) fn budget(&self, emulated: bool) -> Option<u64> {
+        // The eighth is for the program itself, and for what DOCA takes.
+        let usual = || memory::free().filter(|_| !emulated).map(|free| free - free / 8);
+        self.memory.or_else(usual)
+    }
 }
 
 /// Where a card listens.
@@ -79,6 +93,21 @@ pub enum CardError {
     /// The engine.
     #[error(transparent)]
     Engine(#[from] BuildError),
+    /// More memory would be pinned than the card may use.
+    #[error(
+        "its slots take {} MiB on the card as they do on the host, and the engine's tables {} MiB, and the card may use {} MiB: lower \
+         limits.class_bytes or limits.slots_per_model of the host agent or leave out models (models.builtins), or raise card.memory_mib of nic-app \
+         and the budget of its service",
+        mib(*.slots), mib(*.tables), .budget >> 20
+    )]
+    Memory {
+        /// Bytes of slots.
+        slots: u64,
+        /// Bytes of tables.
+        tables: u64,
+        /// Bytes that there may be.
+        budget: u64,
+    },
     /// Memory for slots or lines.
     #[error("slots: {0}")]
     Arena(#[from] ArenaError),
@@ -106,6 +135,10 @@ pub enum CardError {
     /// What the host agent says cannot be.
     #[error("the host agent's set-up cannot be served: {0}")]
     Setup(String),
+}
+
+fn mib(bytes: u64) -> u64 {
+    bytes.div_ceil(1 << 20)
 }
 
 fn at(address: Option<&SocketAddr>) -> String {
@@ -191,7 +224,20 @@ pub fn open(library: &Library, config: &CardConfig) -> Result<(Device, Represent
 ///
 /// # Errors
 /// [`CardError`] where nothing can ever be served: there is no DOCA, no card, or no place to listen.
-pub fn serve(config: &CardConfig, stop: &CardStop, mut told: impl FnMut(Option<&Ready>)) -> Result<(), CardError> {
+pub fn serve(config: &CardConfig, stop: &CardStop, told: impl FnMut(Option<&Ready>)) -> Result<(), CardError> {
+    serve_watched(config, stop, &Arc::default(), told)
+}
+
+/// The same, and what it does shows in `status`.
+///
+/// # Errors
+/// As of [`serve`].
+pub fn serve_watched(
+    config: &CardConfig,
+    stop: &CardStop,
+    status: &Arc<Status>,
+    mut told: impl FnMut(Option<&Ready>),
+) -> Result<(), CardError> {
     let library = Library::load(config.libraries.as_deref())?;
     let (device, representor) = open(&library, config)?;
     tracing::info!(
@@ -201,17 +247,25 @@ pub fn serve(config: &CardConfig, stop: &CardStop, mut told: impl FnMut(Option<&
         emulated = library.is_emulated(),
         "card opened"
     );
+    status.opened(About {
+        device: device.info().address.clone(),
+        representor: representor.address().to_owned(),
+        doca: library.version().to_owned(),
+        emulated: library.is_emulated(),
+    });
     while !stop.is_told() {
+        status.enter(CardState::Waiting);
         told(None);
         let engine = ProgressEngine::new(&library)?;
-        let mut server = Server::new(&engine, &device, &representor, SERVICE, options(&device))?;
-        let guest = wait_for_guest(&engine, &mut server, &config.version, || stop.is_told())?;
+        let mut server = Server::new(&engine, &device, &representor, SERVICE, Options::within(&device.info().can))?;
+        let guest = wait_for_guest(&engine, &mut server, &config.version, status, || stop.is_told())?;
         let Some(Guest { connection, setup }) = guest else { break };
+        status.enter(CardState::Preparing);
         let Prepared { slots, carrier, consumer, lines, bell } =
-            match prepare(config, &device, &engine, &connection, &setup) {
+            match prepare(config, &device, &engine, &connection, &setup, status) {
                 Ok(prepared) => prepared,
                 Err(error) => {
-                    refuse(&engine, &mut server, &connection, &error.to_string());
+                    refuse(&engine, &mut server, &connection, &error.to_string(), status);
                     std::thread::sleep(AGAIN);
                     continue;
                 }
@@ -220,7 +274,7 @@ pub fn serve(config: &CardConfig, stop: &CardStop, mut told: impl FnMut(Option<&
         let inputs = &slots.layouts[..usize::from(setup.input_pools)];
         let last_input = inputs.last().map_or(0, |(pool, _)| *pool);
         let far = Far::new(reach, &slots.arena, setup.limits.requests, last_input, setup.ring_entries);
-        let served = run(config, stop, &setup, &slots, &far, library.is_emulated(), &mut told);
+        let served = run(config, stop, &setup, &slots, &far, status, &mut told);
         stop.of(None);
         let why = served.as_ref().map_or_else(ToString::to_string, |()| "nic-app was told to end".to_owned());
         far.say(&if served.is_ok() { Message::Bye { why: &why } } else { Message::Refused { why: &why } });
@@ -235,17 +289,6 @@ pub fn serve(config: &CardConfig, stop: &CardStop, mut told: impl FnMut(Option<&
         }
     }
     Ok(())
-}
-
-/// As usual, or as much of that as the device can.
-fn options(device: &Device) -> Options {
-    let Options { message_bytes, receive_queue, sends } = Options::default();
-    let can = &device.info().can;
-    Options {
-        message_bytes: message_bytes.min(can.message_bytes.max(1)),
-        receive_queue: receive_queue.min(can.receive_queue.max(1)),
-        sends: sends.min(can.send_tasks.max(1)),
-    }
 }
 
 /// The slots of both sides, which are laid out alike.
@@ -269,8 +312,12 @@ fn prepare(
     engine: &ProgressEngine,
     connection: &Connection,
     setup: &Setup,
+    status: &Arc<Status>,
 ) -> Result<Prepared, CardError> {
     let layouts = setup.layouts().map_err(|error| CardError::Setup(error.to_string()))?;
+    if let Some(budget) = config.budget(device.library().is_emulated()) {
+        within(setup, budget)?;
+    }
     let arena = Arena::new("splitrpc-card", &layouts, 0)?;
     let far = Memory::import(device, &setup.arena.description.0)?;
     let ring = Memory::import(device, &setup.ring.description.0)?;
@@ -280,7 +327,7 @@ fn prepare(
     }
     let lines = Lines::new("splitrpc-lines", entries)?;
     let control = Lines::offset(CONTROL_LINES);
-    let carrier = Carrier::new(engine, device, (&arena, far), (&lines, ring, control))?;
+    let carrier = Carrier::new(engine, device, (&arena, far), (&lines, ring, control), status)?;
     // No payload goes there; a consumer wants some memory all the same.
     let room = Memory::of_arena(device, Lines::new("splitrpc-consumer", 1)?.arena(), Access::OtherWrites)?;
     let receives = RECEIVES.min(device.info().can.consumer_tasks.max(1));
@@ -293,7 +340,7 @@ fn prepare(
         }
     }
     let unreachable = |error| CardError::Doorbell { address: setup.doorbell, error };
-    let bell = Bell::new(setup.doorbell, setup.knock).map_err(unreachable)?;
+    let bell = Bell::new(setup.doorbell, setup.knock, status).map_err(unreachable)?;
     tracing::info!(
         arena_mib = arena.bytes() >> 20,
         ring = entries,
@@ -305,6 +352,13 @@ fn prepare(
     Ok(Prepared { slots: Slots { layouts, arena }, carrier, consumer, lines, bell })
 }
 
+/// Whether what would be pinned and filled for a host agent fits. Who takes more is killed while it serves.
+fn within(setup: &Setup, budget: u64) -> Result<(), CardError> {
+    let (slots, pools) = (setup.arena.bytes, usize::from(setup.input_pools));
+    let tables = StorageSizes::of(&setup.limits, setup.models.len(), pools).bytes() + setup.ring.bytes;
+    if slots.saturating_add(tables) <= budget { Ok(()) } else { Err(CardError::Memory { slots, tables, budget }) }
+}
+
 /// Serves until the host agent is lost, or the card is told to end.
 fn run(
     config: &CardConfig,
@@ -312,10 +366,11 @@ fn run(
     setup: &Setup,
     slots: &Slots,
     far: &Far,
-    emulated: bool,
+    status: &Status,
     told: &mut impl FnMut(Option<&Ready>),
 ) -> Result<(), CardError> {
     let Slots { layouts, arena } = slots;
+    let emulated = status.is_emulated();
     let pools = &layouts[..usize::from(setup.input_pools)];
     let udp = UdpPortConfig { recv_buffer: buffer(config), send_buffer: buffer(config), ..UdpPortConfig::default() };
     let room = match config.ports.udp {
@@ -325,7 +380,7 @@ fn run(
     let limits = ServerConfig {
         stream_sessions: if config.ports.tcp.is_some() { setup.limits.stream_sessions } else { 0 },
         datagram_sessions: if config.ports.udp.is_some() { setup.limits.datagram_sessions } else { 0 },
-        ..setup.limits.config(room, emulated)
+        ..setup.engine(room, emulated)
     };
     let inputs: Vec<_> = setup.models.iter().map(ModelShape::inputs).collect();
     let models: Vec<_> = setup.models.iter().zip(&inputs).map(|(model, inputs)| model.plan(inputs)).collect();
@@ -338,6 +393,7 @@ fn run(
     let ready =
         Ready { tcp: tcp.as_ref().map(TcpPort::local_addr), udp: udp.as_ref().map(UdpPort::local_addr), emulated };
     let telemetry = Arc::new(Telemetry::new(models.len()));
+    status.serves(Arc::clone(&telemetry), &setup.catalog.0);
     let (link, host, arena) = (far.clone(), far.clone(), arena.clone());
     let mut data =
         DataThread::new(config.thread, engine, arena, setup.input_pools, link, host, Waker::new()?, telemetry)?
@@ -355,11 +411,40 @@ fn run(
     told(Some(&ready));
     data.run();
     if let Some(why) = far.lost() {
-        tracing::info!(why, "waiting for the host agent to come back");
+        status.lost(why);
+        tracing::info!(%why, "waiting for the host agent to come back");
     }
     Ok(())
 }
 
 fn buffer(config: &CardConfig) -> Option<usize> {
     (config.ports.buffer > 0).then_some(config.ports.buffer)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::setup::{Exported, Hex, PoolShape};
+
+    #[test]
+    fn what_takes_more_than_the_budget_is_refused_by_the_keys_that_make_it_large() {
+        let exported = |bytes| Exported { description: Hex(Vec::new()), bytes };
+        let setup = Setup {
+            arena: exported(100 << 20),
+            ring: exported(64 << 10),
+            ring_entries: 1024,
+            pools: vec![PoolShape { id: 0, row_bytes: vec![1 << 20], max_batch: 1, windows: 100 }],
+            input_pools: 1,
+            models: Vec::new(),
+            catalog: Hex(Vec::new()),
+            limits: ServerConfig::small(),
+            doorbell: None,
+            knock: 0,
+        };
+        within(&setup, 1 << 30).unwrap();
+        let error = within(&setup, 100 << 20).unwrap_err().to_string();
+        for part in ["slots take 100 MiB", "may use 100 MiB", "limits.class_bytes", "card.memory_mib"] {
+            assert!(error.contains(part), "{part} in {error}");
+        }
+    }
 }

@@ -21,7 +21,10 @@ pub struct PathInfo {
 }
 
 /// A server engine's configuration. Every limit is checked by [`ServerConfig::check`] before the engine starts.
+///
+/// Written and read (feature `serde`) is what one side may decide for the other: not what its sockets hold, nor the paths, which are as by default then.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize), serde(deny_unknown_fields))]
 pub struct ServerConfig {
     /// Streams (TCP connections) at once.
     pub stream_sessions: u32,
@@ -41,6 +44,7 @@ pub struct ServerConfig {
     pub receive_window: u64,
     /// Bytes of frames that all datagram clients together may have under way: what the socket holds. Shared out among the
     /// addresses from which large requests come.
+    #[cfg_attr(feature = "serde", serde(skip))]
     pub receive_room: u64,
     /// A session that is silent for longer is forgotten, in nanoseconds.
     pub idle_timeout: u64,
@@ -53,22 +57,34 @@ pub struct ServerConfig {
     /// How long a request may stall before [`ServerConfig::min_progress`] is asked of it, in nanoseconds.
     pub progress_grace: u64,
     /// Path of requests over streams.
+    #[cfg_attr(feature = "serde", serde(skip))]
     pub stream_path: PathInfo,
     /// Path of requests over datagrams.
+    #[cfg_attr(feature = "serde", serde(skip))]
     pub datagram_path: PathInfo,
+}
+
+impl PathInfo {
+    /// Over TCP, beside a commodity NIC.
+    pub const USUAL: PathInfo = PathInfo {
+        port: Port::Tcp,
+        mover: Mover::KernelToSlot,
+        memory: Memory::Host,
+        link: Link::InProcess,
+        emulated: false,
+    };
+}
+
+impl Default for PathInfo {
+    fn default() -> Self {
+        PathInfo::USUAL
+    }
 }
 
 impl ServerConfig {
     /// Limits that fit a small machine.
     #[must_use]
     pub const fn small() -> ServerConfig {
-        let path = PathInfo {
-            port: Port::Tcp,
-            mover: Mover::KernelToSlot,
-            memory: Memory::Host,
-            link: Link::InProcess,
-            emulated: false,
-        };
         ServerConfig {
             stream_sessions: 1024,
             datagram_sessions: 256,
@@ -84,8 +100,8 @@ impl ServerConfig {
             kept_replies: 128,
             min_progress: 16 << 10,
             progress_grace: 5 * SEC,
-            stream_path: path,
-            datagram_path: PathInfo { port: Port::Udp, ..path },
+            stream_path: PathInfo::USUAL,
+            datagram_path: PathInfo { port: Port::Udp, ..PathInfo::USUAL },
         }
     }
 

@@ -2,7 +2,7 @@
 //!
 //! Each data thread owns one [`Shard`] and is the only one to write it; whoever exports reads all shards and adds them
 //! up with [`render`]. Recording takes no lock, allocates nothing and uses no read-modify-write instruction. What can
-//! be counted is declared once in [`Event`] and [`Level`]; names and help texts follow from there.
+//! be counted is declared once in [`Event`], [`CardEvent`] and [`Level`]; names and help texts follow from there.
 //!
 //! May live here: what is measured and how it is shown. May not: sockets, clocks, threads, per-packet logging.
 #![forbid(unsafe_code)]
@@ -14,7 +14,7 @@ mod render;
 mod shard;
 
 pub use cell::Cell;
-pub use event::{Event, Level};
+pub use event::{CardEvent, Event, Level};
 pub use histogram::{Histogram, Snapshot};
 pub use render::{Writer, render};
 pub use shard::{MAX_PATHS, Model, Outage, PathKey, Shard};

@@ -15,7 +15,7 @@ use doca_sys::{
 
 use super::connection::{Connection, Heard, Inbox, Sending};
 use crate::context::{Context, ContextState, ProgressEngine};
-use crate::device::{Device, Representor, not_null, told};
+use crate::device::{Capabilities, Device, Representor, not_null, told};
 use crate::error::{Code, Error, check};
 use crate::library::Library;
 use crate::task;
@@ -34,6 +34,19 @@ pub struct Options {
 impl Default for Options {
     fn default() -> Self {
         Options { message_bytes: 4080, receive_queue: 64, sends: 64 }
+    }
+}
+
+impl Options {
+    /// As usual, or as much of that as a device can.
+    #[must_use]
+    pub fn within(can: &Capabilities) -> Options {
+        let Options { message_bytes, receive_queue, sends } = Options::default();
+        Options {
+            message_bytes: message_bytes.min(can.message_bytes.max(1)),
+            receive_queue: receive_queue.min(can.receive_queue.max(1)),
+            sends: sends.min(can.send_tasks.max(1)),
+        }
     }
 }
 

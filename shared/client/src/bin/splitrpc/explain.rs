@@ -3,6 +3,7 @@
 use std::fmt::Write;
 
 use splitrpc_client::Response;
+use splitrpc_client::wire::path::Link;
 use splitrpc_client::wire::{Path, Stage};
 
 const BAR: usize = 30;
@@ -44,12 +45,13 @@ pub(crate) fn table(response: &Response, transport: &str) -> String {
 }
 
 fn copies(path: &Path) -> String {
-    let mut text = format!(
-        "{} by a CPU into the slot ({} of {} payload bytes copied)",
-        path.cpu_copies(),
-        path.copied_bytes,
-        path.payload_bytes
-    );
+    // Beside a card it is the card's processor, and the host's copies nothing.
+    let (whose, then) = match path.link {
+        Link::Doca => ("the card's CPU into its slot there", ", from there by DMA"),
+        _ => ("a CPU into the slot", ""),
+    };
+    let (copies, copied, payload) = (path.cpu_copies(), path.copied_bytes, path.payload_bytes);
+    let mut text = format!("{copies} by {whose} ({copied} of {payload} payload bytes copied){then}");
     for (bytes, what) in [(path.fixup_bytes, "mended"), (path.runtime_copied_bytes, "copied by the runtime")] {
         if bytes > 0 {
             let _ = write!(text, ", {bytes} bytes {what}");
@@ -81,5 +83,14 @@ mod tests {
         assert_eq!(bar(1.0).chars().count(), BAR);
         assert_eq!(bar(0.5 / 30.0), "▌");
         assert_eq!(bar(1.25 / 30.0), "█▎");
+    }
+
+    #[test]
+    fn it_is_said_whose_cpu_copied() {
+        let path = |link| Path { link, payload_bytes: 64, copied_bytes: 64, ..Path::default() };
+        let beside_a_card = copies(&path(Link::Doca));
+        assert!(beside_a_card.contains("the card's CPU") && beside_a_card.contains("by DMA"), "{beside_a_card}");
+        let without = copies(&path(Link::InProcess));
+        assert!(without.contains("by a CPU into the slot") && !without.contains("card"), "{without}");
     }
 }
