@@ -4,3 +4,4 @@ mod ends;
 mod faults;
 mod rig;
 mod serves;
+mod untouched;

@@ -2,6 +2,7 @@
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpStream};
+use std::os::unix::process::ExitStatusExt;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU16, Ordering};
@@ -53,14 +54,20 @@ impl Bus {
     /// A host agent, which looks for its card.
     pub(crate) fn agent(&self, faults: &str) -> Process {
         let mut command = Command::new(env!("CARGO_BIN_EXE_host-agent"));
-        command.args(["serve", "--nic", "smartnic", "--http", &self.http.to_string()]);
-        command.env("SPLITRPC_NIC_LIBRARIES", library());
+        command.arg("serve");
+        self.agent_of(command, faults).0
+    }
+
+    /// The same of another program, and how it said that it is ready.
+    pub(crate) fn agent_of(&self, mut command: Command, faults: &str) -> (Process, String) {
+        command.env("SPLITRPC_NIC_KIND", "smartnic").env("SPLITRPC_NIC_LIBRARIES", library());
+        command.env("SPLITRPC_LISTEN_HTTP", self.http.to_string());
         // Tests run beside each other, and ask for little at once.
         command.env("SPLITRPC_LIMITS_SESSIONS", "64").env("SPLITRPC_LIMITS_CLASS_BYTES", (16 << 20).to_string());
         command.env("SPLITRPC_LIMITS_SLOTS_PER_MODEL", "8").env("SPLITRPC_LOG", "error");
         let agent = self.start(command, "host", faults);
-        agent.says("ready");
-        agent
+        let said = agent.says("ready");
+        (agent, said)
     }
 
     /// Both, when they serve together.
@@ -119,15 +126,32 @@ impl Bus {
 }
 
 impl Process {
-    /// Waits until it says so.
-    pub(crate) fn says(&self, what: &str) {
+    /// Waits until it says so. Returns the line.
+    pub(crate) fn says(&self, what: &str) -> String {
         let until = Instant::now() + LONG;
         loop {
             let line = self.lines.recv_timeout(until.saturating_duration_since(Instant::now()));
             let line = line.unwrap_or_else(|error| panic!("it never said {what:?}: {error}"));
             if line.contains(what) {
-                return;
+                return line;
             }
+        }
+    }
+
+    /// Its number.
+    pub(crate) fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Waits until it has ended by itself. Returns the signal that ended it.
+    pub(crate) fn died_of(mut self) -> Option<i32> {
+        let until = Instant::now() + LONG;
+        loop {
+            if let Some(status) = self.child.try_wait().unwrap() {
+                return status.signal();
+            }
+            assert!(Instant::now() < until, "it goes on");
+            std::thread::sleep(Duration::from_millis(5));
         }
     }
 
