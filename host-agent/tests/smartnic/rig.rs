@@ -28,6 +28,8 @@ pub(crate) struct Bus {
     folder: tempfile::TempDir,
     pub(crate) listens: SocketAddr,
     http: SocketAddr,
+    /// What agents are told beside the usual, by environment variables.
+    pub(crate) settings: Vec<(&'static str, String)>,
 }
 
 /// A process.
@@ -39,7 +41,7 @@ pub(crate) struct Process {
 impl Bus {
     pub(crate) fn new() -> Bus {
         let (listens, http) = (own_address(), own_address());
-        Bus { folder: tempfile::tempdir().unwrap(), listens, http }
+        Bus { folder: tempfile::tempdir().unwrap(), listens, http, settings: Vec::new() }
     }
 
     /// A card, which waits for its host agent. `faults` is what goes wrong on its side.
@@ -61,10 +63,25 @@ impl Bus {
     /// The same of another program, and how it said that it is ready.
     pub(crate) fn agent_of(&self, mut command: Command, faults: &str) -> (Process, String) {
         command.env("SPLITRPC_NIC_KIND", "smartnic").env("SPLITRPC_NIC_LIBRARIES", library());
+        self.start_agent(command, faults)
+    }
+
+    /// A host agent that needs no card, and listens where one would.
+    #[allow(dead_code, reason = "of the tests that this is part of, those of all ways need it")]
+    pub(crate) fn agent_alone(&self) -> Process {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_host-agent"));
+        command.arg("serve").env("SPLITRPC_NIC_KIND", "commodity");
+        let listens = self.listens.to_string();
+        command.env("SPLITRPC_LISTEN_TCP", &listens).env("SPLITRPC_LISTEN_UDP", &listens);
+        self.start_agent(command, "").0
+    }
+
+    fn start_agent(&self, mut command: Command, faults: &str) -> (Process, String) {
         command.env("SPLITRPC_LISTEN_HTTP", self.http.to_string());
         // Tests run beside each other, and ask for little at once.
         command.env("SPLITRPC_LIMITS_SESSIONS", "64").env("SPLITRPC_LIMITS_CLASS_BYTES", (16 << 20).to_string());
         command.env("SPLITRPC_LIMITS_SLOTS_PER_MODEL", "8").env("SPLITRPC_LOG", "error");
+        command.envs(self.settings.iter().map(|(key, value)| (key, value)));
         let agent = self.start(command, "host", faults);
         let said = agent.says("ready");
         (agent, said)
@@ -78,15 +95,25 @@ impl Bus {
         (card, agent)
     }
 
-    fn start(&self, mut command: Command, side: &str, faults: &str) -> Process {
+    pub(crate) fn start(&self, mut command: Command, side: &'static str, faults: &str) -> Process {
         command.env("SPLITRPC_BLUEFIELD", self.folder.path()).env("SPLITRPC_BLUEFIELD_SIDE", side);
         if !faults.is_empty() {
             command.env("SPLITRPC_BLUEFIELD_FAULTS", faults);
         }
-        let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().unwrap();
-        let out = BufReader::new(child.stdout.take().unwrap());
+        let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        let (out, log) = (child.stdout.take().unwrap(), child.stderr.take().unwrap());
         let (told, lines) = channel();
-        std::thread::spawn(move || out.lines().map_while(Result::ok).try_for_each(|line| told.send(line)));
+        let tell = told.clone();
+        std::thread::spawn(move || {
+            BufReader::new(out).lines().map_while(Result::ok).try_for_each(|line| tell.send(line))
+        });
+        std::thread::spawn(move || {
+            for line in BufReader::new(log).lines().map_while(Result::ok) {
+                eprintln!("{side}: {line}");
+                // Whether anybody still listens or not, it is to be written on.
+                let _ = told.send(line);
+            }
+        });
         Process { child, lines }
     }
 
@@ -196,7 +223,7 @@ pub(crate) fn ask(client: &mut Client, model: &str, bytes: &[u8]) -> Result<Resp
 }
 
 /// The software BlueField, which was built with what this is built of.
-fn library() -> PathBuf {
+pub(crate) fn library() -> PathBuf {
     let beside = std::env::current_exe().unwrap().with_file_name("libdoca_emu.so");
     assert!(beside.is_file(), "{} is not there", beside.display());
     beside
