@@ -2,6 +2,7 @@
 
 mod ends;
 mod faults;
+mod hostile;
 mod rig;
 mod serves;
 mod untouched;
