@@ -13,9 +13,7 @@ use host_agent::metrics::ModelState;
 use host_agent::serve::{BuildError, Server, build};
 use model_support::onnx::{D, FLOAT, Graph, INT64};
 use model_support::put;
-use splitrpc_client::{
-    Client, ClientOptions, ConnectOptions, Connection, Error, Event, Input, Request, Tensor, Transport,
-};
+use splitrpc_client::{Client, ClientOptions, ConnectOptions, Connection, Error, Input, Request, Tensor, Transport};
 use splitrpc_wire::path::{Memory, Mover, Port};
 use splitrpc_wire::{DType, Stage, Status};
 
@@ -88,45 +86,6 @@ fn patient() -> tempfile::TempDir {
     let patient = "max_batch_size: 16 dynamic_batching { max_queue_delay_microseconds: 3600000000 }";
     std::fs::write(folder.path().join("digits/config.pbtxt"), patient).unwrap();
     folder
-}
-
-#[test]
-fn what_is_in_flight_when_the_server_is_told_to_stop_is_answered() {
-    let folder = patient();
-    let mut config = config();
-    config.models.builtins = vec![Builtin::Echo];
-    config.models.repository = Some(folder.path().to_owned());
-    let server = Server::start(build(config).unwrap()).unwrap();
-    let status = Arc::clone(&server.built.status);
-
-    let address = server.tcp().unwrap().to_string();
-    let mut client = Connection::connect(&address, Transport::Tcp, &ConnectOptions::default()).unwrap();
-    let model = client.catalogue().model("digits").unwrap().handle;
-    for _ in 0..3 {
-        let image = [0; 64 * 4];
-        let tensors = [Tensor::new(0, DType::Fp32, &[1, 8, 8], &image[..]).unwrap()];
-        client.submit(&Request::new(model, &tensors)).unwrap();
-    }
-    let until = Instant::now() + Duration::from_secs(20);
-    while !status.metrics().contains("\nsplitrpc_requests_queued 3\n") {
-        assert!(Instant::now() < until, "the requests do not wait");
-        assert!(client.poll().unwrap().is_none(), "answered too soon");
-    }
-    let stopped = std::thread::spawn(move || server.stop());
-    let mut answered = 0;
-    while answered < 3 {
-        // An error is the end of the connection, which must not come before the answers.
-        match client.poll().unwrap() {
-            Some(Event::Response(response)) => {
-                assert_eq!(response.path().unwrap().batch_rows, 3);
-                answered += 1;
-            }
-            Some(event) => panic!("{event:?}"),
-            None => std::thread::yield_now(),
-        }
-    }
-    assert!(stopped.join().unwrap());
-    assert!(!status.is_ready());
 }
 
 #[test]
@@ -302,23 +261,6 @@ fn failures_are_counted_for_the_model_that_failed() {
         let _ = client.poll().unwrap();
     }
     assert!(server.built.status.metrics().contains("\nsplitrpc_refusals_total{status=\"BadTensor\"} 0\n"));
-}
-
-#[test]
-fn a_request_whose_values_are_at_fault_is_told_so() {
-    let folder = tempfile::tempdir().unwrap();
-    let graph = Graph::default().input("at", INT64, &[D::N(1)]).floats("table", &[3], &[1.0, 2.0, 3.0]);
-    let graph = graph.node("Gather", &["table", "at"], &["y"], vec![]).output("y", FLOAT, &[D::N(1)]);
-    put(folder.path(), "lookup", &graph.file(), None);
-    let mut config = config();
-    config.models.repository = Some(folder.path().to_owned());
-    let server = Server::start(build(config).unwrap()).unwrap();
-    let mut client = Client::connect(&server.tcp().unwrap().to_string(), ClientOptions::default()).unwrap();
-    let mut ask = |at: i64| client.infer("lookup", &[Input::new("at", DType::Int64, &[1], &at.to_le_bytes()[..])]);
-    let Err(Error::Failed(failure)) = ask(9) else { panic!("answered") };
-    assert_eq!(failure.status, Status::BadTensor);
-    assert_eq!(failure.text, "model \"lookup\": node \"y\" (Gather): index 9 is outside of -3 to 2");
-    assert_eq!(ask(2).unwrap().data(), 3.0_f32.to_le_bytes());
 }
 
 #[test]

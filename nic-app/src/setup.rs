@@ -16,7 +16,7 @@ use std::net::SocketAddr;
 
 use serde::{Deserialize, Serialize};
 use splitrpc_arena::{LayoutError, MAX_ARENA_BYTES, PoolLayout};
-use splitrpc_engine::{InputPlan, ModelPlan, PathInfo, ServerConfig};
+use splitrpc_engine::{InputPlan, ModelPlan, PathInfo, ServerConfig, StorageSizes};
 use splitrpc_ring::{CONTROL_LINES, Line, MAX_CAPACITY};
 use splitrpc_wire::path::{Link, Memory, Mover, Port};
 use splitrpc_wire::{DType, MAX_RANK};
@@ -31,6 +31,9 @@ pub const TAKEN: &str = "the card has a host agent already";
 pub const MAX_SETUP: usize = 64 << 20;
 /// Slots of all pools together at most.
 const MAX_SLOTS: u64 = 1 << 25;
+/// Requests at once, and bytes of the engine's tables, at most: what a card has memory for.
+const MAX_REQUESTS: u32 = 1 << 16;
+const MAX_ENGINE_BYTES: u64 = 1 << 30;
 /// Bytes of a text at most; longer ones are cut.
 const MAX_TEXT: usize = 1024;
 /// What a hello begins with.
@@ -317,7 +320,18 @@ impl Setup {
         wrong(setup.models.len() > usize::from(u16::MAX), "models")?;
         let slots: u64 = layouts.iter().map(|(_, layout)| u64::from(layout.slots())).sum();
         wrong(slots > MAX_SLOTS, "pools: their slots")?;
-        setup.limits.check().map_err(|error| BadSetup::Limits(error.to_string()))?;
+        let limits = &setup.limits;
+        limits.check().map_err(|error| BadSetup::Limits(error.to_string()))?;
+        // What is asked for is set aside, and who has asked for too much would end the card's program with it.
+        let (models, pools) = (setup.models.len(), setup.input_pools.into());
+        let bytes = StorageSizes::of(limits, models, pools).bytes();
+        if limits.requests > MAX_REQUESTS || bytes > MAX_ENGINE_BYTES {
+            let most = format!("at most {MAX_REQUESTS} requests, and {MAX_ENGINE_BYTES} bytes for all of them");
+            return Err(BadSetup::Limits(format!(
+                "{} requests, and {bytes} bytes; a card takes {most}",
+                limits.requests
+            )));
+        }
         Ok(setup)
     }
 

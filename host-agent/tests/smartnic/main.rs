@@ -3,6 +3,8 @@
 mod doctor;
 mod ends;
 mod faults;
+mod hostile;
 mod rig;
 mod serves;
+mod untouched;
 mod watched;

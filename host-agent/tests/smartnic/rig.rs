@@ -2,6 +2,7 @@
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpStream};
+use std::os::unix::process::ExitStatusExt;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU16, Ordering};
@@ -33,6 +34,8 @@ pub(crate) struct Bus {
     pub(crate) listens: SocketAddr,
     http: SocketAddr,
     card_http: SocketAddr,
+    /// What agents are told beside the usual, by environment variables.
+    pub(crate) settings: Vec<(&'static str, String)>,
 }
 
 /// A process.
@@ -44,7 +47,7 @@ pub(crate) struct Process {
 impl Bus {
     pub(crate) fn new() -> Bus {
         let (listens, http, card_http) = (own_address(), own_address(), own_address());
-        Bus { folder: tempfile::tempdir().unwrap(), listens, http, card_http }
+        Bus { folder: tempfile::tempdir().unwrap(), listens, http, card_http, settings: Vec::new() }
     }
 
     /// A card, which waits for its host agent. `faults` is what goes wrong on its side.
@@ -65,27 +68,45 @@ impl Bus {
 
     /// A host agent, which looks for its card.
     pub(crate) fn agent(&self, faults: &str) -> Process {
-        let mut command = self.host_agent(&["serve"]);
+        let mut command = Command::new(env!("CARGO_BIN_EXE_host-agent"));
+        command.arg("serve");
+        self.agent_of(command, faults).0
+    }
+
+    /// The same of another program, and how it said that it is ready.
+    pub(crate) fn agent_of(&self, mut command: Command, faults: &str) -> (Process, String) {
+        command.env("SPLITRPC_NIC_KIND", "smartnic").env("SPLITRPC_NIC_LIBRARIES", library());
+        self.start_agent(command, faults)
+    }
+
+    /// A host agent that needs no card, and listens where one would.
+    #[allow(dead_code, reason = "of the tests that this is part of, those of all ways need it")]
+    pub(crate) fn agent_alone(&self) -> Process {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_host-agent"));
+        command.arg("serve").env("SPLITRPC_NIC_KIND", "commodity");
+        let listens = self.listens.to_string();
+        command.env("SPLITRPC_LISTEN_TCP", &listens).env("SPLITRPC_LISTEN_UDP", &listens);
+        self.start_agent(command, "").0
+    }
+
+    fn start_agent(&self, mut command: Command, faults: &str) -> (Process, String) {
+        command.env("SPLITRPC_LISTEN_HTTP", self.http.to_string());
         // Tests run beside each other, and ask for little at once.
         command.env("SPLITRPC_LIMITS_SESSIONS", "64").env("SPLITRPC_LIMITS_CLASS_BYTES", (16 << 20).to_string());
         command.env("SPLITRPC_LIMITS_SLOTS_PER_MODEL", "8").env("SPLITRPC_LOG", "error");
+        command.envs(self.settings.iter().map(|(key, value)| (key, value)));
         let agent = self.start(command, "host", faults);
-        agent.says("ready");
-        agent
+        let said = agent.says("ready");
+        (agent, said)
     }
 
     /// What the agent's `doctor` prints, and whether it is content.
     pub(crate) fn doctor(&self) -> (String, bool) {
-        let mut command = self.host_agent(&["doctor"]);
+        let mut command = Command::new(env!("CARGO_BIN_EXE_host-agent"));
+        command.args(["doctor", "--nic", "smartnic", "--http", &self.http.to_string()]);
+        command.env("SPLITRPC_NIC_LIBRARIES", library());
         let output = self.on_the_bus(&mut command, "host").stdin(Stdio::null()).output().unwrap();
         (String::from_utf8(output.stdout).unwrap(), output.status.success())
-    }
-
-    fn host_agent(&self, args: &[&str]) -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_host-agent"));
-        command.args(args).args(["--nic", "smartnic", "--http", &self.http.to_string()]);
-        command.env("SPLITRPC_NIC_LIBRARIES", library());
-        command
     }
 
     fn on_the_bus<'a>(&self, command: &'a mut Command, side: &str) -> &'a mut Command {
@@ -100,15 +121,25 @@ impl Bus {
         (card, agent)
     }
 
-    fn start(&self, mut command: Command, side: &str, faults: &str) -> Process {
+    pub(crate) fn start(&self, mut command: Command, side: &'static str, faults: &str) -> Process {
         self.on_the_bus(&mut command, side);
         if !faults.is_empty() {
             command.env("SPLITRPC_BLUEFIELD_FAULTS", faults);
         }
-        let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().unwrap();
-        let out = BufReader::new(child.stdout.take().unwrap());
+        let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        let (out, log) = (child.stdout.take().unwrap(), child.stderr.take().unwrap());
         let (told, lines) = channel();
-        std::thread::spawn(move || out.lines().map_while(Result::ok).try_for_each(|line| told.send(line)));
+        let tell = told.clone();
+        std::thread::spawn(move || {
+            BufReader::new(out).lines().map_while(Result::ok).try_for_each(|line| tell.send(line))
+        });
+        std::thread::spawn(move || {
+            for line in BufReader::new(log).lines().map_while(Result::ok) {
+                eprintln!("{side}: {line}");
+                // Whether anybody still listens or not, it is to be written on.
+                let _ = told.send(line);
+            }
+        });
         Process { child, lines }
     }
 
@@ -165,15 +196,32 @@ fn number(text: &str, name: &str) -> u64 {
 }
 
 impl Process {
-    /// Waits until it says so.
-    pub(crate) fn says(&self, what: &str) {
+    /// Waits until it says so. Returns the line.
+    pub(crate) fn says(&self, what: &str) -> String {
         let until = Instant::now() + LONG;
         loop {
             let line = self.lines.recv_timeout(until.saturating_duration_since(Instant::now()));
             let line = line.unwrap_or_else(|error| panic!("it never said {what:?}: {error}"));
             if line.contains(what) {
-                return;
+                return line;
             }
+        }
+    }
+
+    /// Its number.
+    pub(crate) fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Waits until it has ended by itself. Returns the signal that ended it.
+    pub(crate) fn died_of(mut self) -> Option<i32> {
+        let until = Instant::now() + LONG;
+        loop {
+            if let Some(status) = self.child.try_wait().unwrap() {
+                return status.signal();
+            }
+            assert!(Instant::now() < until, "it goes on");
+            std::thread::sleep(Duration::from_millis(5));
         }
     }
 
@@ -218,7 +266,7 @@ pub(crate) fn ask(client: &mut Client, model: &str, bytes: &[u8]) -> Result<Resp
 }
 
 /// The software BlueField, which was built with what this is built of.
-fn library() -> PathBuf {
+pub(crate) fn library() -> PathBuf {
     let beside = std::env::current_exe().unwrap().with_file_name("libdoca_emu.so");
     assert!(beside.is_file(), "{} is not there", beside.display());
     beside

@@ -1,49 +1,11 @@
-//! Requests by way of the card.
+//! How a card rouses an agent that sleeps. What the way by a card has in common with all others is in `tests/conformance`.
 
 use std::time::Duration;
 
 use splitrpc_client::{CallOptions, Input, Transport};
 use splitrpc_wire::DType;
-use splitrpc_wire::path::{Link, Memory, Mover, Port};
 
-use crate::rig::{Bus, ask, noise, null_answer};
-
-#[test]
-fn requests_of_all_sizes_are_answered_over_both_transports() {
-    let bus = Bus::new();
-    let _both = bus.both("");
-    for (transport, port) in [(Transport::Tcp, Port::Tcp), (Transport::Udp, Port::Udp)] {
-        let mut client = bus.client(transport);
-        for size in [0, 1, 64, 4096, 4097, 65_536, 602_112, 5 << 20] {
-            for seed in 0..3 {
-                let bytes = noise(seed, size);
-                let response = ask(&mut client, "echo", &bytes).unwrap();
-                assert!(response.data() == bytes, "{size} bytes over {transport:?}");
-                let path = response.path().unwrap();
-                let way = (path.port, path.mover, path.memory, path.link, path.emulated);
-                assert_eq!(way, (port, Mover::DocaDma, Memory::Host, Link::Doca, true));
-                client.recycle(response);
-                let response = ask(&mut client, "null", &bytes).unwrap();
-                assert!(response.data() == null_answer(), "{size} bytes over {transport:?}");
-                client.recycle(response);
-            }
-        }
-    }
-}
-
-#[test]
-fn failures_say_why() {
-    let bus = Bus::new();
-    let _both = bus.both("");
-    let mut client = bus.client(Transport::Tcp);
-    // Found out by the client, by the card, and by the agent.
-    let error = ask(&mut client, "nobody", &[1]).unwrap_err().to_string();
-    assert!(error.contains("nobody"), "{error}");
-    let image = [Input::new("IMAGE", DType::Uint8, &[4], &[0; 4][..])];
-    assert!(client.infer("digits", &image).is_err());
-    let response = ask(&mut client, "null", &[7; 100]).unwrap();
-    assert_eq!(response.data(), null_answer());
-}
+use crate::rig::{Bus, ask, null_answer};
 
 #[test]
 fn an_idle_agent_sleeps_until_its_card_knocks() {

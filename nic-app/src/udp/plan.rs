@@ -194,8 +194,8 @@ impl Plan {
         }
     }
 
-    /// The bare headers of the frames expected from `at` on, of which each takes up `segment` bytes of the receive. Empty
-    /// where something else was expected.
+    /// The bare headers of the frames expected from `at` on, of which each takes up `segment` bytes of the receive. One that was expected to be shorter is
+    /// not among them: the end of a full one in its place has landed elsewhere. Empty where something else was expected.
     pub(super) fn headers(&self, at: usize, segment: usize) -> &[[u8; HEADER_LEN]] {
         let Some((first, count, _)) = self.frames(at, segment) else { return &[] };
         self.heads[first..first + count * HEADER_LEN].as_chunks().0
@@ -220,7 +220,7 @@ impl Plan {
             return None;
         }
         let skipped = within / segment;
-        let count = stretch.len.div_ceil(segment) - skipped;
+        let count = stretch.len / segment - skipped;
         Some((first + skipped * HEADER_LEN, count, place.skip(skipped * room)))
     }
 
@@ -342,6 +342,19 @@ mod tests {
         plan.clear();
         plan.expect_rest(RUN, &[2500, 300], (0, 0), 1000);
         assert_eq!(plan.end, 3 * 64 + 2500);
+    }
+
+    #[test]
+    fn a_train_ends_before_a_frame_that_was_planned_shorter() {
+        let mut plan = Plan::new();
+        plan.clear();
+        plan.expect_rest(RUN, &[2500], (0, 0), 1000);
+        let piece = |offset, length| Some(Piece { run: RUN, tensor: 0, offset, length });
+        assert_eq!((plan.headers(0, 1064).len(), plan.headers(1064, 1064).len()), (2, 1));
+        assert!(plan.landed_frames(1064, 1064, piece(1000, 1000)));
+        // A request of the same class that is longer: the last 500 bytes of a full frame are in the bounce buffer.
+        assert!(plan.headers(2 * 1064, 1064).is_empty());
+        assert!(!plan.landed(2 * 1064 + 64, piece(2000, 1000).into_iter()));
     }
 
     #[test]

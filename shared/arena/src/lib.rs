@@ -20,6 +20,8 @@ pub use allocator::{AllocatorError, SlotAllocator, SlotEntry, StaleRun};
 pub use layout::{EXTERNAL_POOL, LayoutError, MAX_POOL_BYTES, MAX_TENSORS, META_BYTES, PoolLayout, TensorRows};
 #[cfg(feature = "count-copies")]
 pub use mem::bytes_copied_by_this_thread;
+#[cfg(feature = "forbid")]
+pub use mem::forbid;
 #[cfg(feature = "mem")]
 pub use mem::{
     AdoptError, Arena, ArenaError, External, IoVec, IoVecBuf, IoVecSend, IoVecSendBuf, Lease, MAX_ARENA_BYTES, Span,

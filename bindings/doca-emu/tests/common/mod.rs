@@ -70,7 +70,15 @@ pub(crate) fn role() -> Option<String> {
 
 /// A process that runs one test of this program, in a role, with the devices of a side.
 pub(crate) fn child(test: &str, role: &str, side: &str, bus: &Path) -> Command {
-    let mut command = Command::new(std::env::current_exe().unwrap());
+    let own = std::env::current_exe().unwrap();
+    // Where cargo has an emulator run the tests, it runs their processes too: the kernel knows nothing of it.
+    let runner = std::env::var("CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_RUNNER").ok();
+    let runner = runner.filter(|_| cfg!(target_arch = "aarch64")).unwrap_or_default();
+    let mut words = runner.split_whitespace();
+    let mut command = Command::new(words.next().map_or_else(|| own.clone().into_os_string(), Into::into));
+    if !runner.is_empty() {
+        command.args(words).arg(&own);
+    }
     command.args([test, "--exact", "--nocapture"]).stdin(Stdio::null());
     command.env(ROLE, role).env("SPLITRPC_BLUEFIELD", bus).env("SPLITRPC_BLUEFIELD_SIDE", side);
     command

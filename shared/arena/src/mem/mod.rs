@@ -5,6 +5,8 @@ mod copy;
 #[cfg(feature = "count-copies")]
 mod count;
 mod external;
+#[cfg(feature = "forbid")]
+mod forbid;
 mod iovec;
 mod map;
 mod span;
@@ -13,5 +15,7 @@ pub use arena::{Arena, ArenaError, Lease, MAX_ARENA_BYTES};
 #[cfg(feature = "count-copies")]
 pub use count::bytes_copied_by_this_thread;
 pub use external::{AdoptError, External};
+#[cfg(feature = "forbid")]
+pub use forbid::forbid;
 pub use iovec::{IoVec, IoVecBuf, IoVecSend, IoVecSendBuf};
 pub use span::Span;
