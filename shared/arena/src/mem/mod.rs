@@ -4,6 +4,7 @@ mod arena;
 mod copy;
 #[cfg(feature = "count-copies")]
 mod count;
+mod extent;
 mod external;
 mod iovec;
 mod map;
@@ -12,6 +13,7 @@ mod span;
 pub use arena::{Arena, ArenaError, Lease, MAX_ARENA_BYTES};
 #[cfg(feature = "count-copies")]
 pub use count::bytes_copied_by_this_thread;
+pub use extent::Extent;
 pub use external::{AdoptError, External};
 pub use iovec::{IoVec, IoVecBuf, IoVecSend, IoVecSendBuf};
 pub use span::Span;
