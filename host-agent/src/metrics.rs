@@ -1,13 +1,15 @@
 //! What the server tells of itself: models and their states, readiness, and the metrics of all shards.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
 use serde::Serialize;
 use splitrpc_telemetry::{Outage, Shard, Writer, render};
 
+use crate::config::GpuMemory;
 use crate::model::spec::{ModelSpec, TensorSpec};
+use crate::smartnic::GpuWay;
 
 /// Whether a model is served.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -97,6 +99,8 @@ pub struct Status {
     models: Vec<ModelReport>,
     shards: Vec<Arc<Shard>>,
     ready: AtomicBool,
+    /// Beside a card, how requests come into the GPU's slots, and what was wanted.
+    gpu_way: Mutex<Option<(GpuWay, GpuMemory)>>,
     started: Instant,
 }
 
@@ -104,7 +108,7 @@ impl Status {
     /// Of a server with these models; those that are ready have the handles 0, 1, ... in this order. Not ready yet.
     #[must_use]
     pub fn new(models: Vec<ModelReport>, shards: Vec<Arc<Shard>>) -> Status {
-        Status { models, shards, ready: AtomicBool::new(false), started: Instant::now() }
+        Status { models, shards, ready: AtomicBool::new(false), gpu_way: Mutex::default(), started: Instant::now() }
     }
 
     /// All models, served or not, as they are now.
@@ -139,6 +143,11 @@ impl Status {
         self.ready.load(Ordering::SeqCst)
     }
 
+    /// Says how requests come into the GPU's slots beside a card, and what of that was wanted.
+    pub fn set_gpu_way(&self, way: GpuWay, wanted: GpuMemory) {
+        *self.gpu_way.lock().unwrap_or_else(PoisonError::into_inner) = Some((way, wanted));
+    }
+
     /// The models as JSON.
     #[must_use]
     pub fn models_json(&self) -> String {
@@ -156,6 +165,10 @@ impl Status {
         out.sample("splitrpc_uptime_seconds", &[], self.started.elapsed().as_secs_f64());
         out.head("splitrpc_ready", "gauge", "1 while requests are taken.");
         out.sample("splitrpc_ready", &[], f64::from(u8::from(self.is_ready())));
+        out.head("splitrpc_card_gpu_memory", "gauge", "1 for the way in which requests come from a card into the GPU's slots.");
+        if let Some((way, wanted)) = *self.gpu_way.lock().unwrap_or_else(PoisonError::into_inner) {
+            out.sample("splitrpc_card_gpu_memory", &[("way", way.name()), ("wanted", wanted.name())], 1.0);
+        }
         out.head("splitrpc_process_cpu_seconds_total", "counter", "Processor time of all threads.");
         out.sample("splitrpc_process_cpu_seconds_total", &[], splitrpc_socket::cpu_time_process().as_secs_f64());
         if let Some(bytes) = resident_bytes() {

@@ -71,7 +71,7 @@ impl Bus {
         (card, agent)
     }
 
-    fn start(&self, mut command: Command, side: &str, faults: &str) -> Process {
+    pub(crate) fn start(&self, mut command: Command, side: &str, faults: &str) -> Process {
         command.env("SPLITRPC_BLUEFIELD", self.folder.path()).env("SPLITRPC_BLUEFIELD_SIDE", side);
         if !faults.is_empty() {
             command.env("SPLITRPC_BLUEFIELD_FAULTS", faults);
@@ -172,7 +172,7 @@ pub(crate) fn ask(client: &mut Client, model: &str, bytes: &[u8]) -> Result<Resp
 }
 
 /// The software BlueField, which was built with what this is built of.
-fn library() -> PathBuf {
+pub(crate) fn library() -> PathBuf {
     let beside = std::env::current_exe().unwrap().with_file_name("libdoca_emu.so");
     assert!(beside.is_file(), "{} is not there", beside.display());
     beside

@@ -103,8 +103,13 @@ pub(super) fn say(engine: &ProgressEngine, server: &mut Server, to: &Connection,
 
 /// Sends a host agent away, with the reason.
 pub(super) fn refuse(engine: &ProgressEngine, server: &mut Server, to: &Connection, why: &str) {
+    send_away(engine, server, to, why, &Message::Refused { why });
+}
+
+/// The same, said so.
+pub(super) fn send_away(engine: &ProgressEngine, server: &mut Server, to: &Connection, why: &str, said: &Message<'_>) {
     tracing::warn!(why, "a host agent is refused");
-    say(engine, server, to, &Message::Refused { why }.to_bytes());
+    say(engine, server, to, &said.to_bytes());
     // What was said is to arrive first.
     let end = Instant::now() + Duration::from_millis(100);
     while Instant::now() < end && to.is_open() {

@@ -17,8 +17,9 @@ use splitrpc_telemetry::Shard as Telemetry;
 
 use super::bell::Bell;
 use super::carrier::Carrier;
+use super::device::OnDevice;
 use super::far::{Far, Reach};
-use super::greeting::{Guest, refuse, wait_for_guest};
+use super::greeting::{Guest, refuse, send_away, wait_for_guest};
 use crate::data_thread::DataThread;
 use crate::settings::{DataThreadConfig, Stop};
 use crate::setup::{Message, ModelShape, Ready, SERVICE, Setup};
@@ -106,6 +107,9 @@ pub enum CardError {
     /// What the host agent says cannot be.
     #[error("the host agent's set-up cannot be served: {0}")]
     Setup(String),
+    /// What the host shows of its device's memory.
+    #[error("the card does not reach the device's memory that the host agent shows: {0}")]
+    Unreached(String),
 }
 
 fn at(address: Option<&SocketAddr>) -> String {
@@ -211,7 +215,13 @@ pub fn serve(config: &CardConfig, stop: &CardStop, mut told: impl FnMut(Option<&
             match prepare(config, &device, &engine, &connection, &setup) {
                 Ok(prepared) => prepared,
                 Err(error) => {
-                    refuse(&engine, &mut server, &connection, &error.to_string());
+                    let why = error.to_string();
+                    match error {
+                        CardError::Unreached(_) => {
+                            send_away(&engine, &mut server, &connection, &why, &Message::Unreached { why: &why });
+                        }
+                        _ => refuse(&engine, &mut server, &connection, &why),
+                    }
                     std::thread::sleep(AGAIN);
                     continue;
                 }
@@ -280,7 +290,9 @@ fn prepare(
     }
     let lines = Lines::new("splitrpc-lines", entries)?;
     let control = Lines::offset(CONTROL_LINES);
-    let carrier = Carrier::new(engine, device, (&arena, far), (&lines, ring, control))?;
+    let on_device = OnDevice::import(device, &setup.device, &layouts).map_err(CardError::Unreached)?;
+    let mut carrier = Carrier::new(engine, device, (&arena, far, on_device), (&lines, ring, control))?;
+    carrier.prove(&arena).map_err(CardError::Unreached)?;
     // No payload goes there; a consumer wants some memory all the same.
     let room = Memory::of_arena(device, Lines::new("splitrpc-consumer", 1)?.arena(), Access::OtherWrites)?;
     let receives = RECEIVES.min(device.info().can.consumer_tasks.max(1));
@@ -298,6 +310,7 @@ fn prepare(
         arena_mib = arena.bytes() >> 20,
         ring = entries,
         models = setup.models.len(),
+        pools_on_device = setup.device.len(),
         doorbell = setup.doorbell.map_or_else(|| "none".to_owned(), |at| at.to_string()),
         tcp = config.ports.tcp.map(|at| at.to_string()),
         "the host's memory is in reach"
