@@ -1,12 +1,12 @@
 //! What an export rests on: a page that the exporter keeps, which repeats the descriptor and says whether it still holds.
 
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::{Ordering, fence};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{Mode, OFlags, fstat, open};
-use rustix::process::{Pid, PidfdFlags, pidfd_open};
+use rustix::process::{Pid, PidfdFlags, PidfdGetfdFlags, pidfd_getfd, pidfd_open};
 use zerocopy::{FromBytes, IntoBytes};
 
 use super::descriptor::Descriptor;
@@ -77,6 +77,16 @@ impl Exporter {
     /// Whether the grant holds: one system call at most.
     pub(super) fn grants(&self) -> bool {
         self.page.word(HOLDS).load(Ordering::Acquire) == 1 && self.process.as_ref().is_none_or(lives)
+    }
+
+    /// The exporter's own file of a GPU's memory, which cannot be opened anew.
+    pub(super) fn handle(&self, number: u32) -> Option<OwnedFd> {
+        let number = i32::try_from(number).ok()?;
+        match &self.process {
+            Some(process) => pidfd_getfd(process, number, PidfdGetfdFlags::empty()).ok(),
+            // SAFETY: it was open when it was granted. If it no longer is, or is another, then CUDA refuses it.
+            None => rustix::io::fcntl_dupfd_cloexec(unsafe { BorrowedFd::borrow_raw(number) }, 0).ok(),
+        }
     }
 
     /// Opens the file that the granted memory lies in.
