@@ -165,7 +165,11 @@ impl Status {
         out.sample("splitrpc_uptime_seconds", &[], self.started.elapsed().as_secs_f64());
         out.head("splitrpc_ready", "gauge", "1 while requests are taken.");
         out.sample("splitrpc_ready", &[], f64::from(u8::from(self.is_ready())));
-        out.head("splitrpc_card_gpu_memory", "gauge", "1 for the way in which requests come from a card into the GPU's slots.");
+        out.head(
+            "splitrpc_card_gpu_memory",
+            "gauge",
+            "1 for the way in which requests come from a card into the GPU's slots.",
+        );
         if let Some((way, wanted)) = *self.gpu_way.lock().unwrap_or_else(PoisonError::into_inner) {
             out.sample("splitrpc_card_gpu_memory", &[("way", way.name()), ("wanted", wanted.name())], 1.0);
         }

@@ -1,8 +1,6 @@
 //! A set-up comes from another machine's process: what cannot be is refused by its name.
 
-use nic_app::setup::{
-    BadSetup, DevicePool, EngineLimits, Exported, Hex, Message, ModelShape, PoolShape, Setup,
-};
+use nic_app::setup::{BadSetup, DevicePool, EngineLimits, Exported, Hex, Message, ModelShape, PoolShape, Setup};
 use splitrpc_arena::PoolLayout;
 use splitrpc_engine::ServerConfig;
 

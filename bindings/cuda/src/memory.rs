@@ -12,7 +12,8 @@ use crate::context::Context;
 use crate::error::Error;
 use crate::range::{DeviceRange, RangeError, Word, inside, round_up};
 
-pub(crate) const DESCRIPTOR: CUmemAllocationHandleType = CUmemAllocationHandleType::CU_MEM_HANDLE_TYPE_POSIX_FILE_DESCRIPTOR;
+pub(crate) const DESCRIPTOR: CUmemAllocationHandleType =
+    CUmemAllocationHandleType::CU_MEM_HANDLE_TYPE_POSIX_FILE_DESCRIPTOR;
 
 /// What memory is to be good for beyond kernels and copies.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

@@ -21,9 +21,9 @@ use splitrpc_cuda::{Context, Driver, MemoryOptions};
 use splitrpc_torch::Library;
 
 pub use board::{Board, Tenant};
-pub use shown::GpuSlots;
 pub use model::GpuModel;
 pub use program::{Program, Resources, Rows, Stays};
+pub use shown::GpuSlots;
 pub(crate) use trial::{Reserved, granules};
 
 use crate::config;

@@ -74,10 +74,7 @@ impl Choice {
     }
 
     /// The first way by which `attempt` succeeds. One that fails is tried no more.
-    fn take<T>(
-        &mut self,
-        mut attempt: impl FnMut(GpuWay) -> Result<T, String>,
-    ) -> Result<(GpuWay, T), CardError> {
+    fn take<T>(&mut self, mut attempt: impl FnMut(GpuWay) -> Result<T, String>) -> Result<(GpuWay, T), CardError> {
         loop {
             let Some(&way) = self.left.first() else { return Err(self.nothing()) };
             match attempt(way) {

@@ -127,7 +127,8 @@ impl Carrier {
         for (pool, offset, bytes) in extents {
             let len = PROOF.min(bytes);
             let Some(span) = near.whole().slice(offset, len).filter(|_| len > 0) else { continue };
-            let written: Vec<u8> = (0..len).map(|byte| (byte as u8).wrapping_mul(151).wrapping_add(pool as u8)).collect();
+            let written: Vec<u8> =
+                (0..len).map(|byte| (byte as u8).wrapping_mul(151).wrapping_add(pool as u8)).collect();
             span.copy_from(&written);
             self.copy_alone(Way::ToHost, offset, len).map_err(|why| format!("pool {pool}: writing there: {why}"))?;
             span.fill(0);

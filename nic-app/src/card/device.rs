@@ -89,8 +89,8 @@ mod tests {
     fn three() -> (Arena, Vec<(u16, PoolLayout)>, OnDevice<u16>) {
         let layout = |rows: &[u32]| PoolLayout::new(rows, 2, 2).unwrap();
         let layouts = vec![(0, layout(&[100, 5_000])), (1, layout(&[64])), (3, layout(&[4096]))];
-        let shown = [0, 3]
-            .map(|pool| DevicePool { pool, memory: Exported { description: Hex(Vec::new()), bytes: 1 << 21 } });
+        let shown =
+            [0, 3].map(|pool| DevicePool { pool, memory: Exported { description: Hex(Vec::new()), bytes: 1 << 21 } });
         let arena = Arena::new("device", &layouts, 0).unwrap();
         let on_device = OnDevice::new(&layouts, &shown, |shown| Ok(shown.pool)).unwrap();
         (arena, layouts, on_device)

@@ -22,7 +22,8 @@ pub use layout::{EXTERNAL_POOL, LayoutError, MAX_POOL_BYTES, MAX_TENSORS, META_B
 pub use mem::bytes_copied_by_this_thread;
 #[cfg(feature = "mem")]
 pub use mem::{
-    AdoptError, Arena, ArenaError, Extent, External, IoVec, IoVecBuf, IoVecSend, IoVecSendBuf, Lease, MAX_ARENA_BYTES, Span,
+    AdoptError, Arena, ArenaError, Extent, External, IoVec, IoVecBuf, IoVecSend, IoVecSendBuf, Lease, MAX_ARENA_BYTES,
+    Span,
 };
 pub use runs::merge_runs;
 pub use splitrpc_ring::Run;

@@ -49,7 +49,11 @@ pub(super) fn find(address: usize, len: usize) -> Result<Option<Named>, NotShare
     let Some(found) = found else { return Ok(None) };
     let offset = address as u64 - found.address;
     let inside = (offset as usize).checked_add(len).is_some_and(|end| end <= found.len);
-    if inside { Ok(Some(Named { found, offset })) } else { Err(tell(&"the range is larger than what the GPU has there")) }
+    if inside {
+        Ok(Some(Named { found, offset }))
+    } else {
+        Err(tell(&"the range is larger than what the GPU has there"))
+    }
 }
 
 /// Whether a descriptor is a dma-buf's of so many bytes at least.

@@ -164,9 +164,8 @@ fn move_bytes(from: &Place<'_>, to: &Place<'_>, len: usize) -> Result<(), OutOfR
         (Place::Gpu(mapped, at), to) => mapped.read(*at, len, |done, part| {
             move_bytes(&Place::Here(part.as_ptr().cast_mut()), &to.after(done), part.len())
         }),
-        (from, Place::Gpu(mapped, at)) => mapped.write(*at, len, |done, part| {
-            move_bytes(&from.after(done), &Place::Here(part.as_mut_ptr()), part.len())
-        }),
+        (from, Place::Gpu(mapped, at)) => mapped
+            .write(*at, len, |done, part| move_bytes(&from.after(done), &Place::Here(part.as_mut_ptr()), part.len())),
     }
 }
 
