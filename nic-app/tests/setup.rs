@@ -2,7 +2,23 @@
 
 use nic_app::setup::{BadSetup, DevicePool, EngineLimits, Exported, Hex, Message, ModelShape, PoolShape, Setup};
 use splitrpc_arena::PoolLayout;
-use splitrpc_engine::ServerConfig;
+use splitrpc_engine::{MS, SEC};
+
+const LIMITS: EngineLimits = EngineLimits {
+    stream_sessions: 4,
+    datagram_sessions: 4,
+    requests: 16,
+    requests_per_client: 4,
+    flight: 64,
+    max_request: 1 << 20,
+    datagram: 1472,
+    receive_window: 1 << 20,
+    idle_timeout: 60 * SEC,
+    keep_reply: SEC,
+    kept_replies: 8,
+    min_progress: 1 << 14,
+    progress_grace: 500 * MS,
+};
 
 /// Two pools of inputs and one of outputs; the inputs of the second one are on a device.
 fn setup() -> Setup {
@@ -26,7 +42,7 @@ fn setup() -> Setup {
             default_priority: 1,
         }],
         catalog: Hex(Vec::new()),
-        limits: EngineLimits::from(&ServerConfig::default()),
+        limits: LIMITS,
         doorbell: None,
         knock: 7,
     }

@@ -33,11 +33,8 @@ impl Extent {
     /// The kernel's, where it gives no more descriptors.
     pub fn of_arena(arena: &Arena) -> std::io::Result<(Extent, OwnedFd)> {
         let whole = arena.whole();
-        let extent = Extent {
-            address: whole.as_mut_ptr().expose_provenance(),
-            len: whole.len() as usize,
-            kept: Arc::new(arena.clone()),
-        };
+        let extent =
+            Extent { address: whole.as_mut_ptr().expose_provenance(), len: whole.len(), kept: Arc::new(arena.clone()) };
         Ok((extent, BorrowedFd::try_clone_to_owned(&arena.memfd())?))
     }
 
