@@ -9,7 +9,9 @@ use nic_app::setup::Ready;
 use serde::Serialize;
 use splitrpc_telemetry::{Outage, Shard, Writer, render};
 
+use crate::config::GpuMemory;
 use crate::model::spec::{ModelSpec, TensorSpec};
+use crate::smartnic::GpuWay;
 
 /// Whether a model is served.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -101,6 +103,8 @@ pub struct Status {
     ready: AtomicBool,
     /// What a card says of itself while it serves.
     card: Mutex<Option<Ready>>,
+    /// Beside a card, how requests come into the GPU's slots, and what was wanted.
+    gpu_way: Mutex<Option<(GpuWay, GpuMemory)>>,
     started: Instant,
 }
 
@@ -108,7 +112,14 @@ impl Status {
     /// Of a server with these models; those that are ready have the handles 0, 1, ... in this order. Not ready yet.
     #[must_use]
     pub fn new(models: Vec<ModelReport>, shards: Vec<Arc<Shard>>) -> Status {
-        Status { models, shards, ready: AtomicBool::new(false), card: Mutex::new(None), started: Instant::now() }
+        Status {
+            models,
+            shards,
+            ready: AtomicBool::new(false),
+            card: Mutex::default(),
+            gpu_way: Mutex::default(),
+            started: Instant::now(),
+        }
     }
 
     /// All models, served or not, as they are now.
@@ -155,6 +166,11 @@ impl Status {
         self.card.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
+    /// Says how requests come into the GPU's slots beside a card, and what of that was wanted.
+    pub fn set_gpu_way(&self, way: GpuWay, wanted: GpuMemory) {
+        *self.gpu_way.lock().unwrap_or_else(PoisonError::into_inner) = Some((way, wanted));
+    }
+
     /// The models as JSON.
     #[must_use]
     pub fn models_json(&self) -> String {
@@ -167,6 +183,14 @@ impl Status {
     pub fn metrics(&self) -> String {
         let mut out = Writer::new();
         process::metrics(&mut out, self.started, self.is_ready());
+        out.head(
+            "splitrpc_card_gpu_memory",
+            "gauge",
+            "1 for the way in which requests come from a card into the GPU's slots.",
+        );
+        if let Some((way, wanted)) = *self.gpu_way.lock().unwrap_or_else(PoisonError::into_inner) {
+            out.sample("splitrpc_card_gpu_memory", &[("way", way.name()), ("wanted", wanted.name())], 1.0);
+        }
         out.head("splitrpc_model_ready", "gauge", "1 for a model that is served, 0 for one that is not.");
         for model in self.models() {
             let ready = f64::from(u8::from(model.state == ModelState::Ready));

@@ -17,14 +17,14 @@ use splitrpc_gpu::GpuError;
 use splitrpc_ring::{HostLink, InProcessHost, InProcessNic, in_process};
 use splitrpc_telemetry::Shard as Telemetry;
 
-use crate::config::{Config, NicKind};
+use crate::config::{Config, GpuMemory, NicKind};
 use crate::gpu::{Board, Gpu, Tenant};
 use crate::metrics::Status;
 use crate::orchestrator::{self, Orchestrator, Parts, Served, Storage};
 use crate::plan::{EngineModel, Plan};
 use crate::runtime::Execution;
 use crate::runtime::device::Device;
-use crate::smartnic::{self, CardError};
+use crate::smartnic::{self, CardError, DeviceSlots};
 
 /// The smallest receive window that an engine takes.
 const MIN_RECEIVE_WINDOW: u64 = 64 << 10;
@@ -149,7 +149,8 @@ fn assemble(
     let engine = build_engine(&limits, &known, common.catalog, &plan.inputs)?;
     let (nic, host) = in_process(2 * config.limits.requests as usize);
     let waker = Waker::new()?;
-    let host = orchestrator(common, shard, host, &arena, &waker, &telemetry)?;
+    let device = common.gpu.map(|gpu| board(gpu, common, &arena)).transpose()?;
+    let host = orchestrator(common, shard, host, &arena, &waker, &telemetry, device)?;
     let (tcp, udp) = (bind_tcp(config, addresses.tcp, &engine)?, bind_udp(config, addresses.udp, shard, &engine)?);
     let addresses =
         Addresses { tcp: tcp.as_ref().map(TcpPort::local_addr), udp: udp.as_ref().map(UdpPort::local_addr) };
@@ -180,8 +181,9 @@ fn orchestrator<L: HostLink>(
     arena: &Arena,
     waker: &Waker,
     telemetry: &Arc<Telemetry>,
+    device: Option<Board>,
 ) -> Result<Orchestrator<'static, L>, StartError> {
-    let Common { config, plan, models, gpu, .. } = common;
+    let Common { config, plan, models, .. } = common;
     let rouse = waker.clone();
     let parts = Parts {
         shard,
@@ -191,7 +193,7 @@ fn orchestrator<L: HostLink>(
         requests: config.limits.requests,
         telemetry: Arc::clone(telemetry),
         waker: Arc::new(move || rouse.wake()),
-        device: gpu.map(|gpu| board(gpu, common, arena)).transpose()?,
+        device: device.map(|board| Box::new(board) as Box<dyn Device>),
         launch_limit: u64::from(config.gpu.launch_limit_ms) * MS,
     };
     Ok(Orchestrator::new(link, parts, Box::leak(Box::new(Storage::new(plan))))?)
@@ -202,8 +204,14 @@ fn start_with_card(common: &Common<'_>, telemetry: Arc<Telemetry>) -> Result<Run
     let Common { config, plan, catalog, status, crowded, .. } = common;
     let arena = Arena::new("splitrpc-0", &plan.all(), 0)?;
     let waker = Waker::new()?;
-    let orchestrator = orchestrator(common, 0, (), &arena, &waker, &telemetry)?;
-    let status = Arc::clone(status);
+    // A card that may write there needs memory that is made for it.
+    let shown = config.nic.gpu_memory != GpuMemory::Pinned;
+    let emulated = smartnic::is_emulated(&config.nic).unwrap_or(false);
+    let gpu = common.gpu.map(|gpu| if shown { gpu.beside_a_card(emulated) } else { gpu.clone() });
+    let device = gpu.map(|gpu| board(&gpu, common, &arena)).transpose()?;
+    let slots = device.as_ref().map(|board| Box::new(board.input_slots()) as Box<dyn DeviceSlots>);
+    let orchestrator = orchestrator(common, 0, (), &arena, &waker, &telemetry, device)?;
+    let (status, way, wanted) = (Arc::clone(status), Arc::clone(status), config.nic.gpu_memory);
     let parts = smartnic::Parts {
         arena,
         orchestrator,
@@ -211,6 +219,8 @@ fn start_with_card(common: &Common<'_>, telemetry: Arc<Telemetry>) -> Result<Run
         config: thread_config(config, 0, *crowded),
         telemetry,
         told: Box::new(move |card| status.set_card(card)),
+        device: slots,
+        told_way: Box::new(move |taken| way.set_gpu_way(taken, wanted)),
     };
     let known = engine_models(common);
     let known: Vec<ModelPlan<'_>> = known.iter().map(EngineModel::plan).collect();
@@ -219,7 +229,7 @@ fn start_with_card(common: &Common<'_>, telemetry: Arc<Telemetry>) -> Result<Run
 }
 
 /// This shard's part of the GPU.
-fn board(gpu: &Gpu, common: &Common<'_>, arena: &Arena) -> Result<Box<dyn Device>, StartError> {
+fn board(gpu: &Gpu, common: &Common<'_>, arena: &Arena) -> Result<Board, StartError> {
     let models = common.models.iter().zip(&common.plan.models);
     let tenants: Vec<_> = models
         .map(|(served, pools)| match served.factory.execution() {
@@ -230,7 +240,7 @@ fn board(gpu: &Gpu, common: &Common<'_>, arena: &Arena) -> Result<Box<dyn Device
     let Config { limits, data, .. } = common.config;
     let board = Board::new(gpu, arena, &tenants, limits.requests as usize, data.threads.into())?;
     tracing::info!(gpu = gpu.name, mib = board.device_bytes() >> 20, "slots on the GPU");
-    Ok(Box::new(board))
+    Ok(board)
 }
 
 fn bind_tcp(

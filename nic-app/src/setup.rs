@@ -5,7 +5,7 @@
 //!   Hello { protocol, version }          ->
 //!                                        <-      Welcome { version }, or Refused { why }
 //!   Part { total, offset, bytes } ...    ->      together a Setup, as JSON
-//!                                        <-      Ready { .. }, or Refused { why }
+//!                                        <-      Ready { .. }, or Refused { why }, or Unreached { why }
 //!   Beat                                 <->     each side answers the other's, so that both know of each other's life
 //!   Bye { why }                          <->     the sender ends
 //! ```
@@ -22,7 +22,7 @@ use splitrpc_wire::path::{Link, Memory, Mover, Port};
 use splitrpc_wire::{DType, MAX_RANK};
 
 /// The version of all that crosses the link.
-pub const PROTOCOL: u32 = 1;
+pub const PROTOCOL: u32 = 2;
 /// The name under which a card waits for its host agent.
 pub const SERVICE: &str = "splitrpc";
 /// What a host agent is told that comes while another is served.
@@ -57,6 +57,11 @@ pub enum Message<'a> {
     /// The card will not serve this host agent.
     Refused {
         /// Why, and what to do.
+        why: &'a str,
+    },
+    /// The card will not serve this set-up, since it cannot reach the device's memory that it shows. Another set-up it may.
+    Unreached {
+        /// Why.
         why: &'a str,
     },
     /// Part of a [`Setup`].
@@ -94,6 +99,7 @@ const PART: u8 = 4;
 const READY: u8 = 5;
 const BEAT: u8 = 6;
 const BYE: u8 = 7;
+const UNREACHED: u8 = 8;
 
 /// Bytes of a part's head.
 pub const PART_HEAD: usize = 9;
@@ -116,6 +122,7 @@ impl<'a> Message<'a> {
             Message::Hello { protocol, version } => with(HELLO, &[MAGIC, &protocol.to_le_bytes(), cut(version)]),
             Message::Welcome { version } => with(WELCOME, &[cut(version)]),
             Message::Refused { why } => with(REFUSED, &[cut(why)]),
+            Message::Unreached { why } => with(UNREACHED, &[cut(why)]),
             Message::Part { total, offset, bytes } => with(PART, &[&total.to_le_bytes(), &offset.to_le_bytes(), bytes]),
             Message::Ready { json } => with(READY, &[json]),
             Message::Beat { count, answer } => with(BEAT, &[&count.to_le_bytes(), &[answer.into()]]),
@@ -141,6 +148,7 @@ impl<'a> Message<'a> {
             }
             WELCOME => Message::Welcome { version: text(rest)? },
             REFUSED => Message::Refused { why: text(rest)? },
+            UNREACHED => Message::Unreached { why: text(rest)? },
             PART => {
                 let (total, rest) = number(rest)?;
                 let (offset, bytes) = number(rest)?;
@@ -209,6 +217,8 @@ pub struct Setup {
     pub pools: Vec<PoolShape>,
     /// How many of them are of inputs.
     pub input_pools: u16,
+    /// Those of the input pools, ids ascending, whose tensors belong into a device's memory and not into the slots of the arena.
+    pub device: Vec<DevicePool>,
     /// The models, by handle.
     pub models: Vec<ModelShape>,
     /// The encoded catalogue, in hexadecimal.
@@ -229,6 +239,17 @@ pub struct Exported {
     pub description: Hex,
     /// Its bytes.
     pub bytes: u64,
+}
+
+/// Memory of a device for the tensors of a pool, from its beginning on as they lie in the pool. What is said of them, its meta areas, lies in the
+/// arena as ever.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DevicePool {
+    /// The pool.
+    pub pool: u16,
+    /// Its memory there.
+    pub memory: Exported,
 }
 
 /// A pool's layout.
@@ -312,6 +333,12 @@ impl Setup {
         wrong(!entries.is_power_of_two() || entries > MAX_CAPACITY, "ring_entries")?;
         wrong(lines < (CONTROL_LINES + entries) as u64, "ring")?;
         let input = |pool: &u16| setup.pools[..usize::from(setup.input_pools)].iter().any(|shape| shape.id == *pool);
+        wrong(setup.device.windows(2).any(|pair| pair[0].pool >= pair[1].pool), "device: its order")?;
+        wrong(!setup.device.iter().map(|device| &device.pool).all(input), "device: a pool")?;
+        let layouts = setup.layouts()?;
+        let needed = |pool| layouts.iter().find(|(id, _)| *id == pool).map_or(u64::MAX, |(_, layout)| layout.bytes());
+        let fits = |device: &DevicePool| (needed(device.pool)..=MAX_ARENA_BYTES).contains(&device.memory.bytes);
+        wrong(!setup.device.iter().all(fits), "device: its bytes")?;
         let known = |(dtype, dims): &(u8, Vec<i32>)| DType::from_code(*dtype).is_ok() && dims.len() <= MAX_RANK;
         for model in &setup.models {
             wrong(model.classes.is_empty() || !model.classes.iter().all(input), "models: a class")?;

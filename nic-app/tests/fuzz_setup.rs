@@ -128,6 +128,7 @@ fn sound() -> Setup {
         ring_entries: 16,
         pools,
         input_pools: 2,
+        device: Vec::new(),
         models: vec![
             ModelShape {
                 inputs: vec![(1, vec![-1, 16]), (1, vec![-1])],

@@ -137,6 +137,7 @@ pub(crate) fn serve_card(options: &ServeCard) -> anyhow::Result<()> {
         libraries: Some(library()?),
         device: None,
         representor: None,
+        memory: None,
         ports: CardPorts { tcp: at(!options.udp), udp: at(options.udp), buffer: UDP_BUFFER },
         thread: DataThreadConfig {
             wait,

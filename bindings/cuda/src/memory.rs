@@ -12,7 +12,8 @@ use crate::context::Context;
 use crate::error::Error;
 use crate::range::{DeviceRange, RangeError, Word, inside, round_up};
 
-const DESCRIPTOR: CUmemAllocationHandleType = CUmemAllocationHandleType::CU_MEM_HANDLE_TYPE_POSIX_FILE_DESCRIPTOR;
+pub(crate) const DESCRIPTOR: CUmemAllocationHandleType =
+    CUmemAllocationHandleType::CU_MEM_HANDLE_TYPE_POSIX_FILE_DESCRIPTOR;
 
 /// What memory is to be good for beyond kernels and copies.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -311,7 +312,7 @@ fn rounded(
 }
 
 /// A descriptor that the driver has made for the caller, which no child shall inherit unasked.
-fn owned(descriptor: RawFd, what: &'static str) -> Result<OwnedFd, Error> {
+pub(crate) fn owned(descriptor: RawFd, what: &'static str) -> Result<OwnedFd, Error> {
     if descriptor < 0 {
         return Err(Error::Invalid { what, why: "the driver gave no descriptor".to_owned() });
     }

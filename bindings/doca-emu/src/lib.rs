@@ -16,12 +16,16 @@
 //! - `SPLITRPC_BLUEFIELD_SIDE`: `arm`, `host`, or `both`: whose devices this process has.
 //! - `SPLITRPC_BLUEFIELD_FAULTS`: what goes wrong, as `seed=7,delay=300,fail=20`. [`splitrpc_emulated_bluefield_faults`] takes the same, at any
 //!   time, and says what there is.
+//! - `SPLITRPC_BLUEFIELD_GPU`: how a GPU's memory can be registered, `dmabuf`, `peermem`, `dmabuf,peermem` (unless given) or `none`.
 //!
 //! Where DOCA's documents are silent:
 //!
 //! - `doca_task_submit` takes a task that no copy can be made of; it completes with `IO_FAILED` and stops its context, as an oversize one does.
 //!   `doca_task_try_submit` refuses it with `INVALID_VALUE`.
 //! - A copy's bytes go to the destination's data pointer, and its data length is set to their number. So do a producer's in a posted receive.
+//! - A GPU's memory is taken by a dma-buf's descriptor and its address, or, as with `nvidia-peermem`, by its address alone, where this process uses CUDA
+//!   and the memory was made to be exported to other processes; what was not, `NOT_SUPPORTED`. The Arm's process then has to have CUDA and the same GPU.
+//!   The host's own device does not copy it (`IO_FAILED`).
 //! - Memory is exported by the host's device only, and imported by the Arm's only.
 //! - `doca_mmap_stop` refuses an exported mmap, as documented; destroying it ends the export. Copies that follow complete with `IO_FAILED`.
 //! - A progress engine belongs to the thread that first makes it progress, or submits a task to one of its contexts.

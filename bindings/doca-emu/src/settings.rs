@@ -13,11 +13,27 @@ use crate::faults;
 const BUS: &str = "SPLITRPC_BLUEFIELD";
 const SIDE: &str = "SPLITRPC_BLUEFIELD_SIDE";
 const FAULTS: &str = "SPLITRPC_BLUEFIELD_FAULTS";
+const GPU: &str = "SPLITRPC_BLUEFIELD_GPU";
 
 /// Where the card and its host meet, and which of them this process is.
 pub(crate) struct Settings {
     pub(crate) bus: PathBuf,
     pub(crate) sides: &'static [Side],
+    /// How a GPU's memory can be registered.
+    pub(crate) gpu: Gpu,
+}
+
+/// Whether a GPU's memory can be registered by dma-buf, and by its address.
+#[derive(Clone, Copy)]
+pub(crate) struct Gpu {
+    pub(crate) dma_buf: bool,
+    pub(crate) peermem: bool,
+}
+
+/// The same, as it was read; where nothing was, none.
+pub(crate) fn gpu() -> Gpu {
+    let none = Gpu { dma_buf: false, peermem: false };
+    settings().ok().flatten().map_or(none, |settings| settings.gpu)
 }
 
 /// What was read when it was first asked for; `None` where there is no card.
@@ -56,7 +72,14 @@ fn read() -> std::result::Result<Option<Settings>, String> {
     if let Some(spec) = variable(FAULTS)? {
         faults::set(&spec).map_err(|wrong| format!("{FAULTS}: {wrong}"))?;
     }
-    Ok(Some(Settings { bus, sides }))
+    let gpu = match variable(GPU)?.as_deref() {
+        None | Some("dmabuf,peermem") => Gpu { dma_buf: true, peermem: true },
+        Some("dmabuf") => Gpu { dma_buf: true, peermem: false },
+        Some("peermem") => Gpu { dma_buf: false, peermem: true },
+        Some("none") => Gpu { dma_buf: false, peermem: false },
+        Some(other) => return Err(format!("{GPU} is dmabuf, peermem, 'dmabuf,peermem' or none, not '{other}'")),
+    };
+    Ok(Some(Settings { bus, sides, gpu }))
 }
 
 fn variable(name: &str) -> std::result::Result<Option<String>, String> {

@@ -1,13 +1,15 @@
 //! Memory that a device may reach: this machine's, shown to the other side or not, and what the other side shows.
 #![expect(unsafe_code, reason = "calls of DOCA")]
 
+use std::any::Any;
 use std::ffi::c_void;
 use std::fmt;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::ptr::{self, NonNull};
 use std::rc::Rc;
 
 use doca_sys::{doca_access_flag, doca_mmap};
-use splitrpc_arena::Arena;
+use splitrpc_arena::{Arena, Extent};
 
 use crate::device::{Device, not_null, told};
 use crate::error::{Code, Error, check};
@@ -35,8 +37,8 @@ struct Inner {
     base: *mut u8,
     len: usize,
     device: Device,
-    /// Nothing, where the memory is the other side's.
-    _kept: Option<Arena>,
+    /// What keeps the memory; nothing, where it is the other side's.
+    _kept: Option<Box<dyn Any>>,
 }
 
 impl Memory {
@@ -45,22 +47,56 @@ impl Memory {
     /// # Errors
     /// Those of DOCA; [`Code::NOT_PERMITTED`] also where the limit of locked memory is too low.
     pub fn of_arena(device: &Device, arena: &Arena, access: Access) -> Result<Memory, Error> {
+        let whole = arena.whole();
+        Memory::of_range(device, (whole.as_mut_ptr(), whole.len()), None, Box::new(arena.clone()), access)
+    }
+
+    /// All of a device's memory, which stays for as long as this. With a dma-buf's descriptor, of just this memory, DOCA takes it by that; without
+    /// one by its address, for which the kernel needs a module that knows such addresses (`nvidia-peermem`).
+    ///
+    /// # Errors
+    /// Those of DOCA.
+    pub fn of_device(
+        device: &Device,
+        extent: &Extent,
+        dma_buf: Option<OwnedFd>,
+        access: Access,
+    ) -> Result<Memory, Error> {
+        let base = ptr::with_exposed_provenance_mut(extent.address());
+        Memory::of_range(device, (base, extent.len()), dma_buf, Box::new(extent.clone()), access)
+    }
+
+    /// A range that `kept` keeps, which it has to do.
+    fn of_range(
+        device: &Device,
+        (base, len): (*mut u8, usize),
+        dma_buf: Option<OwnedFd>,
+        kept: Box<dyn Any>,
+        access: Access,
+    ) -> Result<Memory, Error> {
         let doca = device.library().doca();
         let mut mmap = ptr::null_mut();
         // SAFETY: what is written to lives through the call.
         check("doca_mmap_create", unsafe { (doca.doca_mmap_create)(&raw mut mmap) })?;
         let mmap = not_null("doca_mmap_create", mmap)?;
-        let whole = arena.whole();
+        let file = dma_buf.as_ref().map(AsRawFd::as_raw_fd);
         // From here on it is given back whatever happens.
-        let (base, len, kept) = (whole.as_mut_ptr(), whole.len(), Some(arena.clone()));
+        let kept: Option<Box<dyn Any>> = Some(Box::new((kept, dma_buf)));
         let memory = Memory { inner: Rc::new(Inner { mmap, base, len, device: device.clone(), _kept: kept }) };
         let mmap = mmap.as_ptr();
         // SAFETY: the mmap was just made, and the device is open and stays so.
         check("doca_mmap_add_dev", unsafe { (doca.doca_mmap_add_dev)(mmap, device.as_ptr()) })?;
         // SAFETY: it was just made.
         check("doca_mmap_set_permissions", unsafe { (doca.doca_mmap_set_permissions)(mmap, access.mask()) })?;
-        // SAFETY: the arena's mapping lives as long as `memory`; its bytes are such that a device may write them at any time.
-        check("doca_mmap_set_memrange", unsafe { (doca.doca_mmap_set_memrange)(mmap, base.cast::<c_void>(), len) })?;
+        let address = base.cast::<c_void>();
+        match file {
+            // SAFETY: the memory lives as long as `memory`, and so does its descriptor; its bytes are such that a device may write them at any time.
+            Some(file) => check("doca_mmap_set_dmabuf_memrange", unsafe {
+                (doca.doca_mmap_set_dmabuf_memrange)(mmap, file, address, 0, len)
+            })?,
+            // SAFETY: as above.
+            None => check("doca_mmap_set_memrange", unsafe { (doca.doca_mmap_set_memrange)(mmap, address, len) })?,
+        }
         // SAFETY: all that it needs was said.
         check("doca_mmap_start", unsafe { (doca.doca_mmap_start)(mmap) })?;
         Ok(memory)

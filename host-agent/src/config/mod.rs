@@ -71,6 +71,33 @@ pub enum NicKind {
     Smartnic,
 }
 
+/// How requests come into a GPU's slots beside a card.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum GpuMemory {
+    /// The first of these that can be had.
+    Auto,
+    /// The card writes there, and is shown them by dma-buf.
+    DmaBuf,
+    /// The card writes there, and is shown them by way of `nvidia-peermem`.
+    Peermem,
+    /// The card writes the host's slots, and the GPU copies from there.
+    Pinned,
+}
+
+impl GpuMemory {
+    /// As the configuration calls it.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            GpuMemory::Auto => "auto",
+            GpuMemory::DmaBuf => "dmabuf",
+            GpuMemory::Peermem => "peermem",
+            GpuMemory::Pinned => "pinned",
+        }
+    }
+}
+
 /// What ends the RPCs.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -84,12 +111,14 @@ pub struct Nic {
     /// Where the card's datagram arrives that rouses a sleeping agent; where it is off, the agent polls.
     #[serde(with = "address")]
     pub doorbell: Option<SocketAddr>,
+    /// How requests come from the card into a GPU's slots.
+    pub gpu_memory: GpuMemory,
 }
 
 impl Default for Nic {
     fn default() -> Self {
         let doorbell = Some(SocketAddr::from(([127, 0, 0, 1], 0)));
-        Nic { kind: NicKind::Commodity, device: None, libraries: None, doorbell }
+        Nic { kind: NicKind::Commodity, device: None, libraries: None, doorbell, gpu_memory: GpuMemory::Auto }
     }
 }
 

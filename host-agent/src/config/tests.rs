@@ -73,6 +73,7 @@ fn all_set() -> Config {
         device: Some("0000:03:00.0".into()),
         libraries: Some("/opt/doca".into()),
         doorbell: None,
+        gpu_memory: GpuMemory::DmaBuf,
     };
     config.data.cores = vec![1];
     config.limits.sessions = 7;

@@ -5,14 +5,14 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use splitrpc_arena::{Arena, Run};
-use splitrpc_cuda::{FlushScope, MemoryOptions, StreamPriorities, WritesOrdering};
+use splitrpc_cuda::{FlushScope, StreamPriorities, WritesOrdering};
 use splitrpc_gpu::{Chunking, Copies, Direction, GpuArena, GpuError, Keep, Lane, Porter};
 use splitrpc_wire::TensorDesc;
 
 use super::flight::{Flight, Keeps};
 use super::tensors::Tensors;
 use super::transfers::Transfers;
-use super::{Gpu, Program};
+use super::{Gpu, GpuSlots, Program};
 use crate::model::spec::ModelSpec;
 use crate::plan::ModelPools;
 use crate::runtime::device::{Device, Turn};
@@ -73,9 +73,7 @@ impl Board {
             inputs.iter().copied().chain(*output).collect::<Vec<_>>()
         };
         let slots: Vec<u16> = models.iter().flatten().flat_map(pools).collect();
-        let (shared, cards) = (gpu.settings.shared, gpu.context.device().rdma_virtual_memory);
-        let options = MemoryOptions { exportable: shared, rdma: shared && cards };
-        let arena = GpuArena::new(&gpu.context, arena, &slots, &[], options)?;
+        let arena = GpuArena::new(&gpu.context, arena, &slots, &[], gpu.slots)?;
         let range = gpu.context.stream_priorities()?;
         // A persistent kernel has a stream beside its lane's.
         let each = |tenant: &Tenant<'_>| if tenant.program.stays().is_some() { 2 } else { 1 };
@@ -125,6 +123,14 @@ impl Board {
     /// As [`GpuArena::export`].
     pub fn export(&self, pool: u16) -> Result<(OwnedFd, usize), GpuError> {
         self.arena.export(pool)
+    }
+
+    /// The slots of inputs, for a card to write.
+    #[must_use]
+    pub fn input_slots(&self) -> GpuSlots {
+        let mut pools: Vec<u16> = self.models.iter().flatten().flat_map(|model| &model.inputs).copied().collect();
+        pools.sort_unstable();
+        GpuSlots { arena: (*self.arena).clone(), pools }
     }
 
     fn model(&self, model: u16) -> Option<&Model> {

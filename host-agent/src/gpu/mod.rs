@@ -9,6 +9,7 @@ mod board;
 mod flight;
 mod model;
 mod program;
+mod shown;
 mod tensors;
 mod transfers;
 mod trial;
@@ -16,12 +17,13 @@ mod trial;
 use std::cell::OnceCell;
 use std::sync::{Arc, OnceLock};
 
-use splitrpc_cuda::{Context, Driver};
+use splitrpc_cuda::{Context, Driver, MemoryOptions};
 use splitrpc_torch::Library;
 
 pub use board::{Board, Tenant};
 pub use model::GpuModel;
 pub use program::{Program, Resources, Rows, Stays};
+pub use shown::GpuSlots;
 pub(crate) use trial::{Reserved, granules};
 
 use crate::config;
@@ -72,6 +74,8 @@ pub struct Gpu {
     pub context: Context,
     /// How copies are cut up, and how long a launch may take.
     pub settings: config::Gpu,
+    /// What the memory of slots is to be good for.
+    pub slots: MemoryOptions,
     torch: Arc<OnceLock<Result<Library, String>>>,
 }
 
@@ -89,7 +93,19 @@ impl Gpu {
         })?;
         let context = driver.context(device).map_err(|e| format!("GPU {}: {e}", device.name))?;
         let name = format!("{}, CUDA {}", device.name, driver.version());
-        Ok(Gpu { name, context, settings: settings.clone(), torch: Arc::default() })
+        let rdma = settings.shared && context.device().rdma_virtual_memory;
+        let slots = MemoryOptions { exportable: settings.shared, rdma };
+        Ok(Gpu { name, context, settings: settings.clone(), slots, torch: Arc::default() })
+    }
+
+    /// The same GPU, with slots that a card may write, as far as the device can. The software BlueField has no other way to them than processes
+    /// have.
+    #[must_use]
+    pub fn beside_a_card(&self, emulated: bool) -> Gpu {
+        let (mut gpu, device) = (self.clone(), self.context.device());
+        gpu.slots.rdma |= device.rdma_virtual_memory;
+        gpu.slots.exportable |= emulated && device.posix_descriptors;
+        gpu
     }
 
     /// Why nothing more can be set up on it, if that is so.

@@ -6,10 +6,12 @@
 pub(crate) mod doctor;
 mod link;
 mod reach;
+mod shows;
 mod thread;
 mod visit;
 
 pub use link::CardLink;
+pub use shows::{DeviceSlots, GpuWay, ToldWay};
 pub use thread::{Parts, Told, start};
 
 use splitrpc_arena::ArenaError;
@@ -43,6 +45,17 @@ pub enum CardError {
     /// The card does not want this agent.
     #[error("the card refuses: {0}")]
     Refused(String),
+    /// How the GPU's slots are to be shown to the card cannot be had.
+    #[error("nic.gpu_memory is {wanted}, and that cannot be had: {why}")]
+    GpuMemory {
+        /// What it is.
+        wanted: &'static str,
+        /// Why.
+        why: String,
+    },
+    /// The card cannot reach the GPU's slots as they are shown.
+    #[error("{0}")]
+    Unreached(String),
     /// What the card says makes no sense, or it says nothing.
     #[error("the card {0}")]
     Strange(&'static str),

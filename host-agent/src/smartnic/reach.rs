@@ -9,6 +9,7 @@ use splitrpc_engine::{ModelPlan, ServerConfig};
 use splitrpc_ring::CONTROL_LINES;
 
 use super::CardError;
+use super::shows::OnDevice;
 use crate::config::{Config, Nic};
 use crate::plan::Plan;
 
@@ -33,7 +34,7 @@ impl Served {
 pub(super) struct Shown {
     pub(super) ring: Lines,
     /// When these go, the card can no longer reach anything.
-    _memory: [Memory; 2],
+    _memory: Vec<Memory>,
 }
 
 /// Opens the card's device on this machine.
@@ -75,12 +76,13 @@ pub(super) fn doorbell(at: Option<SocketAddr>, emulated: bool) -> Result<Option<
     at.map(bind).transpose()
 }
 
-/// Shows a card the slots and a fresh ring, and says what it needs to know of them.
+/// Shows a card the slots, those on the device with them, and a fresh ring, and says what it needs to know of them.
 pub(super) fn show(
     device: &Device,
     arena: &Arena,
     served: &Served,
     doorbell: Option<SocketAddr>,
+    on_device: OnDevice,
 ) -> Result<(Setup, Shown), CardError> {
     let Served { plan, models, catalog, limits } = served;
     let entries = (2 * limits.requests as usize).clamp(2, splitrpc_ring::MAX_CAPACITY).next_power_of_two();
@@ -96,13 +98,16 @@ pub(super) fn show(
         ring_entries: entries as u32,
         pools: plan.all().iter().map(|(id, layout)| PoolShape::from((*id, layout))).collect(),
         input_pools: plan.inputs.len() as u16,
+        device: on_device.pools,
         models: models.clone(),
         catalog: Hex(catalog.clone()),
         limits: *limits,
         doorbell,
         knock: KNOCK,
     };
-    Ok((setup, Shown { ring, _memory: [slots, lines] }))
+    let mut memory = on_device.memory;
+    memory.extend([slots, lines]);
+    Ok((setup, Shown { ring, _memory: memory }))
 }
 
 /// What a knock says. It wakes an agent and tells it nothing, so it need not be a secret.

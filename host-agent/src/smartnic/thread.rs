@@ -15,6 +15,7 @@ use splitrpc_socket::{Events, Interest, Poller, pin_current_thread};
 use splitrpc_telemetry::{Event, Shard as Telemetry};
 
 use super::reach::{self, Served, Shown};
+use super::shows::{DeviceSlots, OnDevice, Shows, ToldWay};
 use super::visit::Visit;
 use super::{CardError, CardLink};
 use crate::orchestrator::Orchestrator;
@@ -51,6 +52,10 @@ pub struct Parts {
     pub telemetry: Arc<Telemetry>,
     /// Hears whether there is a card that serves.
     pub told: Told,
+    /// What a device has of the slots.
+    pub device: Option<Box<dyn DeviceSlots>>,
+    /// Hears how requests come there, each time that this changes.
+    pub told_way: ToldWay,
 }
 
 /// The thread's own.
@@ -62,6 +67,7 @@ struct Thread {
     telemetry: Arc<Telemetry>,
     told: Told,
     served: Served,
+    shows: Option<Shows>,
     device: Device,
     door: Option<UdpSocket>,
     poller: Poller,
@@ -135,7 +141,10 @@ impl Thread {
             emulated = library.is_emulated(),
             "card's device opened"
         );
-        let Parts { arena, orchestrator, waker, config, telemetry, told } = parts;
+        let Parts { arena, orchestrator, waker, config, telemetry, told, device: slots, told_way } = parts;
+        let mut shows = Shows::new(nic.gpu_memory, slots, told_way)?;
+        // What cannot be had is found out now, and not when a card comes.
+        shows.as_mut().map(|shows| shows.show(&device)).transpose()?;
         Ok(Thread {
             arena,
             orchestrator: orchestrator.with_link(CardLink::default()),
@@ -144,6 +153,7 @@ impl Thread {
             telemetry,
             told,
             served,
+            shows,
             device,
             door,
             poller,
@@ -200,8 +210,18 @@ impl Thread {
         let version = visit.greet(env!("CARGO_PKG_VERSION"), &stop)?;
         let local = |door: &UdpSocket| door.local_addr().ok();
         let doorbell: Option<SocketAddr> = self.door.as_ref().and_then(local);
-        let (setup, shown) = reach::show(&self.device, &self.arena, &self.served, doorbell)?;
-        let (ready, producer) = visit.set_up(&setup, &stop)?;
+        let on_device = match &mut self.shows {
+            Some(shows) => shows.show(&self.device)?,
+            None => OnDevice::default(),
+        };
+        let (setup, shown) = reach::show(&self.device, &self.arena, &self.served, doorbell, on_device)?;
+        let (ready, producer) = match (visit.set_up(&setup, &stop), &mut self.shows) {
+            (Err(CardError::Unreached(why)), Some(shows)) => {
+                shows.unreached(why)?;
+                return Ok(None);
+            }
+            (answer, _) => answer?,
+        };
         tracing::info!(
             version,
             tcp = ready.tcp.map(|at| at.to_string()),
@@ -256,7 +276,8 @@ impl Thread {
                 self.publish(now);
             }
             if now.since(active) < spin {
-                if self.config.crowded && !moved {
+                // What was said here is heard by whoever else wants this core.
+                if self.config.crowded {
                     std::thread::yield_now();
                 }
             } else if !moved && self.sleep(card) {
@@ -299,12 +320,14 @@ impl Thread {
             std::thread::sleep(Duration::from_millis(1));
         }
         self.waker.awake();
-        self.waker.drain();
         let knocked = self.events.iter().any(|event| event.token == DOOR);
         if knocked {
+            // What it was roused for comes before all else.
+            self.orchestrator.poll(self.now());
             self.open_door();
             self.orchestrator.link().tell(Tells::Awake);
         }
+        self.waker.drain();
         self.telemetry.count(Event::Wakeups, 1);
         true
     }

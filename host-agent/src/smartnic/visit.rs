@@ -124,6 +124,7 @@ impl Visit {
                     said = Some(match Message::parse(bytes) {
                         Ok(Message::Welcome { version }) => Said::Welcome(version.to_owned()),
                         Ok(Message::Refused { why }) => Said::Over(CardError::Refused(why.to_owned())),
+                        Ok(Message::Unreached { why }) => Said::Over(CardError::Unreached(why.to_owned())),
                         Ok(Message::Bye { why }) => Said::Over(CardError::Refused(format!("it ends: {why}"))),
                         Ok(Message::Ready { json }) => match serde_json::from_slice(json) {
                             Ok(ready) => Said::Ready(ready),

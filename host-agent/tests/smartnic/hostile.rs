@@ -210,6 +210,7 @@ fn sound(device: &Device) -> (Setup, [Memory; 2]) {
         ring_entries: 64,
         pools: layouts.iter().map(|(id, layout)| PoolShape::from((*id, layout))).collect(),
         input_pools: 1,
+        device: Vec::new(),
         models: vec![model],
         catalog: Hex(Vec::new()),
         limits,

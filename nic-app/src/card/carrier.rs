@@ -2,6 +2,7 @@
 
 use std::collections::VecDeque;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use splitrpc_arena::Arena;
 use splitrpc_doca::{Access, Device, Dma, Error, Inventory, Lines, Memory, ProgressEngine};
@@ -9,12 +10,17 @@ use splitrpc_telemetry::CardEvent;
 
 use super::status::Status;
 
+use super::device::OnDevice;
+
 /// Copies under way at once: from 8 on a BlueField-3 is no faster.
 const DEPTH: u32 = 32;
 /// How often a piece is tried that the device does not get across.
 const TRIES: u8 = 4;
 /// Bytes of a piece at most, so that what follows a large one need not wait long.
 const PIECE: u64 = 1 << 20;
+/// Bytes by which a device's memory is tried, and how long that may take.
+const PROOF: usize = 64;
+const PROVEN_WITHIN: Duration = Duration::from_secs(5);
 
 /// Where a piece comes from and goes to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -31,7 +37,7 @@ pub(super) enum Way {
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Piece {
     pub(super) way: Way,
-    /// Where they lie. Slots are at the same place on both sides.
+    /// Where they lie. Slots are at the same place on both sides, but for tensors that the host has on a device.
     pub(super) offset: usize,
     pub(super) len: u32,
     /// Whose they are.
@@ -43,6 +49,7 @@ pub(super) struct Piece {
 struct Memories {
     near: Memory,
     far: Memory,
+    device: OnDevice<Memory>,
     lines: Memory,
     ring: Memory,
     /// How much further on a line lies in the ring than here.
@@ -68,14 +75,15 @@ pub(super) struct Carrier {
 }
 
 impl Carrier {
-    /// Between these slots and lines here and the host's slots and ring, of which the lines begin behind `control` bytes.
+    /// Between these slots and lines here and the host's slots, some of which are on its device, and ring, of which the lines begin behind `control`
+    /// bytes.
     ///
     /// # Errors
     /// Those of DOCA.
     pub(super) fn new(
         engine: &ProgressEngine,
         device: &Device,
-        (near, far): (&Arena, Memory),
+        (near, far, on_device): (&Arena, Memory, OnDevice<Memory>),
         (lines, ring, control): (&Lines, Memory, usize),
         status: &Arc<Status>,
     ) -> Result<Carrier, Error> {
@@ -83,6 +91,7 @@ impl Carrier {
         let memories = Memories {
             near: Memory::of_arena(device, near, Access::Local)?,
             far,
+            device: on_device,
             lines: Memory::of_arena(device, lines.arena(), Access::Local)?,
             ring,
             control,
@@ -106,6 +115,52 @@ impl Carrier {
     /// Bytes of a piece at most.
     pub(super) fn most(&self) -> u32 {
         self.most
+    }
+
+    /// Whether the host has the tensors of a pool on its device.
+    pub(super) fn is_on_device(&self, pool: u16) -> bool {
+        self.memories.device.holds(pool)
+    }
+
+    /// Copies something to each of the device's memories and back, before anything else is done with slots.
+    ///
+    /// # Errors
+    /// Which of them could not be reached so, and why.
+    pub(super) fn prove(&mut self, near: &Arena) -> Result<(), String> {
+        let extents: Vec<_> = self.memories.device.extents().collect();
+        for (pool, offset, bytes) in extents {
+            let len = PROOF.min(bytes);
+            let Some(span) = near.whole().slice(offset, len).filter(|_| len > 0) else { continue };
+            let written: Vec<u8> =
+                (0..len).map(|byte| (byte as u8).wrapping_mul(151).wrapping_add(pool as u8)).collect();
+            span.copy_from(&written);
+            self.copy_alone(Way::ToHost, offset, len).map_err(|why| format!("pool {pool}: writing there: {why}"))?;
+            span.fill(0);
+            self.copy_alone(Way::FromHost, offset, len).map_err(|why| format!("pool {pool}: reading there: {why}"))?;
+            let mut read = vec![0; len];
+            span.copy_to(&mut read);
+            span.fill(0);
+            if read != written {
+                return Err(format!("pool {pool}: what was written there is not what is read there"));
+            }
+        }
+        Ok(())
+    }
+
+    /// Makes one copy, and waits for it.
+    fn copy_alone(&mut self, way: Way, offset: usize, len: usize) -> Result<(), String> {
+        let broken = |error: Error| format!("DOCA: {error}");
+        self.begin(Piece { way, offset, len: len as u32, tag: 0 }).map_err(broken)?;
+        let end = Instant::now() + PROVEN_WITHIN;
+        loop {
+            self.engine.progress();
+            match self.ended().map_err(broken)? {
+                Some((_, true)) => return Ok(()),
+                Some((_, false)) => return Err("the copy failed".to_owned()),
+                None if Instant::now() > end => return Err("the copy does not end".to_owned()),
+                None => {}
+            }
+        }
     }
 
     /// Whether another piece can be begun.
@@ -184,14 +239,15 @@ impl Carrier {
 
     fn submit(&mut self, index: u32) -> Result<(), Error> {
         let Piece { way, offset, len, .. } = self.pieces[index as usize].0;
-        let Memories { near, far, lines, ring, control } = &self.memories;
-        let (from, to, ahead) = match way {
-            Way::ToHost => (near, far, 0),
-            Way::FromHost => (far, near, 0),
-            Way::ToRing => (lines, ring, *control),
+        let Memories { near, far, device, lines, ring, control } = &self.memories;
+        let there = device.place(offset).unwrap_or((far, offset));
+        let (from, to) = match way {
+            Way::ToHost => ((near, offset), there),
+            Way::FromHost => (there, (near, offset)),
+            Way::ToRing => ((lines, offset), (ring, offset + control)),
         };
-        let source = self.inventory.source(from, offset, len as usize)?;
-        let target = self.inventory.target(to, offset + ahead, len as usize)?;
+        let source = self.inventory.source(from.0, from.1, len as usize)?;
+        let target = self.inventory.target(to.0, to.1, len as usize)?;
         match self.dma.copy(source, target, index.into()) {
             // A queue that is full now, or that ends, is tried again.
             Err(error) if error.is_again() || !self.dma.is_running() => {

@@ -241,6 +241,9 @@ impl Inner {
         }
         let flight = &mut self.flights[ticket as usize];
         (flight.state, flight.submission, flight.submitted) = (State::Copying, *submission, self.now);
+        if let Submission::Submit { on_device, .. } = &mut flight.submission {
+            *on_device = self.reach.carrier.is_on_device(input.pool);
+        }
         let known = Manifest::parse(&**meta).is_ok_and(|manifest| flight.complete(arena, &manifest));
         if self.lost.is_some() {
             self.land(ticket, Status::ConnectionLost, GONE);

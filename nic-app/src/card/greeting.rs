@@ -106,9 +106,21 @@ pub(super) fn say(engine: &ProgressEngine, server: &mut Server, to: &Connection,
 
 /// Sends a host agent away, with the reason.
 pub(super) fn refuse(engine: &ProgressEngine, server: &mut Server, to: &Connection, why: &str, status: &Status) {
+    send_away(engine, server, to, why, &Message::Refused { why }, status);
+}
+
+/// The same, said so.
+pub(super) fn send_away(
+    engine: &ProgressEngine,
+    server: &mut Server,
+    to: &Connection,
+    why: &str,
+    said: &Message<'_>,
+    status: &Status,
+) {
     tracing::warn!(why, "a host agent is refused");
     status.count(CardEvent::CardHostAgentsRefused, 1);
-    say(engine, server, to, &Message::Refused { why }.to_bytes());
+    say(engine, server, to, &said.to_bytes());
     // What was said is to arrive first.
     let end = Instant::now() + Duration::from_millis(100);
     while Instant::now() < end && to.is_open() {

@@ -6,6 +6,7 @@
 
 mod bell;
 mod carrier;
+mod device;
 mod far;
 mod flight;
 mod greeting;

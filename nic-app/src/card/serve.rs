@@ -17,8 +17,9 @@ use splitrpc_telemetry::Shard as Telemetry;
 
 use super::bell::Bell;
 use super::carrier::Carrier;
+use super::device::OnDevice;
 use super::far::{Far, Reach};
-use super::greeting::{Guest, refuse, wait_for_guest};
+use super::greeting::{Guest, refuse, send_away, wait_for_guest};
 use super::status::{About, CardState, Status};
 use crate::data_thread::DataThread;
 use crate::program::memory;
@@ -135,6 +136,9 @@ pub enum CardError {
     /// What the host agent says cannot be.
     #[error("the host agent's set-up cannot be served: {0}")]
     Setup(String),
+    /// What the host shows of its device's memory.
+    #[error("the card does not reach the device's memory that the host agent shows: {0}")]
+    Unreached(String),
 }
 
 fn mib(bytes: u64) -> u64 {
@@ -265,7 +269,20 @@ pub fn serve_watched(
             match prepare(config, &device, &engine, &connection, &setup, status) {
                 Ok(prepared) => prepared,
                 Err(error) => {
-                    refuse(&engine, &mut server, &connection, &error.to_string(), status);
+                    let why = error.to_string();
+                    match error {
+                        CardError::Unreached(_) => {
+                            send_away(
+                                &engine,
+                                &mut server,
+                                &connection,
+                                &why,
+                                &Message::Unreached { why: &why },
+                                status,
+                            );
+                        }
+                        _ => refuse(&engine, &mut server, &connection, &why, status),
+                    }
                     std::thread::sleep(AGAIN);
                     continue;
                 }
@@ -327,7 +344,9 @@ fn prepare(
     }
     let lines = Lines::new("splitrpc-lines", entries)?;
     let control = Lines::offset(CONTROL_LINES);
-    let carrier = Carrier::new(engine, device, (&arena, far), (&lines, ring, control), status)?;
+    let on_device = OnDevice::import(device, &setup.device, &layouts).map_err(CardError::Unreached)?;
+    let mut carrier = Carrier::new(engine, device, (&arena, far, on_device), (&lines, ring, control), status)?;
+    carrier.prove(&arena).map_err(CardError::Unreached)?;
     // No payload goes there; a consumer wants some memory all the same.
     let room = Memory::of_arena(device, Lines::new("splitrpc-consumer", 1)?.arena(), Access::OtherWrites)?;
     let receives = RECEIVES.min(device.info().can.consumer_tasks.max(1));
@@ -345,6 +364,7 @@ fn prepare(
         arena_mib = arena.bytes() >> 20,
         ring = entries,
         models = setup.models.len(),
+        pools_on_device = setup.device.len(),
         doorbell = setup.doorbell.map_or_else(|| "none".to_owned(), |at| at.to_string()),
         tcp = config.ports.tcp.map(|at| at.to_string()),
         "the host's memory is in reach"
@@ -432,6 +452,7 @@ mod tests {
         let setup = Setup {
             arena: exported(100 << 20),
             ring: exported(64 << 10),
+            device: Vec::new(),
             ring_entries: 1024,
             pools: vec![PoolShape { id: 0, row_bytes: vec![1 << 20], max_batch: 1, windows: 100 }],
             input_pools: 1,

@@ -24,7 +24,8 @@ pub use mem::bytes_copied_by_this_thread;
 pub use mem::forbid;
 #[cfg(feature = "mem")]
 pub use mem::{
-    AdoptError, Arena, ArenaError, External, IoVec, IoVecBuf, IoVecSend, IoVecSendBuf, Lease, MAX_ARENA_BYTES, Span,
+    AdoptError, Arena, ArenaError, Extent, External, IoVec, IoVecBuf, IoVecSend, IoVecSendBuf, Lease, MAX_ARENA_BYTES,
+    Span,
 };
 pub use runs::merge_runs;
 pub use splitrpc_ring::Run;

@@ -5,7 +5,7 @@ use std::os::fd::OwnedFd;
 use std::ptr::NonNull;
 use std::sync::Arc;
 
-use splitrpc_arena::{Arena, PoolLayout, Run, TensorRows};
+use splitrpc_arena::{Arena, Extent, PoolLayout, Run, TensorRows};
 use splitrpc_cuda::{Context, DeviceMemory, DeviceRange, HostRange, HostRegistration, MemoryOptions};
 
 use crate::carry::Carry;
@@ -141,6 +141,18 @@ impl GpuArena {
     pub fn dma_buf(&self, pool: u16) -> Result<(OwnedFd, usize), GpuError> {
         let memory = self.memory(pool)?;
         Ok((memory.dma_buf(0, memory.len())?, memory.len()))
+    }
+
+    /// All of a pool's device memory, by the address by which the device calls it, for a network card's driver. It is there for as long as the extent is.
+    ///
+    /// # Errors
+    /// [`GpuError::NoPool`].
+    pub fn extent(&self, pool: u16) -> Result<Extent, GpuError> {
+        let memory = self.memory(pool)?;
+        let address = usize::try_from(memory.address()).map_err(|_| GpuError::NoPool(pool))?;
+        // SAFETY: the memory goes with the last handle of this arena, of which the extent has one. No reference is ever made to memory of a device,
+        // and work on it reckons with others that write it.
+        Ok(unsafe { Extent::new(address, memory.len(), Arc::new(self.clone())) })
     }
 
     fn memory(&self, pool: u16) -> Result<&DeviceMemory, GpuError> {

@@ -5,7 +5,7 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 use super::{PCI_READ_ONLY, PCI_READ_WRITE};
 
 const MAGIC: [u8; 8] = *b"SPLITBF\0";
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 /// In place of a file's number, where the memory lies in none.
 pub(super) const NO_FILE: u32 = u32::MAX;
 
@@ -30,13 +30,18 @@ pub(super) struct Descriptor {
     pub(super) grant: u32,
     /// The exporter's number of the file that has the memory, or [`NO_FILE`].
     pub(super) file: u32,
-    unused: u32,
-    /// Which file that is.
+    /// What kind of file that is.
+    pub(super) kind: u32,
+    /// Which file that is; of a GPU's memory, where the GPU is, and how many bytes there are in all.
     pub(super) device: u64,
     pub(super) inode: u64,
     /// Where in it the range begins.
     pub(super) offset: u64,
 }
+
+/// The file is one that can be mapped, or CUDA's handle of a GPU's memory.
+pub(super) const MAPPABLE: u32 = 0;
+pub(super) const GPU: u32 = 1;
 
 /// Memory in a file, as an exporter knows it.
 #[derive(Clone, Copy, Default)]
@@ -59,7 +64,7 @@ impl Descriptor {
             access,
             grant: 0,
             file: NO_FILE,
-            unused: 0,
+            kind: MAPPABLE,
             device: 0,
             inode: 0,
             offset: 0,
@@ -68,6 +73,12 @@ impl Descriptor {
 
     pub(super) fn set_file(&mut self, number: u32, place: FilePlace) {
         (self.file, self.device, self.inode, self.offset) = (number, place.device, place.inode, place.offset);
+    }
+
+    /// The same of a GPU's memory.
+    pub(super) fn set_gpu(&mut self, number: u32, place: FilePlace) {
+        self.set_file(number, place);
+        self.kind = GPU;
     }
 
     /// What the bytes say, if it makes sense: every sum of what it says fits, and every number is one that can be.
@@ -82,7 +93,7 @@ impl Descriptor {
         };
         let sound = descriptor.magic == MAGIC
             && descriptor.version == VERSION
-            && descriptor.unused == 0
+            && (descriptor.kind == MAPPABLE || descriptor.kind == GPU && descriptor.file != NO_FILE)
             && descriptor.process > 0
             && numbers.iter().all(|number| i32::try_from(*number).is_ok())
             && (descriptor.file == NO_FILE || i32::try_from(descriptor.file).is_ok())

@@ -1,13 +1,13 @@
 //! What an export rests on: a page that the exporter keeps, which repeats the descriptor and says whether it still holds.
 
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicU64, Ordering, fence};
 use std::time::Instant;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{Mode, OFlags, fstat, open};
-use rustix::process::{Pid, PidfdFlags, pidfd_open};
+use rustix::process::{Pid, PidfdFlags, PidfdGetfdFlags, pidfd_getfd, pidfd_open};
 use zerocopy::{FromBytes, IntoBytes};
 
 use super::descriptor::Descriptor;
@@ -80,6 +80,16 @@ impl Exporter {
     /// Whether the grant holds: one system call at most, and mostly none.
     pub(super) fn grants(&self) -> bool {
         self.page.word(HOLDS).load(Ordering::Acquire) == 1 && self.process.as_ref().is_none_or(Process::lives)
+    }
+
+    /// The exporter's own file of a GPU's memory, which cannot be opened anew.
+    pub(super) fn handle(&self, number: u32) -> Option<OwnedFd> {
+        let number = i32::try_from(number).ok()?;
+        match &self.process {
+            Some(process) => pidfd_getfd(&process.descriptor, number, PidfdGetfdFlags::empty()).ok(),
+            // SAFETY: it was open when it was granted. If it no longer is, or is another, then CUDA refuses it.
+            None => rustix::io::fcntl_dupfd_cloexec(unsafe { BorrowedFd::borrow_raw(number) }, 0).ok(),
+        }
     }
 
     /// Opens the file that the granted memory lies in.

@@ -9,16 +9,17 @@ use doca_sys::{doca_access_flag as Flag, doca_data, doca_dev, doca_devinfo, doca
 use rustix::process::{PTracer, set_ptracer};
 use zerocopy::IntoBytes;
 
-use super::descriptor::{Descriptor, NO_FILE};
+use super::descriptor::{Descriptor, FilePlace, GPU, NO_FILE};
 use super::grant::{Exporter, Grant};
 use super::mapping::Mapping;
-use super::{LOCAL_READ_WRITE, Memory, PCI_READ_ONLY, PCI_READ_WRITE, Reach, file, foreign};
+use super::{Backing, LOCAL_READ_WRITE, Memory, PCI_READ_ONLY, PCI_READ_WRITE, Reach, file, foreign, gpu};
 use crate::call::{Result, answer, call};
 use crate::device::{Device, DeviceInfo, Side};
 use crate::error::{
     ALREADY_EXIST, BAD_STATE, DRIVER, INVALID_VALUE, NO_MEMORY, NOT_FOUND, NOT_PERMITTED, NOT_SUPPORTED,
 };
 use crate::handle::{Handle, object};
+use crate::settings;
 
 /// Devices that one may have, unless more were asked for, which is not offered.
 const MAX_DEVICES: usize = 1;
@@ -48,8 +49,8 @@ struct Setup {
 struct Range {
     address: usize,
     len: usize,
-    /// What a file descriptor was mapped to, until the start.
-    mapping: Option<Mapping>,
+    /// What it rests on where it is not this process's own memory; what was mapped, until the start.
+    backing: Option<Backing>,
     /// Where it lies in this process.
     place: usize,
 }
@@ -184,7 +185,11 @@ pub(crate) extern "C" fn doca_mmap_set_memrange(
         let mmap = Handle::<Mmap>::given(mmap)?;
         // Copies go by the address alone.
         let address = address.expose_provenance();
-        set_range(mmap, address, len, || Ok(None))
+        set_range(mmap, address, len, || match gpu::find(address, len) {
+            Ok(None) => Ok(None),
+            Ok(Some(named)) if settings::gpu().peermem => Ok(Some(Backing::Gpu(named))),
+            _ => Err(NOT_SUPPORTED),
+        })
     })
 }
 
@@ -198,11 +203,12 @@ pub(crate) extern "C" fn doca_mmap_set_dmabuf_memrange(
 ) -> doca_error_t {
     call("doca_mmap_set_dmabuf_memrange", || {
         let mmap = Handle::<Mmap>::given(mmap)?;
-        set_range(mmap, address.addr(), len, || foreign::open(file, offset, len).map(Some))
+        let address = address.addr();
+        set_range(mmap, address, len, || foreign::open(file, address, offset, len).map(Some))
     })
 }
 
-fn set_range(mmap: Handle<Mmap>, address: usize, len: usize, map: impl Fn() -> Result<Option<Mapping>>) -> Result {
+fn set_range(mmap: Handle<Mmap>, address: usize, len: usize, back: impl Fn() -> Result<Option<Backing>>) -> Result {
     if address == 0 || len == 0 || address.checked_add(len).is_none() {
         return Err(INVALID_VALUE);
     }
@@ -211,9 +217,12 @@ fn set_range(mmap: Handle<Mmap>, address: usize, len: usize, map: impl Fn() -> R
     if setup.range.is_some() {
         return Err(NOT_PERMITTED);
     }
-    let mapping = map()?;
-    let place = mapping.as_ref().map_or(address, |mapping| mapping.pointer(0, len).expose_provenance());
-    setup.range = Some(Range { address, len, mapping, place });
+    let backing = back()?;
+    let place = match &backing {
+        Some(Backing::File(mapping)) => mapping.pointer(0, len).expose_provenance(),
+        _ => address,
+    };
+    setup.range = Some(Range { address, len, backing, place });
     Ok(())
 }
 
@@ -247,7 +256,14 @@ pub(crate) extern "C" fn doca_mmap_start(mmap: *mut doca_mmap) -> doca_error_t {
             return Err(INVALID_VALUE);
         }
         let range = setup.range.as_mut().ok_or(INVALID_VALUE)?;
-        let reach = range.mapping.take().map_or(Reach::Own, Reach::Mapped);
+        let reach = match range.backing.take() {
+            None => Reach::Own,
+            Some(Backing::File(mapping)) => Reach::Mapped(mapping),
+            gpu @ Some(Backing::Gpu(_)) => {
+                range.backing = gpu;
+                Reach::Elsewhere
+            }
+        };
         let memory = Memory { base: range.address, len: range.len, writable, sides, reach };
         setup.started = Some(Arc::new(memory));
         Ok(())
@@ -266,7 +282,7 @@ pub(crate) extern "C" fn doca_mmap_stop(mmap: *mut doca_mmap) -> doca_error_t {
         if let Some((Memory { reach: Reach::Mapped(mapping), .. }, range)) =
             Arc::into_inner(memory).zip(setup.range.as_mut())
         {
-            range.mapping = Some(mapping);
+            range.backing = Some(Backing::File(mapping));
         }
         Ok(())
     })
@@ -307,12 +323,20 @@ fn export(range: &Range, access: u32) -> Result<Export> {
     let mut token = [0; 16];
     getrandom::fill(&mut token).map_err(|_| DRIVER)?;
     let mut descriptor = Box::new(Descriptor::new(token, range.address, range.len, range.place, access));
-    let file = file::of_range(range.place, range.len).map(|(file, place)| {
-        descriptor.set_file(file.as_raw_fd().unsigned_abs(), place);
-        file
-    });
-    if file.is_none() {
-        // So that the importer may have the kernel move bytes. Where that needs no leave there is nothing to be had, and it fails.
+    let file = match &range.backing {
+        Some(Backing::Gpu(named)) => {
+            let file = named.descriptor().try_clone_to_owned().map_err(|_| DRIVER)?;
+            let place = FilePlace { device: named.device(), inode: named.bytes(), offset: named.offset };
+            descriptor.set_gpu(file.as_raw_fd().unsigned_abs(), place);
+            Some(file)
+        }
+        _ => file::of_range(range.place, range.len).map(|(file, place)| {
+            descriptor.set_file(file.as_raw_fd().unsigned_abs(), place);
+            file
+        }),
+    };
+    if file.is_none() || descriptor.kind == GPU {
+        // So that the importer may have the kernel move bytes, or the handle. Where that needs no leave there is nothing to be had, and it fails.
         let _ = set_ptracer(PTracer::Any);
     }
     let grant = Grant::new(&mut descriptor).map_err(|_| DRIVER)?;
@@ -345,7 +369,7 @@ pub(crate) extern "C" fn doca_mmap_create_from_export(
         let setup = Setup {
             devices: vec![device],
             access: descriptor.access,
-            range: Some(Range { address: base, len, mapping: None, place: 0 }),
+            range: Some(Range { address: base, len, backing: None, place: 0 }),
             imported: true,
             started: Some(Arc::new(memory)),
             export: None,
@@ -360,6 +384,11 @@ fn import(descriptor: &Descriptor) -> Option<Reach> {
     let exporter = Exporter::find(descriptor)?;
     if descriptor.file == NO_FILE {
         return Some(Reach::Process(exporter, descriptor.place as usize));
+    }
+    if descriptor.kind == GPU {
+        let handle = exporter.handle(descriptor.file)?;
+        let mapped = gpu::Mapped::new(&handle, descriptor.device, descriptor.inode, descriptor.offset)?;
+        return Some(Reach::Gpu(mapped, exporter));
     }
     let writable = descriptor.access == PCI_READ_WRITE;
     let file = exporter.memory(descriptor, writable)?;

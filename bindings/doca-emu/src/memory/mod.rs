@@ -3,6 +3,7 @@
 mod descriptor;
 mod file;
 mod foreign;
+mod gpu;
 mod grant;
 mod mapping;
 pub(crate) mod mmap;
@@ -35,6 +36,12 @@ pub(crate) struct Memory {
     reach: Reach,
 }
 
+/// What a range rests on, where it is not this process's own memory.
+enum Backing {
+    File(Mapping),
+    Gpu(gpu::Named),
+}
+
 /// How a processor gets at it.
 enum Reach {
     /// It is this process's own.
@@ -43,6 +50,10 @@ enum Reach {
     Mapped(Mapping),
     /// It is mapped here as long as its owner grants it.
     Granted(Mapping, Exporter),
+    /// It is a GPU's, mapped here as long as its owner grants it.
+    Gpu(gpu::Mapped, Exporter),
+    /// It is a GPU's, of which this process only tells the other side.
+    Elsewhere,
     /// It lies in another process, from this address on, and only the kernel can move bytes there.
     Process(Exporter, usize),
 }
@@ -56,7 +67,8 @@ impl Memory {
     fn is_granted(&self) -> bool {
         match &self.reach {
             Reach::Own | Reach::Mapped(_) => true,
-            Reach::Granted(_, exporter) | Reach::Process(exporter, _) => exporter.grants(),
+            Reach::Granted(_, exporter) | Reach::Process(exporter, _) | Reach::Gpu(_, exporter) => exporter.grants(),
+            Reach::Elsewhere => false,
         }
     }
 
@@ -67,6 +79,9 @@ impl Memory {
             Reach::Own => Place::Here(std::ptr::with_exposed_provenance_mut(address)),
             Reach::Mapped(mapping) | Reach::Granted(mapping, _) => Place::Here(mapping.pointer(offset, len)),
             Reach::Process(exporter, base) => Place::There(exporter, base + offset),
+            Reach::Gpu(mapped, _) => Place::Gpu(mapped, offset),
+            // It is never granted here, and so never asked for.
+            Reach::Elsewhere => Place::Nowhere,
         }
     }
 
@@ -99,6 +114,20 @@ pub(crate) fn copy(from: (&Memory, usize), to: (&Memory, usize), len: usize) -> 
 enum Place<'a> {
     Here(*mut u8),
     There(&'a Exporter, usize),
+    Gpu(&'a gpu::Mapped, usize),
+    Nowhere,
+}
+
+impl Place<'_> {
+    /// The place so many bytes further on.
+    fn after(&self, bytes: usize) -> Place<'_> {
+        match *self {
+            Place::Here(pointer) => Place::Here(pointer.wrapping_add(bytes)),
+            Place::There(exporter, address) => Place::There(exporter, address + bytes),
+            Place::Gpu(mapped, offset) => Place::Gpu(mapped, offset + bytes),
+            Place::Nowhere => Place::Nowhere,
+        }
+    }
 }
 
 fn move_bytes(from: &Place<'_>, to: &Place<'_>, len: usize) -> Result<(), OutOfReach> {
@@ -122,6 +151,21 @@ fn move_bytes(from: &Place<'_>, to: &Place<'_>, len: usize) -> Result<(), OutOfR
             }
             Ok(())
         }
+        (Place::Nowhere, _) | (_, Place::Nowhere) => Err(OutOfReach),
+        (Place::Gpu(mapped, at), to @ Place::Gpu(..)) => {
+            // Both may be one, whose way is taken once at a time.
+            let mut between = vec![0; len];
+            mapped.read(*at, len, |done, part| {
+                between[done..done + part.len()].copy_from_slice(part);
+                Ok(())
+            })?;
+            move_bytes(&Place::Here(between.as_mut_ptr()), to, len)
+        }
+        (Place::Gpu(mapped, at), to) => mapped.read(*at, len, |done, part| {
+            move_bytes(&Place::Here(part.as_ptr().cast_mut()), &to.after(done), part.len())
+        }),
+        (from, Place::Gpu(mapped, at)) => mapped
+            .write(*at, len, |done, part| move_bytes(&from.after(done), &Place::Here(part.as_mut_ptr()), part.len())),
     }
 }
 

@@ -4,6 +4,7 @@ mod arena;
 mod copy;
 #[cfg(feature = "count-copies")]
 mod count;
+mod extent;
 mod external;
 #[cfg(feature = "forbid")]
 mod forbid;
@@ -14,6 +15,7 @@ mod span;
 pub use arena::{Arena, ArenaError, Lease, MAX_ARENA_BYTES};
 #[cfg(feature = "count-copies")]
 pub use count::bytes_copied_by_this_thread;
+pub use extent::Extent;
 pub use external::{AdoptError, External};
 #[cfg(feature = "forbid")]
 pub use forbid::forbid;
