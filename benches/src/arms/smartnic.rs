@@ -23,6 +23,9 @@ pub(crate) const BUS: &str = "SPLITRPC_BLUEFIELD";
 /// Tells it on which side of the bus a process is.
 const SIDE: &str = "SPLITRPC_BLUEFIELD_SIDE";
 const LIBRARY: &str = "libdoca_emu.so";
+/// How long a host agent spins that shares its core with the software BlueField's card, in microseconds: less than the usual 50, since
+/// nothing can come from a card that it keeps from running.
+const SHARED_SPIN_US: u32 = 20;
 /// How long a card and its host agent may take to find each other.
 const PATIENCE: Duration = Duration::from_secs(20);
 
@@ -69,7 +72,9 @@ pub(crate) fn serve(
     if let Some(doorbell) = options.doorbell {
         nic.doorbell = Some(doorbell);
     }
-    let data = host_agent::config::Data { cores: Vec::new(), drop_permille: 0, ..commodity.data };
+    let shares = options.card.is_none() && options.shares_core();
+    let spin_us = if shares { SHARED_SPIN_US } else { commodity.data.spin_us };
+    let data = host_agent::config::Data { cores: Vec::new(), drop_permille: 0, spin_us, ..commodity.data };
     let server = Server::start(build(Config { nic, data, ..commodity })?)?;
     let found = Instant::now() + PATIENCE;
     let card = loop {

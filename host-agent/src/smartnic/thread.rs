@@ -276,8 +276,8 @@ impl Thread {
                 self.publish(now);
             }
             if now.since(active) < spin {
-                // What was said here is heard by whoever else wants this core.
-                if self.config.crowded {
+                // Not while something is to be said that others wait for, perhaps on this core.
+                if self.config.crowded && !self.orchestrator.link().is_busy() {
                     std::thread::yield_now();
                 }
             } else if !moved && self.sleep(card) {
@@ -324,8 +324,13 @@ impl Thread {
         if knocked {
             // What it was roused for comes before all else.
             self.orchestrator.poll(self.now());
-            self.open_door();
             self.orchestrator.link().tell(Tells::Awake);
+            for _ in 0..PROGRESS {
+                if !self.orchestrator.link().is_busy() || !card.engine.progress() {
+                    break;
+                }
+            }
+            self.open_door();
         }
         self.waker.drain();
         self.telemetry.count(Event::Wakeups, 1);
