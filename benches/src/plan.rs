@@ -360,13 +360,11 @@ impl Planner<'_> {
     fn split(&mut self, rounds: u32, measure: u64) {
         let arms = [Arm::CommodityTcp, Arm::CommodityUdp, Arm::SmartnicTcp, Arm::SmartnicUdp];
         let entrants = self.entrants(&arms, Wait::Adaptive, DATAGRAM);
-        self.closed(IMAGE, SPLIT_CONNECTIONS, Wait::Adaptive, rounds, measure / 4);
-        let Some(mut point) = self.points.pop() else { return };
-        point.entrants = entrants;
-        self.push(point.clone());
+        self.closed(IMAGE, SPLIT_CONNECTIONS, Wait::Adaptive, rounds, measure / 5);
+        let Some(point) = self.points.last().cloned() else { return };
         let drive = Drive::Rate(Arrivals::Deterministic, HOST_CPU_RPS);
         let (warm_up, measure) = (millis(10), millis(measure));
-        self.push(Point { section: Section::HostCpu, concurrency: 1, drive, warm_up, measure, ..point });
+        self.push(Point { section: Section::HostCpu, concurrency: 1, drive, entrants, warm_up, measure, ..point });
     }
 
     /// Several connections, in many short windows: more rounds bring the floors together, and longer ones hardly do, since the
@@ -442,17 +440,17 @@ pub(crate) fn full(arms: &[Arm]) -> Vec<Point> {
     planner.judged(&Windows {
         small: (120, 4),
         image: (160, 6),
-        light: (FRESH_CONNECTIONS, 56),
-        sixteen: (88, 12),
+        light: (FRESH_CONNECTIONS, 44),
+        sixteen: (80, 11),
         loss: (24, 80),
         adaptive: 8,
-        split: (20, 80),
+        split: (16, 60),
     });
     for size in SIZES.into_iter().filter(|size| ![64, IMAGE].contains(size)) {
         planner.closed(size, 1, Wait::Spin, FRESH_CONNECTIONS, 10);
         planner.closed(size, 1, Wait::Adaptive, FRESH_CONNECTIONS / 2, 7);
     }
-    for (size, rounds) in [(64, 40), (IMAGE, 32)] {
+    for (size, rounds) in [(64, 28), (IMAGE, 20)] {
         for basis in [Basis::Own, Basis::Slowest] {
             for arrivals in [Arrivals::Poisson, Arrivals::Deterministic] {
                 planner.open(Section::Open, size, 16, Drive::Saturation(arrivals, 0.7, basis), rounds);
@@ -463,12 +461,15 @@ pub(crate) fn full(arms: &[Arm]) -> Vec<Point> {
             planner.open(Section::Open, size, 16, drive, rounds);
         }
     }
-    for (clients, rounds) in [(64, 40), (256, 32)] {
+    for (clients, rounds) in [(64, 28), (256, 24)] {
         planner.open(Section::FanIn, 4_096, clients, Drive::Saturation(Arrivals::Poisson, 0.5, Basis::Slowest), rounds);
     }
     for size in [64, 4_096, IMAGE] {
         for concurrency in [4, 16, 64] {
-            planner.concurrent(size, concurrency, Wait::Adaptive);
+            // Four images are above.
+            if (size, concurrency) != (IMAGE, SPLIT_CONNECTIONS) {
+                planner.concurrent(size, concurrency, Wait::Adaptive);
+            }
         }
     }
     for size in SIZES {

@@ -210,8 +210,8 @@ impl Server {
     }
 
     fn signal(&self, signal: Signal) -> anyhow::Result<()> {
-        let processes = [Some(self.pid), self.card].into_iter().flatten();
-        Ok(processes.map(|pid| rustix::process::kill_process(pid, signal)).collect::<Result<(), _>>()?)
+        let mut processes = [Some(self.pid), self.card].into_iter().flatten();
+        Ok(processes.try_for_each(|pid| rustix::process::kill_process(pid, signal))?)
     }
 }
 

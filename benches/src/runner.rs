@@ -63,6 +63,8 @@ pub(crate) struct Runner {
     source: Servers,
     crossed: Crossed,
     local: BTreeMap<String, (Workload, Server)>,
+    /// Where those are that run on other machines.
+    elsewhere: BTreeMap<Arm, SocketAddr>,
     rng: fastrand::Rng,
     exchanges: HashMap<Kind, Arc<Exchange>>,
     /// The model that was last computed in this process.
@@ -122,6 +124,7 @@ impl Runner {
             source,
             crossed,
             local: BTreeMap::new(),
+            elsewhere: BTreeMap::new(),
             rng: fastrand::Rng::with_seed(seed),
             exchanges: HashMap::new(),
             device: None,
@@ -317,7 +320,15 @@ impl Runner {
             }
             Servers::Remote(host, base) => {
                 let port = base.checked_add(entrant.arm.port_offset()).context("the port base is too high")?;
-                Ok((SocketAddr::new(host, port), Clocks::of(CpuClock::Elsewhere)))
+                let server = SocketAddr::new(host, port);
+                let address = match self.elsewhere.get(&entrant.arm) {
+                    Some(known) => *known,
+                    None => {
+                        arms::locate(entrant.arm, server).with_context(|| format!("{} at {server}", entrant.arm))?
+                    }
+                };
+                self.elsewhere.insert(entrant.arm, address);
+                Ok((address, Clocks::of(CpuClock::Elsewhere)))
             }
             Servers::Local(core, agent_core) => {
                 let key = key(entrant, point.workload);
@@ -334,7 +345,8 @@ impl Runner {
                         card: None,
                         doorbell: None,
                     };
-                    let server = Server::start(entrant.arm, &options)?;
+                    let mut server = Server::start(entrant.arm, &options)?;
+                    server.address = arms::locate(entrant.arm, server.address)?;
                     server.pause()?;
                     self.local.insert(key.clone(), (workload_of(entrant, point.workload), server));
                 }

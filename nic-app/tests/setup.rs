@@ -1,24 +1,11 @@
 //! A set-up comes from another machine's process: what cannot be is refused by its name.
 
-use nic_app::setup::{BadSetup, DevicePool, EngineLimits, Exported, Hex, Message, ModelShape, PoolShape, Setup};
+use nic_app::setup::{BadSetup, DevicePool, Exported, Hex, Message, ModelShape, PoolShape, Setup};
 use splitrpc_arena::PoolLayout;
-use splitrpc_engine::{MS, SEC};
+use splitrpc_engine::ServerConfig;
 
-const LIMITS: EngineLimits = EngineLimits {
-    stream_sessions: 4,
-    datagram_sessions: 4,
-    requests: 16,
-    requests_per_client: 4,
-    flight: 64,
-    max_request: 1 << 20,
-    datagram: 1472,
-    receive_window: 1 << 20,
-    idle_timeout: 60 * SEC,
-    keep_reply: SEC,
-    kept_replies: 8,
-    min_progress: 1 << 14,
-    progress_grace: 500 * MS,
-};
+const LIMITS: ServerConfig =
+    ServerConfig { stream_sessions: 4, datagram_sessions: 4, requests: 16, flight: 64, ..ServerConfig::small() };
 
 /// Two pools of inputs and one of outputs; the inputs of the second one are on a device.
 fn setup() -> Setup {

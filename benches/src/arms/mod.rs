@@ -5,6 +5,7 @@ pub(crate) mod floor_tcp;
 pub(crate) mod floor_udp;
 pub(crate) mod gpu;
 pub(crate) mod protobuf;
+pub(crate) mod signpost;
 pub(crate) mod smartnic;
 pub(crate) mod splitrpc;
 pub(crate) mod tcp_server;
@@ -300,9 +301,18 @@ pub(crate) fn connect(arm: Arm, options: &ClientOptions) -> anyhow::Result<Box<d
     })
 }
 
+/// Where clients reach an arm whose server listens at `server`: a card is elsewhere than its host agent.
+///
+/// # Errors
+/// Where a card is not told of, or is in this machine.
+pub(crate) fn locate(arm: Arm, server: SocketAddr) -> anyhow::Result<SocketAddr> {
+    if arm.is_smartnic() { signpost::read(server) } else { Ok(server) }
+}
+
 /// Asks an arm's server one small thing, and fails unless the right answer comes within two seconds.
 pub(crate) fn ask_once(arm: Arm, server: SocketAddr) -> anyhow::Result<()> {
     let timeout = Duration::from_secs(2);
+    let server = locate(arm, server)?;
     if arm.transport() == Transport::Tcp {
         // Arms leave it to the kernel how long a connection may take to come about, which is minutes.
         TcpStream::connect_timeout(&server, timeout)?;

@@ -1,7 +1,7 @@
 //! splitrpc beside a BlueField: the host agent is this process. The card is elsewhere, or a process of its own that has the software
 //! BlueField's other side.
 
-use std::net::SocketAddr;
+use std::net::{SocketAddr, TcpListener};
 use std::os::unix::process::CommandExt as _;
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
@@ -14,7 +14,7 @@ use host_agent::serve::{Server, build, run};
 use nic_app::card::{self, CardConfig, CardPorts, CardStop};
 use nic_app::{DataThreadConfig, WaitMode};
 
-use super::{ServerOptions, Transport, UDP_BUFFER, splitrpc};
+use super::{ServerOptions, Transport, UDP_BUFFER, signpost, splitrpc};
 use crate::process::{end_with_parent, own_program};
 use crate::wait::Wait;
 
@@ -63,6 +63,8 @@ pub(crate) fn serve(
     if libraries.is_some() && std::env::var(SIDE).as_deref() != Ok("host") {
         return emulate(transport, options);
     }
+    // Before anything is started that would be in vain.
+    let signpost = TcpListener::bind(options.bind)?;
     // All of it, so that it knows how few cores it has.
     if let Some(core) = options.agent_core() {
         splitrpc_socket::pin_current_thread(core).with_context(|| format!("core {core} cannot be had"))?;
@@ -94,7 +96,9 @@ pub(crate) fn serve(
     if let Some(ip) = options.card {
         listens.set_ip(ip);
     }
-    ready(listens);
+    let at = signpost.local_addr()?;
+    signpost::stand(signpost, listens, card.emulated)?;
+    ready(at);
     run(server, |look| {
         std::thread::sleep(look);
         false
@@ -110,7 +114,9 @@ fn emulate(transport: Transport, options: &ServerOptions) -> anyhow::Result<()> 
     };
     std::fs::create_dir_all(&bus).with_context(|| format!("making {}", bus.display()))?;
     let mut card = Command::new(own_program()?);
-    card.arg("serve-card").args(["--bind", &options.bind.to_string(), "--wait", options.wait.name()]);
+    // Where it is told to listen stands the signpost.
+    let bind = SocketAddr::new(options.bind.ip(), 0);
+    card.arg("serve-card").args(["--bind", &bind.to_string(), "--wait", options.wait.name()]);
     card.args(["--parent", &std::process::id().to_string()]);
     if transport == Transport::Udp {
         card.arg("--udp");

@@ -86,6 +86,7 @@ fn be_a_card() {
     let config = CardConfig {
         libraries: Some(library()),
         device: None,
+        memory: None,
         representor: None,
         ports: CardPorts { tcp: listens, udp: listens, buffer: 1 << 20 },
         thread: DataThreadConfig { crowded: true, ..DataThreadConfig::default() },
