@@ -429,7 +429,7 @@ pub(crate) fn quick(arms: &[Arm]) -> Vec<Point> {
         sixteen: (72, 10),
         loss: (16, 38),
         adaptive: 4,
-        split: (12, 40),
+        split: (16, 32),
     });
     planner.points
 }

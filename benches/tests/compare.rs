@@ -86,7 +86,7 @@ fn checked(report: &Value) -> &[Value] {
         // The processor of a card is seen where its server is, and there is no card here that is no software.
         assert_eq!(cpu["nic"].is_f64(), card && cpu["server"].is_f64(), "{at}: {cpu:?}");
         assert_eq!(run["emulated"], card, "{at}");
-        let open = ["light load", "open loop", "fan-in"].iter().any(|&section| run["section"] == section);
+        let open = ["light load", "host cpu", "open loop", "fan-in"].iter().any(|&section| run["section"] == section);
         assert_eq!(run["offered_rps"].is_f64(), open, "{at}");
         let tells = !run["arm"].as_str().unwrap().starts_with("floor-");
         for name in ["stages_us", "path"] {

@@ -4,8 +4,14 @@ use nic_app::setup::{BadSetup, DevicePool, Exported, Hex, Message, ModelShape, P
 use splitrpc_arena::PoolLayout;
 use splitrpc_engine::ServerConfig;
 
-const LIMITS: ServerConfig =
-    ServerConfig { stream_sessions: 4, datagram_sessions: 4, requests: 16, flight: 64, ..ServerConfig::small() };
+const LIMITS: ServerConfig = ServerConfig {
+    stream_sessions: 4,
+    datagram_sessions: 4,
+    requests: 16,
+    flight: 64,
+    receive_room: 0,
+    ..ServerConfig::small()
+};
 
 /// Two pools of inputs and one of outputs; the inputs of the second one are on a device.
 fn setup() -> Setup {

@@ -542,15 +542,12 @@ impl Inner {
 
     /// What the host says of its answer is here.
     fn head_here(&mut self, ticket: u32) {
-        let flight = &mut self.flights[ticket as usize];
-        let Completion { status, output, .. } = flight.completion;
+        let Completion { status, output, .. } = self.flights[ticket as usize].completion;
         if status != Status::Ok {
             return self.deliver(ticket);
         }
-        self.meta[..MANIFEST_HEAD_LEN].fill(0);
-        if let Some(meta) = self.arena.meta(output) {
-            copy_manifest(meta, &mut self.meta);
-        }
+        self.look_at_manifest(output);
+        let flight = &mut self.flights[ticket as usize];
         let sound =
             Manifest::parse(&*self.meta).is_ok_and(|manifest| flight.bring_body(&self.arena, output, &manifest));
         flight.state = State::Body;
@@ -564,8 +561,11 @@ impl Inner {
 
     /// The whole answer is here: the card's own stages are added to what it says of itself.
     fn body_here(&mut self, ticket: u32) {
+        let output = self.flights[ticket as usize].completion.output;
+        // While its tensors came, others' manifests may have been looked at.
+        self.look_at_manifest(output);
         let flight = &self.flights[ticket as usize];
-        let meta = self.arena.meta(flight.completion.output);
+        let meta = self.arena.meta(output);
         if let Some(meta) = meta.and_then(|meta| meta.slice(MANIFEST_HEAD_LEN, splitrpc_wire::path::PATH_LEN))
             && Manifest::parse(&*self.meta).is_ok_and(|manifest| manifest.path().is_some())
             && let Ok(mut path) = Path::parse(&self.meta[MANIFEST_HEAD_LEN..][..splitrpc_wire::path::PATH_LEN])
@@ -576,6 +576,14 @@ impl Inner {
             meta.copy_from(&path.to_bytes());
         }
         self.deliver(ticket);
+    }
+
+    /// Copies the manifest beside these slots to where it can be parsed.
+    fn look_at_manifest(&mut self, run: Run) {
+        self.meta[..MANIFEST_HEAD_LEN].fill(0);
+        if let Some(meta) = self.arena.meta(run) {
+            copy_manifest(meta, &mut self.meta);
+        }
     }
 
     fn deliver(&mut self, ticket: u32) {
