@@ -4,7 +4,7 @@
 use nic_app::EngineMemory;
 use nic_app::setup::{Exported, Hex, MAX_SETUP, Message, ModelShape, Parts, PoolShape, Ready, Setup};
 use splitrpc_arena::PoolLayout;
-use splitrpc_engine::ServerConfig;
+use splitrpc_engine::{PathInfo, ServerConfig};
 use splitrpc_ring::{CONTROL_LINES, LINE_WORDS};
 
 #[test]
@@ -151,8 +151,9 @@ fn sound() -> Setup {
             datagram_sessions: 4,
             requests: 16,
             flight: 16,
-            // Not written: what the card's own sockets hold.
+            // Not written: the card's own sockets and paths.
             receive_room: 0,
+            datagram_path: PathInfo::USUAL,
             ..ServerConfig::small()
         },
         doorbell: Some(([127, 0, 0, 1], 7).into()),

@@ -2,14 +2,16 @@
 
 use nic_app::setup::{BadSetup, DevicePool, Exported, Hex, Message, ModelShape, PoolShape, Setup};
 use splitrpc_arena::PoolLayout;
-use splitrpc_engine::ServerConfig;
+use splitrpc_engine::{PathInfo, ServerConfig};
 
+/// What is not written, the card's own sockets and paths, is as by default.
 const LIMITS: ServerConfig = ServerConfig {
     stream_sessions: 4,
     datagram_sessions: 4,
     requests: 16,
     flight: 64,
     receive_room: 0,
+    datagram_path: PathInfo::USUAL,
     ..ServerConfig::small()
 };
 
