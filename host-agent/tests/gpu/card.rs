@@ -109,8 +109,8 @@ fn models() -> Repository {
 
 fn beside_a_card(repository: &Repository, wanted: GpuMemory) -> Config {
     let mut config = config(Some(repository), &[Builtin::NullGpu, Builtin::Echo]);
-    // Some attempts to connect over UDP may be made before anybody serves.
-    config.limits.sessions = 256;
+    // The card listens, and takes such sessions as its agent would.
+    config.listen.udp = config.listen.tcp;
     config.nic.kind = NicKind::Smartnic;
     config.nic.libraries = Some(library());
     config.nic.gpu_memory = wanted;
