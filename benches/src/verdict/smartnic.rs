@@ -2,7 +2,7 @@
 
 use super::{Found, Picked, idle};
 use crate::arms::Arm;
-use crate::plan::{IMAGE, Section};
+use crate::plan::{HOST_CPU_RPS, IMAGE, Section};
 use crate::record::{Figure, Run, Sense};
 use crate::wait::Wait;
 
@@ -32,7 +32,9 @@ pub(super) fn figures(found: &Found<'_>) -> [Option<Figure>; 3] {
             let (us, other_us) = (host_us(run)?, host_us(other)?);
             Ok((us / other_us, format!("{us:.1} us a request, {} {other_us:.1} us{}", other.arm, emulated(run)), None))
         });
-        let what = format!("{arm}, the host's CPU time against {other}, {IMAGE} B, 200 requests a second, adaptive");
+        let what = format!(
+            "{arm}, the host's CPU time against {other}, {IMAGE} B, {HOST_CPU_RPS} requests a second, adaptive"
+        );
         Figure::new(what, Sense::AtMost, HOST_CPU, measured)
     });
     [latency, host_cpu, idle(found, arm)]

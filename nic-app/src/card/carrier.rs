@@ -8,9 +8,8 @@ use splitrpc_arena::Arena;
 use splitrpc_doca::{Access, Device, Dma, Error, Inventory, Lines, Memory, ProgressEngine};
 use splitrpc_telemetry::CardEvent;
 
-use super::status::Status;
-
 use super::device::OnDevice;
+use super::status::Status;
 
 /// Copies under way at once: from 8 on a BlueField-3 is no faster.
 const DEPTH: u32 = 32;
