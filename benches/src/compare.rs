@@ -76,13 +76,13 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
     }
     let all = if options.gpu { &Arm::GPU[..] } else { &Arm::NETWORK };
     let arms = with_second_floors(&options.arms, all);
-    let cores = machine::core_pair();
+    let (cores, agent_core) = (machine::core_pair(), machine::agent_core());
     let points = points(options, &arms)?;
     let whole = plan(options, all);
     let server_wait = options.server.is_some().then_some(options.server_wait);
     let mut scope = Scope::new(options.quick, &points, &whole, (&arms, all), server_wait);
     let (source, crossed) = match &options.server {
-        None => (Servers::Local(cores.map(|(_, server)| server), machine::third_core()), Crossed::Loopback),
+        None => (Servers::Local(cores.map(|(_, server)| server), agent_core), Crossed::Loopback),
         Some(server) => {
             let address = address(server, PORT_BASE)?;
             all_answer(address.ip(), address.port(), &points, options.server_wait)?;
@@ -100,9 +100,11 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
     };
     let limit = Duration::from_secs(options.limit.unwrap_or(usual));
     let machine = if options.gpu { Machine { gpu: Some(gpu_name()?), ..Machine::this() } } else { Machine::this() };
-    match cores {
-        Some((client, _)) => splitrpc_socket::pin_current_thread(client)?,
-        None => wait::share_core(),
+    if let Some((client, _)) = cores {
+        splitrpc_socket::pin_current_thread(client)?;
+    }
+    if options.server.is_none() && (cores.is_none() || cores.map(|(client, _)| client) == agent_core) {
+        wait::share_core();
     }
     // Wakes on time, not within the usual 50 us of it.
     rustix::thread::set_current_timer_slack(std::num::NonZeroU64::new(1))?;

@@ -8,7 +8,7 @@ use serde::Serialize;
 use splitrpc_client::{Client, ClientOptions, Input};
 use splitrpc_wire::DType;
 
-use crate::arms::{self, Arm, RESPONSE_BYTES, ServerOptions};
+use crate::arms::{self, Arm, BesideCard, RESPONSE_BYTES, ServerOptions};
 use crate::process::Server;
 use crate::wait::Wait;
 use crate::workloads::Workload;
@@ -52,9 +52,8 @@ pub(crate) fn measure(clients: usize, core: Option<usize>) -> anyhow::Result<Cro
         response_bytes: RESPONSE_BYTES,
         workload: Workload::Null,
         core,
-        agent_core: None,
-        card: None,
-        doorbell: None,
+        shared_core: core.is_none(),
+        beside_card: BesideCard::default(),
     };
     let server = Server::start(Arm::CommodityTcp, &options)?;
     let address = server.address.to_string();

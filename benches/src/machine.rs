@@ -99,10 +99,13 @@ pub(crate) fn core_pair() -> Option<(usize, usize)> {
     Some((client, server))
 }
 
-/// One more than [`core_pair`] has, where there is one that is a thread of neither.
-pub(crate) fn third_core() -> Option<usize> {
-    let [.., third] = cores_apart::<3>()?;
-    Some(third)
+/// Where a host agent runs whose card has the server's core: one more than [`core_pair`] has or, where there is none, the client's. A card that
+/// works has no time for its host agent, and a client that waits has.
+pub(crate) fn agent_core() -> Option<usize> {
+    match cores_apart() {
+        Some([_, _, third]) => Some(third),
+        None => core_pair().map(|(client, _)| client),
+    }
 }
 
 /// Cores of which no two are threads of one, as far as there are so many.

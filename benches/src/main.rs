@@ -35,7 +35,7 @@ use std::process::ExitCode;
 use anyhow::Context;
 use clap::{Args, Parser, Subcommand};
 
-use arms::{Arm, DATAGRAM, RESPONSE_BYTES, ServerOptions};
+use arms::{Arm, BesideCard, DATAGRAM, RESPONSE_BYTES, ServerOptions};
 use wait::Wait;
 use workloads::Workload;
 
@@ -110,7 +110,7 @@ struct ServeArm {
     /// With --card: an address of this machine that the card reaches, for the datagram that rouses a sleeping host agent.
     #[arg(long, value_name = "ADDR", requires = "card")]
     doorbell: Option<SocketAddr>,
-    /// A client spins on the same core: give way to it.
+    /// A client spins on the same core, or on that of the host agent: give way to it.
     #[arg(long)]
     shared_core: bool,
     /// End with the process of this number, which started this one.
@@ -187,9 +187,8 @@ fn serve_arm(options: &ServeArm) -> anyhow::Result<()> {
         response_bytes: options.response_bytes,
         workload: options.workload,
         core: options.core,
-        agent_core: options.agent_core,
-        card: options.card,
-        doorbell: options.doorbell,
+        shared_core: options.shared_core,
+        beside_card: BesideCard { core: options.agent_core, card: options.card, doorbell: options.doorbell },
     };
     let served = arms::serve(options.arm, &server, |address, device_bytes| {
         let device = device_bytes.map_or(String::new(), |bytes| format!(" {}{bytes}", process::DEVICE));

@@ -169,12 +169,13 @@ impl Server {
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped());
-        match options.core {
-            Some(core) => command.args(["--core", &core.to_string()]),
-            None => command.arg("--shared-core"),
-        };
-        if let Some(core) = options.agent_core {
-            command.args(["--agent-core", &core.to_string()]);
+        let core = options.core.map(|core| ("--core", core));
+        let beside = options.beside_card.core.filter(|_| arm.is_smartnic()).map(|core| ("--agent-core", core));
+        for (option, core) in core.into_iter().chain(beside) {
+            command.args([option, &core.to_string()]);
+        }
+        if options.shared_core {
+            command.arg("--shared-core");
         }
         let bus =
             arm.is_smartnic().then(tempfile::tempdir).transpose().context("a folder for the software BlueField")?;

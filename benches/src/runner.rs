@@ -11,7 +11,7 @@ use anyhow::Context;
 use indicatif::ProgressBar;
 
 use crate::arms::gpu::Device;
-use crate::arms::{self, Arm, ClientOptions, ServerOptions, Transport};
+use crate::arms::{self, Arm, BesideCard, ClientOptions, ServerOptions, Transport};
 use crate::load::arrivals::Schedule;
 use crate::load::connection::Connection;
 use crate::load::driver;
@@ -22,7 +22,7 @@ use crate::process::{Clocks, CpuClock, Server};
 use crate::ratio::{LEAST_ROUNDS, mark_void};
 use crate::record::{Idle, Run, ServerMemory};
 use crate::tally::{Tally, rates};
-use crate::wait::Wait;
+use crate::wait::{self, Wait};
 use crate::workloads::{Exchange, Workload};
 
 /// How long after its last request a server is done with the GPU; and one of splitrpc's that falls asleep first, whose porter then
@@ -331,6 +331,7 @@ impl Runner {
                 Ok((address, Clocks::of(CpuClock::Elsewhere)))
             }
             Servers::Local(core, agent_core) => {
+                let beside_card = BesideCard { core: agent_core, ..BesideCard::default() };
                 let key = key(entrant, point.workload);
                 if !self.local.contains_key(&key) {
                     let options = ServerOptions {
@@ -341,9 +342,8 @@ impl Runner {
                         response_bytes: point.response_bytes,
                         workload: point.workload,
                         core,
-                        agent_core,
-                        card: None,
-                        doorbell: None,
+                        shared_core: core.is_none() || (entrant.arm.is_smartnic() && wait::shares_core()),
+                        beside_card,
                     };
                     let mut server = Server::start(entrant.arm, &options)?;
                     server.address = arms::locate(entrant.arm, server.address)?;

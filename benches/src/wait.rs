@@ -24,6 +24,11 @@ pub(crate) fn share_core() {
     CROWDED.store(true, Relaxed);
 }
 
+/// Whether they do.
+pub(crate) fn shares_core() -> bool {
+    CROWDED.load(Relaxed)
+}
+
 /// A wait mode.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, clap::ValueEnum)]
 #[serde(rename_all = "lowercase")]
@@ -123,7 +128,7 @@ impl Waiter {
             return Ok(Ready::Listed);
         }
         if !moved {
-            if CROWDED.load(Relaxed) { std::thread::yield_now() } else { std::hint::spin_loop() }
+            if shares_core() { std::thread::yield_now() } else { std::hint::spin_loop() }
         }
         if connections <= DIRECT_MAX {
             self.rounds = self.rounds.wrapping_add(1);

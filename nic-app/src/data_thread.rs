@@ -208,8 +208,10 @@ impl<'e, L: NicLink, H: Host> DataThread<'e, L, H> {
         let mut ending = Ending::No;
         loop {
             let now = self.now();
-            if self.step(now) {
-                active = now;
+            let moved = self.step(now);
+            if moved {
+                // What was copied meanwhile may have taken longer than a spin.
+                active = self.now();
                 self.unpublished = true;
             }
             if self.unpublished && self.next_publish <= now {
@@ -222,7 +224,7 @@ impl<'e, L: NicLink, H: Host> DataThread<'e, L, H> {
                 }
             }
             if now.since(active) < spin {
-                if self.config.crowded && active != now {
+                if self.config.crowded && !moved {
                     std::thread::yield_now();
                 }
             } else if self.engine.next_submission().is_none() && !self.tcp.as_ref().is_some_and(TcpPort::has_unread) {

@@ -22,7 +22,7 @@ use splitrpc_wire::path::{Link, Memory, Mover, Port};
 use splitrpc_wire::{DType, MAX_RANK};
 
 /// The version of all that crosses the link.
-pub const PROTOCOL: u32 = 2;
+pub const PROTOCOL: u32 = 3;
 /// The name under which a card waits for its host agent.
 pub const SERVICE: &str = "splitrpc";
 /// What a host agent is told that comes while another is served.

@@ -224,24 +224,21 @@ pub(crate) struct ServerOptions {
     pub(crate) workload: Workload,
     /// The core that the data thread is bound to.
     pub(crate) core: Option<usize>,
-    /// With a card's arms: another one for the host agent, where there is one.
-    pub(crate) agent_core: Option<usize>,
-    /// With a card's arms: where clients reach the card; `None` is the software BlueField.
-    pub(crate) card: Option<IpAddr>,
-    /// With a card's arms: where the card's datagrams arrive that rouse the host agent, unless it is the usual place.
-    pub(crate) doorbell: Option<SocketAddr>,
+    /// Whether a client runs on the same core, or on that of the host agent.
+    pub(crate) shared_core: bool,
+    /// With a card's arms.
+    pub(crate) beside_card: BesideCard,
 }
 
-impl ServerOptions {
-    /// The core of a host agent beside the software BlueField.
-    pub(crate) fn agent_core(&self) -> Option<usize> {
-        self.agent_core.or(self.core)
-    }
-
-    /// Whether that is not its own.
-    pub(crate) fn shares_core(&self) -> bool {
-        self.agent_core.is_none() || self.agent_core == self.core
-    }
+/// How the host's half of a server with a card is to be.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub(crate) struct BesideCard {
+    /// The host agent's core; `None` is that of the software BlueField's card.
+    pub(crate) core: Option<usize>,
+    /// Where clients reach the card; `None` is the software BlueField.
+    pub(crate) card: Option<IpAddr>,
+    /// Where the card's datagrams arrive that rouse the host agent, unless it is the usual place.
+    pub(crate) doorbell: Option<SocketAddr>,
 }
 
 /// How a client connects.
@@ -376,9 +373,8 @@ mod tests {
             response_bytes: RESPONSE_BYTES,
             workload,
             core: None,
-            agent_core: None,
-            card: None,
-            doorbell: None,
+            shared_core: true,
+            beside_card: BesideCard::default(),
         };
         let (server, device) = if arm.transport() == Transport::None {
             let (request, response) = (exchange.request.len() as u32, exchange.expected.len() as u32);

@@ -14,7 +14,7 @@ use host_agent::serve::{Server, build, run};
 use nic_app::card::{self, CardConfig, CardPorts, CardStop};
 use nic_app::{DataThreadConfig, WaitMode};
 
-use super::{ServerOptions, Transport, UDP_BUFFER, signpost, splitrpc};
+use super::{BesideCard, ServerOptions, Transport, UDP_BUFFER, signpost, splitrpc};
 use crate::process::{end_with_parent, own_program};
 use crate::wait::Wait;
 
@@ -23,8 +23,8 @@ pub(crate) const BUS: &str = "SPLITRPC_BLUEFIELD";
 /// Tells it on which side of the bus a process is.
 const SIDE: &str = "SPLITRPC_BLUEFIELD_SIDE";
 const LIBRARY: &str = "libdoca_emu.so";
-/// How long a host agent spins that shares its core with the software BlueField's card, in microseconds: less than the usual 50, since
-/// nothing can come from a card that it keeps from running.
+/// How long a host agent spins that shares its core, in microseconds: less than the usual 50, which are time of the card that it waits for, or
+/// of a client that sends.
 const SHARED_SPIN_US: u32 = 20;
 /// How long a card and its host agent may take to find each other.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -59,51 +59,55 @@ pub(crate) fn serve(
     options: &ServerOptions,
     ready: impl FnOnce(SocketAddr),
 ) -> anyhow::Result<()> {
-    let libraries = if options.card.is_none() { Some(library()?) } else { None };
+    let BesideCard { core, card, doorbell } = options.beside_card;
+    let libraries = if card.is_none() { Some(library()?) } else { None };
     if libraries.is_some() && std::env::var(SIDE).as_deref() != Ok("host") {
         return emulate(transport, options);
     }
     // Before anything is started that would be in vain.
     let signpost = TcpListener::bind(options.bind)?;
     // All of it, so that it knows how few cores it has.
-    if let Some(core) = options.agent_core() {
+    if let Some(core) = core.or(options.core) {
         splitrpc_socket::pin_current_thread(core).with_context(|| format!("core {core} cannot be had"))?;
     }
     let commodity = splitrpc::config(transport, options, None);
     let mut nic = Nic { kind: NicKind::Smartnic, libraries, ..commodity.nic.clone() };
-    if let Some(doorbell) = options.doorbell {
-        nic.doorbell = Some(doorbell);
-    }
-    let shares = options.card.is_none() && options.shares_core();
-    let spin_us = if shares { SHARED_SPIN_US } else { commodity.data.spin_us };
+    nic.doorbell = doorbell.or(nic.doorbell);
+    let spin_us = if options.shared_core || shares_core(options) { SHARED_SPIN_US } else { commodity.data.spin_us };
     let data = host_agent::config::Data { cores: Vec::new(), drop_permille: 0, spin_us, ..commodity.data };
     let server = Server::start(build(Config { nic, data, ..commodity })?)?;
     let found = Instant::now() + PATIENCE;
-    let card = loop {
+    let at_card = loop {
         if let Some(card) = server.built.status.card() {
             break card;
         }
         // Somebody may yet start a card that is named; the software BlueField's has been.
-        ensure!(options.card.is_some() || Instant::now() < found, "the card does not come");
+        ensure!(card.is_some() || Instant::now() < found, "the card does not come");
         ensure!(!server.has_failed(), "the server has ended by itself");
         std::thread::sleep(Duration::from_millis(2));
     };
     let listens = match transport {
-        Transport::Udp => card.udp,
-        Transport::Tcp | Transport::None => card.tcp,
+        Transport::Udp => at_card.udp,
+        Transport::Tcp | Transport::None => at_card.tcp,
     };
     let mut listens = listens.with_context(|| format!("the card does not listen for {transport:?}"))?;
-    if let Some(ip) = options.card {
+    if let Some(ip) = card {
         listens.set_ip(ip);
     }
     let at = signpost.local_addr()?;
-    signpost::stand(signpost, listens, card.emulated)?;
+    signpost::stand(signpost, listens, at_card.emulated)?;
     ready(at);
     run(server, |look| {
         std::thread::sleep(look);
         false
     });
     bail!("the server has ended by itself")
+}
+
+/// Whether the software BlueField's card and the host agent have one core.
+fn shares_core(options: &ServerOptions) -> bool {
+    let BesideCard { core, card, .. } = options.beside_card;
+    card.is_none() && (core.is_none() || core == options.core)
 }
 
 /// Starts the card, and then this program again, in the place of this process.
@@ -124,7 +128,7 @@ fn emulate(transport: Transport, options: &ServerOptions) -> anyhow::Result<()> 
     if let Some(core) = options.core {
         card.args(["--core", &core.to_string()]);
     }
-    if options.shares_core() {
+    if shares_core(options) {
         card.arg("--shared-core");
     }
     card.env(BUS, &bus).env(SIDE, "arm").stdin(Stdio::null()).stdout(Stdio::null());

@@ -239,6 +239,12 @@ impl<'a, L: HostLink> Orchestrator<'a, L> {
         (next < Time::NEVER).then_some(next)
     }
 
+    /// Whether requests wait for output slots.
+    #[must_use]
+    pub fn wants_outputs(&self) -> bool {
+        self.models.iter().any(ModelState::wants_outputs)
+    }
+
     /// From now on waits for no batch mates. The engine admits no more requests; those that come are still answered.
     pub fn drain(&mut self) {
         self.draining = true;

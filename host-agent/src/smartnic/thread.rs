@@ -269,7 +269,7 @@ impl Thread {
                 return "the agent was told to end".to_owned();
             }
             if moved {
-                active = now;
+                active = self.now();
                 self.unpublished = true;
             }
             if self.unpublished && self.next_publish <= now {
@@ -294,7 +294,8 @@ impl Thread {
         }
         self.waker.announce_sleep();
         // A card that does not know rouses nobody, and one without a doorbell never can.
-        let tells = self.door.is_some() && self.orchestrator.link().tell(Tells::Sleeps);
+        let sleeps = Tells::Sleeps { wants_slots: self.orchestrator.wants_outputs() };
+        let tells = self.door.is_some() && self.orchestrator.link().tell(sleeps);
         let end = self.now() + TELL;
         while self.orchestrator.link().is_busy() && self.now() < end {
             card.engine.progress();
@@ -324,7 +325,11 @@ impl Thread {
         if knocked {
             // What it was roused for comes before all else.
             self.orchestrator.poll(self.now());
-            self.orchestrator.link().tell(Tells::Awake);
+            let link = self.orchestrator.link();
+            // What it answers tells that as well.
+            if !link.is_busy() {
+                link.tell(Tells::Awake);
+            }
             for _ in 0..PROGRESS {
                 if !self.orchestrator.link().is_busy() || !card.engine.progress() {
                     break;
@@ -332,7 +337,9 @@ impl Thread {
             }
             self.open_door();
         }
-        self.waker.drain();
+        if self.events.iter().any(|event| event.token == WAKER) {
+            self.waker.drain();
+        }
         self.telemetry.count(Event::Wakeups, 1);
         true
     }

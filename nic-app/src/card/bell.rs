@@ -18,6 +18,7 @@ pub(super) struct Bell {
     socket: Option<UdpSocket>,
     knock: [u8; 8],
     sleeps: bool,
+    wants_slots: bool,
     /// When it is rung again, if it was rung and nothing was heard.
     again: Time,
     wait: u64,
@@ -39,12 +40,25 @@ impl Bell {
         };
         let socket = listens.map(open).transpose()?;
         let knock = knock.to_le_bytes();
-        Ok(Bell { socket, knock, sleeps: false, again: Time::NEVER, wait: *AGAIN.start(), status: Arc::clone(status) })
+        Ok(Bell {
+            socket,
+            knock,
+            sleeps: false,
+            wants_slots: false,
+            again: Time::NEVER,
+            wait: *AGAIN.start(),
+            status: Arc::clone(status),
+        })
     }
 
     /// The host agent sleeps.
-    pub(super) fn sleeps(&mut self) {
-        self.sleeps = true;
+    pub(super) fn sleeps(&mut self, wants_slots: bool) {
+        (self.sleeps, self.wants_slots) = (true, wants_slots);
+    }
+
+    /// Whether the host agent sleeps in want of slots.
+    pub(super) fn wants_slots(&self) -> bool {
+        self.sleeps && self.wants_slots
     }
 
     /// The host agent was heard, so it is awake.
@@ -104,7 +118,7 @@ mod tests {
         let at = |ms: u64| Time::from_nanos(ms * MS);
         bell.ring(at(0));
         assert_eq!(heard(), 0);
-        bell.sleeps();
+        bell.sleeps(false);
         bell.ring(at(0));
         bell.ring(at(0));
         assert_eq!(heard(), 1);

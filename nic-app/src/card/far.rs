@@ -50,7 +50,8 @@ const NOT_BROUGHT: &str = "the answer could not be copied from the host";
 #[derive(Clone, Copy, Debug)]
 enum Outgoing {
     Request(u32),
-    Words([u64; DESCRIPTOR_WORDS]),
+    Cancel([u64; DESCRIPTOR_WORDS]),
+    Release([u64; DESCRIPTOR_WORDS]),
 }
 
 /// What the host is reached by. What depends on the connection goes before it does.
@@ -89,6 +90,8 @@ struct Inner {
     /// Submissions written to the ring, all that ever were, and how many of them the host has taken.
     written: u64,
     taken: u64,
+    /// How many had been written when the last was that rouses a host that wants no slots.
+    rousing: u64,
     /// Lines under way.
     lines: u32,
     ring: u64,
@@ -125,6 +128,7 @@ impl Far {
             completions: VecDeque::with_capacity(tickets as usize),
             written: 0,
             taken: 0,
+            rousing: 0,
             lines: 0,
             ring: ring.into(),
             last_input,
@@ -222,10 +226,10 @@ impl Inner {
                 let ticket = self.ticket(request);
                 match ticket.map(|ticket| &mut self.flights[ticket as usize]) {
                     Some(flight) if matches!(flight.state, State::Copying | State::Copied) => flight.cancelled = true,
-                    _ => self.outgoing.push_back(Outgoing::Words(submission.to_words())),
+                    _ => self.outgoing.push_back(Outgoing::Cancel(submission.to_words())),
                 }
             }
-            Submission::Release { .. } => self.outgoing.push_back(Outgoing::Words(submission.to_words())),
+            Submission::Release { .. } => self.outgoing.push_back(Outgoing::Release(submission.to_words())),
         }
         Ok(())
     }
@@ -394,7 +398,7 @@ impl Inner {
                 return Err(Loss::Copy);
             }
             self.lines -= 1;
-            self.reach.bell.ring(self.now);
+            self.rouse();
             return Ok(());
         }
         let ticket = piece.tag as u32;
@@ -417,7 +421,7 @@ impl Inner {
                 let output = flight.completion.output;
                 if output != Run::NONE && output != flight.input {
                     let release = Submission::Release { output };
-                    self.outgoing.push_back(Outgoing::Words(release.to_words()));
+                    self.outgoing.push_back(Outgoing::Release(release.to_words()));
                 }
                 self.land(ticket, Status::Internal, NOT_BROUGHT);
             }
@@ -472,7 +476,7 @@ impl Inner {
             && let Some(outgoing) = self.outgoing.pop_front()
         {
             let words = match outgoing {
-                Outgoing::Words(words) => words,
+                Outgoing::Cancel(words) | Outgoing::Release(words) => words,
                 Outgoing::Request(ticket) => {
                     let flight = &mut self.flights[ticket as usize];
                     if flight.cancelled {
@@ -488,12 +492,27 @@ impl Inner {
                 to.store(word, std::sync::atomic::Ordering::Relaxed);
             }
             self.written += 1;
+            if !matches!(outgoing, Outgoing::Release(_)) {
+                self.rousing = self.written;
+            }
             self.lines += 1;
             let piece =
                 Piece { way: Way::ToRing, offset: Lines::offset(line), len: Lines::offset(1) as u32, tag: LINE };
             self.reach.carrier.begin(piece)?;
         }
+        if !self.outgoing.is_empty() && self.written - self.taken == self.ring && self.lines == 0 {
+            // However little it cares for what is there, it has to make room.
+            self.reach.bell.ring(self.now);
+        }
         Ok(())
+    }
+
+    /// Rings for a host that sleeps and has not taken what it wants to be roused for.
+    fn rouse(&mut self) {
+        let wanted = if self.reach.bell.wants_slots() { self.written } else { self.rousing };
+        if wanted > self.taken {
+            self.reach.bell.ring(self.now);
+        }
     }
 
     /// The host has told something.
@@ -506,14 +525,16 @@ impl Inner {
             self.taken = taken;
         }
         self.reach.bell.heard();
-        if immediate.tells == Tells::Sleeps {
-            self.reach.bell.sleeps();
-            // What it has not taken and is not under way either was written while it fell asleep.
-            if self.written > self.taken && self.lines == 0 {
-                self.reach.bell.ring(self.now);
+        match immediate.tells {
+            Tells::Completion(completion) => self.completed(&completion),
+            Tells::Awake => {}
+            Tells::Sleeps { wants_slots } => {
+                self.reach.bell.sleeps(wants_slots);
+                // What it has not taken and is not under way either was written while it fell asleep.
+                if self.lines == 0 {
+                    self.rouse();
+                }
             }
-        } else if let Tells::Completion(completion) = immediate.tells {
-            self.completed(&completion);
         }
     }
 
@@ -555,17 +576,21 @@ impl Inner {
             self.work.push_back(ticket);
         } else {
             // Of one that makes no sense, the engine says so.
-            self.body_here(ticket);
+            self.answer_here(ticket);
         }
     }
 
-    /// The whole answer is here: the card's own stages are added to what it says of itself.
+    /// The last of an answer's tensors is here.
     fn body_here(&mut self, ticket: u32) {
-        let output = self.flights[ticket as usize].completion.output;
-        // While its tensors came, others' manifests may have been looked at.
-        self.look_at_manifest(output);
+        // While they came, others' manifests may have been looked at.
+        self.look_at_manifest(self.flights[ticket as usize].completion.output);
+        self.answer_here(ticket);
+    }
+
+    /// The whole answer is here, and its manifest was looked at last: the card's own stages are added to what it says of itself.
+    fn answer_here(&mut self, ticket: u32) {
         let flight = &self.flights[ticket as usize];
-        let meta = self.arena.meta(output);
+        let meta = self.arena.meta(flight.completion.output);
         if let Some(meta) = meta.and_then(|meta| meta.slice(MANIFEST_HEAD_LEN, splitrpc_wire::path::PATH_LEN))
             && Manifest::parse(&*self.meta).is_ok_and(|manifest| manifest.path().is_some())
             && let Ok(mut path) = Path::parse(&self.meta[MANIFEST_HEAD_LEN..][..splitrpc_wire::path::PATH_LEN])

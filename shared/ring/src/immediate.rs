@@ -2,7 +2,8 @@
 //!
 //! ```text
 //! byte 0..2    a completion's status; else 0
-//! byte 2       what it is: 1 a completion, 2 nothing more than how many were taken, 3 that the orchestrator goes to sleep
+//! byte 2       what it is: 1 a completion, 2 nothing more than how many were taken, 3 that the orchestrator goes to sleep,
+//!              4 that it does so in want of output slots
 //! byte 3       0
 //! byte 4..8    how many submissions were taken, all that ever were, modulo 2^32
 //! byte 8..32   a completion's request and output; else 0
@@ -31,13 +32,18 @@ pub enum Tells {
     Completion(Completion),
     /// The orchestrator is awake.
     Awake,
-    /// The orchestrator sleeps unless there are more submissions than it has taken; the next one has to rouse it.
-    Sleeps,
+    /// The orchestrator sleeps unless there are more submissions than it has taken; the next one has to rouse it, but for one that only
+    /// releases slots, unless it wants them. What is released to nobody who wants it can wait for the next request.
+    Sleeps {
+        /// Requests wait for output slots.
+        wants_slots: bool,
+    },
 }
 
 const COMPLETION: u64 = 1;
 const AWAKE: u64 = 2;
 const SLEEPS: u64 = 3;
+const WANTS_SLOTS: u64 = 4;
 const KIND: u32 = 16;
 const TAKEN: u32 = 32;
 
@@ -48,7 +54,8 @@ impl Immediate {
         let (kind, words) = match &self.tells {
             Tells::Completion(completion) => (COMPLETION, completion.to_words()),
             Tells::Awake => (AWAKE, [0; DESCRIPTOR_WORDS]),
-            Tells::Sleeps => (SLEEPS, [0; DESCRIPTOR_WORDS]),
+            Tells::Sleeps { wants_slots: false } => (SLEEPS, [0; DESCRIPTOR_WORDS]),
+            Tells::Sleeps { wants_slots: true } => (WANTS_SLOTS, [0; DESCRIPTOR_WORDS]),
         };
         let mut bytes = [0; IMMEDIATE_BYTES];
         for (to, word) in bytes.chunks_exact_mut(8).zip(words) {
@@ -76,7 +83,8 @@ impl Immediate {
         let tells = match kind {
             COMPLETION => Tells::Completion(Completion::from_words(&words)?),
             AWAKE => Tells::Awake,
-            SLEEPS => Tells::Sleeps,
+            SLEEPS => Tells::Sleeps { wants_slots: false },
+            WANTS_SLOTS => Tells::Sleeps { wants_slots: true },
             _ => return Err(WireError::BadKind),
         };
         Ok(Immediate { taken, tells })
@@ -97,7 +105,8 @@ mod tests {
             status: Status::Cancelled,
             output: Run { pool: 0xfffe, rows: 3, first: u32::MAX, generation: 9 },
         };
-        for tells in [Tells::Completion(completion), Tells::Awake, Tells::Sleeps] {
+        let sleeps = [false, true].map(|wants_slots| Tells::Sleeps { wants_slots });
+        for tells in [Tells::Completion(completion), Tells::Awake].into_iter().chain(sleeps) {
             for taken in [0, 1, u32::MAX] {
                 let immediate = Immediate { taken, tells };
                 assert_eq!(Immediate::from_bytes(&immediate.to_bytes()), Ok(immediate));
@@ -109,7 +118,7 @@ mod tests {
     fn nonsense_is_refused() {
         let good = Immediate { taken: 5, tells: Tells::Awake }.to_bytes();
         assert!(Immediate::from_bytes(&good[..31]).is_err() && Immediate::from_bytes(&[]).is_err());
-        for (byte, value) in [(2, 0), (2, 4), (3, 1)] {
+        for (byte, value) in [(2, 0), (2, 5), (3, 1)] {
             let mut bad = good;
             bad[byte] = value;
             assert_eq!(Immediate::from_bytes(&bad), Err(WireError::BadKind));

@@ -14,8 +14,8 @@ use super::descriptor::Descriptor;
 use super::mapping::{Mapping, keeps, sealed_file};
 
 const SIZE: usize = 4096;
-/// Nanoseconds for which a process that was seen alive is taken to be.
-const SEEN_FOR: u64 = 100_000;
+/// Nanoseconds for which a process that was seen alive is taken to be: as long as until a connection's end is seen.
+const SEEN_FOR: u64 = 1_000_000;
 /// Where the page says that the grant holds, behind the descriptor.
 const HOLDS: usize = 256;
 const _: () = assert!(size_of::<Descriptor>() <= HOLDS);
