@@ -39,7 +39,7 @@ fn a_card_is_described() {
     let bus = tempfile::tempdir().unwrap();
     let (report, status) = doctor(bus.path(), Some("arm"), &[]);
     for (name, what) in [
-        ("version", "protocol 2"),
+        ("version", "protocol 3"),
         ("doca", "emulated"),
         ("mode", "DPU mode"),
         ("representor", ", of "),

@@ -31,7 +31,7 @@ fn a_card_is_visited_and_left_as_it_was() {
     // The card's process here says that it is of version "test".
     let said = about(&report, "card")[0];
     assert!(
-        said.starts_with("warn") && said.contains("nic-app test waits for an agent") && said.contains("protocol 2"),
+        said.starts_with("warn") && said.contains("nic-app test waits for an agent") && said.contains("protocol 3"),
         "{report}"
     );
     assert!(content, "{report}");

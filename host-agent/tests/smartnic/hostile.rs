@@ -1,30 +1,15 @@
 //! Peers that say and write nonsense, on either side: who meets one goes on, says what it met, and serves whoever comes next.
 
-use std::process::Command;
 use std::time::{Duration, Instant};
 
-use nic_app::setup::{Exported, Hex, Message, ModelShape, PART_HEAD, PROTOCOL, Parts, PoolShape, SERVICE, Setup};
-use splitrpc_arena::{Arena, PoolLayout};
+use nic_app::setup::{Hex, Message, PROTOCOL, Setup};
 use splitrpc_client::{CallOptions, Client, ClientOptions, Tensor, Transport};
-use splitrpc_doca::{
-    Access, Connection, Consumer, Device, Dma, Inventory, Library, Lines, Memory, Notice, Options, Producer,
-    ProgressEngine, Server,
-};
-use splitrpc_engine::ServerConfig;
+use splitrpc_doca::{Access, Consumer, Dma, Inventory, Lines, Memory};
 use splitrpc_ring::{CONTROL_LINES, Completion, Immediate, RequestKey, Run, Submission, Tells, seal};
 use splitrpc_wire::{DType, Status};
 
-use crate::rig::{Bus, Process, ask, library, noise};
-
-/// Tells a process of this test program that it is such a peer.
-const PEER: &str = "SPLITRPC_TEST_PEER";
-const LONG: Duration = Duration::from_secs(60);
-
-fn peer(bus: &Bus, test: &str, side: &'static str) -> Process {
-    let mut command = Command::new(std::env::current_exe().unwrap());
-    command.args(["--exact", test, "--nocapture"]).env(PEER, "1");
-    bus.start(command, side, "")
-}
+use crate::peers::{Card, Host, LONG, peer, played, sound, until};
+use crate::rig::{Bus, ask, noise};
 
 /// All is as it should be between these.
 fn serve(bus: &Bus) {
@@ -34,14 +19,6 @@ fn serve(bus: &Bus) {
             let bytes = noise(seed, [64, 5000, 150_000][seed as usize % 3]);
             assert!(ask(&mut client, "echo", &bytes).unwrap().data() == bytes);
         }
-    }
-}
-
-fn until(what: &str, mut is_so: impl FnMut() -> bool) {
-    let end = Instant::now() + LONG;
-    while !is_so() {
-        assert!(Instant::now() < end, "{what}");
-        std::thread::sleep(Duration::from_micros(50));
     }
 }
 
@@ -103,131 +80,9 @@ fn an_agent_outlives_a_card_that_writes_nonsense() {
     assert!(agent.end() && card.end(), "one of them did not end well");
 }
 
-/// A host's end of a connection.
-struct Host {
-    client: splitrpc_doca::Client,
-    connection: Connection,
-    engine: ProgressEngine,
-    message_bytes: usize,
-    consumer: Option<u32>,
-}
-
-impl Host {
-    fn new(device: &Device) -> Host {
-        let end = Instant::now() + LONG;
-        loop {
-            let engine = ProgressEngine::new(device.library()).unwrap();
-            let options = Options::default();
-            let client = splitrpc_doca::Client::new(&engine, device, SERVICE, options).unwrap();
-            let tried = Instant::now();
-            while tried.elapsed() < Duration::from_secs(1) {
-                engine.progress();
-                if let Some(connection) = client.connection() {
-                    let message_bytes = options.message_bytes as usize;
-                    return Host { client, connection, engine, message_bytes, consumer: None };
-                }
-            }
-            assert!(Instant::now() < end, "there is no card");
-        }
-    }
-
-    fn send(&mut self, bytes: &[u8]) {
-        until("it is never sent", || {
-            self.engine.progress();
-            match self.client.send(&self.connection, bytes) {
-                Err(error) if error.is_again() => false,
-                // Who is refused meanwhile cannot be told more.
-                _ => true,
-            }
-        });
-    }
-
-    /// What the card says next, but for beats; nothing where it hangs up.
-    fn hear(&mut self) -> Option<Vec<u8>> {
-        let mut said = None;
-        until("nothing is heard", || {
-            self.engine.progress();
-            let consumer = &mut self.consumer;
-            self.client.notices(|notice| match notice {
-                Notice::Message(_, bytes) if !matches!(Message::parse(bytes), Ok(Message::Beat { .. })) => {
-                    said.get_or_insert_with(|| bytes.to_vec());
-                }
-                Notice::ConsumerUp(_, id) => *consumer = Some(id),
-                _ => {}
-            });
-            said.is_some() || self.client.connection().is_none()
-        });
-        said
-    }
-
-    fn hello(&mut self) {
-        self.send(&Message::Hello { protocol: PROTOCOL, version: "bad" }.to_bytes());
-        let said = self.hear().unwrap();
-        assert!(matches!(Message::parse(&said), Ok(Message::Welcome { .. })), "{said:?}");
-    }
-
-    fn set_up(&mut self, json: &[u8]) {
-        let part = self.message_bytes - PART_HEAD;
-        for (number, bytes) in json.chunks(part).enumerate() {
-            self.send(&Message::Part { total: json.len() as u32, offset: (number * part) as u32, bytes }.to_bytes());
-        }
-    }
-
-    /// The card sends it away, with these words.
-    fn expect_refusal(mut self, words: &str) {
-        let said = self.hear().expect("it is told why");
-        match Message::parse(&said) {
-            Ok(Message::Refused { why }) => assert!(why.contains(words), "{why}, in place of {words}"),
-            other => panic!("{other:?}, in place of {words}"),
-        }
-        until("it is not hung up on", || {
-            self.engine.progress();
-            self.client.connection().is_none()
-        });
-    }
-}
-
-/// What a host that means well would show. What it exports goes with the memory.
-fn sound(device: &Device) -> (Setup, [Memory; 2]) {
-    let layout = PoolLayout::new(&[4096], 1, 8).unwrap();
-    let layouts = [(0, layout), (1, layout)];
-    let slots = Memory::of_arena(device, &Arena::new("bad-host", &layouts, 0).unwrap(), Access::OtherWrites).unwrap();
-    let lines = Lines::new("bad-ring", CONTROL_LINES + 64).unwrap();
-    let ring = Memory::of_arena(device, lines.arena(), Access::OtherWrites).unwrap();
-    let exported =
-        |memory: &Memory| Exported { description: Hex(memory.export().unwrap()), bytes: memory.len() as u64 };
-    let (dims, limits) = (vec![-1], ServerConfig { requests: 32, ..ServerConfig::small() });
-    let model = ModelShape {
-        inputs: vec![(DType::Uint8 as u8, dims)],
-        classes: vec![0],
-        max_batch: 0,
-        priority_levels: 0,
-        default_priority: 0,
-    };
-    let setup = Setup {
-        arena: exported(&slots),
-        ring: exported(&ring),
-        ring_entries: 64,
-        pools: layouts.iter().map(|(id, layout)| PoolShape::from((*id, layout))).collect(),
-        input_pools: 1,
-        device: Vec::new(),
-        models: vec![model],
-        catalog: Hex(Vec::new()),
-        limits,
-        doorbell: None,
-        knock: 0,
-    };
-    (setup, [slots, ring])
-}
-
 #[test]
 fn be_a_bad_host() {
-    if std::env::var(PEER).is_err() {
-        return;
-    }
-    let library = Library::load(Some(&library())).unwrap();
-    let all = Device::all(&library).unwrap();
-    let device = Device::open(&library, &all.iter().find(|device| device.can.client).unwrap().address).unwrap();
+    let Some(device) = played(true) else { return };
 
     // What is said before a hello, and in place of one.
     let other = Message::Hello { protocol: PROTOCOL + 1, version: "9.9" }.to_bytes();
@@ -252,7 +107,8 @@ fn be_a_bad_host() {
         host.expect_refusal("means nothing");
     }
     // Set-ups that cannot be, or that what is exported is not like.
-    let (good, _exported) = sound(&device);
+    let shown = sound(&device);
+    let good = &shown.setup;
     let changed = |change: &dyn Fn(&mut Setup)| {
         let mut setup = good.clone();
         change(&mut setup);
@@ -285,17 +141,10 @@ fn be_a_bad_host() {
     // One that the card serves, and that tells it nonsense then; in the end it is silent.
     for round in 0..3 {
         let mut host = Host::new(&device);
-        let (setup, _exported) = sound(&device);
+        let shown = sound(&device);
         host.hello();
-        host.set_up(&setup.to_json());
-        let said = host.hear().unwrap();
-        assert!(matches!(Message::parse(&said), Ok(Message::Ready { .. })), "{said:?}");
-        let consumer = host.consumer.expect("the card has told of it");
-        let mut producer = Producer::new(&host.engine, &host.connection, consumer, 64).unwrap();
-        until("nothing can be told", || {
-            host.engine.progress();
-            producer.is_running()
-        });
+        host.set_up(&shown.setup.to_json());
+        let mut producer = host.served();
         if round == 0 {
             println!("serves");
         }
@@ -341,81 +190,9 @@ fn be_a_bad_host() {
     std::thread::sleep(LONG);
 }
 
-/// A card's end of a connection.
-struct Card {
-    server: Server,
-    connection: Connection,
-    engine: ProgressEngine,
-}
-
-impl Card {
-    fn new(device: &Device) -> Card {
-        let engine = ProgressEngine::new(device.library()).unwrap();
-        let representor = device.representor(&device.representors().unwrap()[0]).unwrap();
-        let mut server = Server::new(&engine, device, &representor, SERVICE, Options::default()).unwrap();
-        let mut connection = None;
-        until("no agent comes", || {
-            engine.progress();
-            server.notices(|notice| {
-                if let Notice::Connected(new) = notice {
-                    connection = Some(new);
-                }
-            });
-            connection.is_some()
-        });
-        Card { server, connection: connection.unwrap(), engine }
-    }
-
-    fn say(&mut self, message: &[u8]) {
-        self.server.send(&self.connection, message).unwrap();
-    }
-
-    /// What the agent says, until `of` has what it wants.
-    fn hear<T>(&mut self, mut of: impl FnMut(&Message<'_>) -> Option<T>) -> T {
-        let mut found = None;
-        until("the agent says nothing", || {
-            self.engine.progress();
-            self.server.notices(|notice| {
-                if let Notice::Message(_, bytes) = notice
-                    && found.is_none()
-                {
-                    found = of(&Message::parse(bytes).expect("an agent says what can be read"));
-                }
-            });
-            found.is_some()
-        });
-        found.unwrap()
-    }
-
-    fn setup(&mut self) -> Setup {
-        self.hear(|message| matches!(message, Message::Hello { .. }).then_some(()));
-        self.say(&Message::Welcome { version: "bad" }.to_bytes());
-        let mut parts = Parts::default();
-        let json = self.hear(|message| match message {
-            Message::Part { total, offset, bytes } => parts.take(*total, *offset, bytes).unwrap(),
-            _ => None,
-        });
-        Setup::parse(&json).unwrap()
-    }
-
-    /// The agent hangs up.
-    fn expect_parting(mut self) {
-        until("the agent stays", || {
-            self.engine.progress();
-            self.server.notices(|_| {});
-            !self.connection.is_open()
-        });
-    }
-}
-
 #[test]
 fn be_a_bad_card() {
-    if std::env::var(PEER).is_err() {
-        return;
-    }
-    let library = Library::load(Some(&library())).unwrap();
-    let all = Device::all(&library).unwrap();
-    let device = Device::open(&library, &all.iter().find(|device| device.can.server).unwrap().address).unwrap();
+    let Some(device) = played(false) else { return };
 
     let mut card = Card::new(&device);
     card.say(&[0xff; 60]);

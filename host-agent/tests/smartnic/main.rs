@@ -5,6 +5,7 @@ mod doctor;
 mod ends;
 mod faults;
 mod hostile;
+mod peers;
 mod rig;
 mod serves;
 mod untouched;
