@@ -124,7 +124,7 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
     });
     progress.finish_and_clear();
 
-    let idle_servers = local.then_some(&*idle);
+    let idle_servers = (local || !idle.is_empty()).then_some(&*idle);
     let figures = verdict::figures(&Found { points: &points, runs: &runs, idle: idle_servers, crowd: crowd.as_ref() });
     let all = Found { points: &whole, runs: &[], idle: Some(&[]), crowd: Some(&Err(String::new())) };
     let given: Vec<&str> = figures.iter().map(|figure| &*figure.what).collect();
@@ -281,7 +281,7 @@ fn run_all(
             None => scope.not_run.push(point.id()),
         }
     }
-    Ok((runs.concat(), runner.idle(idle_time)?))
+    Ok((runs.concat(), runner.idle(idle_time, scope.server_wait)?))
 }
 
 /// How long each server is watched while nobody asks it anything.

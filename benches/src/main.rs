@@ -5,6 +5,7 @@
 
 mod agent;
 mod arms;
+mod clock;
 mod compare;
 mod crowd;
 mod gpu_copies;
@@ -29,13 +30,15 @@ mod wait;
 mod workloads;
 
 use std::io::Write;
-use std::net::{IpAddr, SocketAddr, ToSocketAddrs};
+use std::net::{IpAddr, SocketAddr, TcpListener, ToSocketAddrs};
 use std::process::ExitCode;
 
 use anyhow::Context;
 use clap::{Args, Parser, Subcommand};
+use rustix::process::Pid;
 
 use arms::{Arm, BesideCard, DATAGRAM, RESPONSE_BYTES, ServerOptions};
+use clock::CardClock;
 use wait::Wait;
 use workloads::Workload;
 
@@ -110,6 +113,9 @@ struct ServeArm {
     /// With --card: an address of this machine that the card reaches, for the datagram that rouses a sleeping host agent.
     #[arg(long, value_name = "ADDR", requires = "card")]
     doorbell: Option<SocketAddr>,
+    /// With --card: where nic-app answers over HTTP (its listen.http), of which clients are told the card's CPU time.
+    #[arg(long, value_name = "ADDR", requires = "card")]
+    card_metrics: Option<SocketAddr>,
     /// A client spins on the same core, or on that of the host agent: give way to it.
     #[arg(long)]
     shared_core: bool,
@@ -179,6 +185,15 @@ fn serve_arm(options: &ServeArm) -> anyhow::Result<()> {
         wait::share_core();
     }
     let bind = address(&options.bind, PORT_BASE + options.arm.port_offset())?;
+    // Who has it listen anywhere started it, and knows its process.
+    if bind.port() != 0 {
+        let at = SocketAddr::new(bind.ip(), bind.port().checked_add(clock::BESIDE).context("the port is too high")?);
+        let process =
+            options.card_process.and_then(|pid| Pid::from_raw(i32::try_from(pid).ok()?)).map(CardClock::Process);
+        let listener =
+            TcpListener::bind(at).with_context(|| format!("listening at {at} for who asks for the CPU time"))?;
+        clock::stand(listener, process.or(options.card_metrics.map(CardClock::Metrics)))?;
+    }
     let server = ServerOptions {
         bind,
         wait: options.wait,

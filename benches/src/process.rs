@@ -13,6 +13,7 @@ use tempfile::TempDir;
 
 use crate::arms::smartnic::BUS;
 use crate::arms::{Arm, ServerOptions};
+use crate::clock::FarClock;
 
 /// What a server prints before its address once it listens, then before the bytes that it has taken of a GPU's memory, and before the
 /// number of the process that is its card, if any.
@@ -30,8 +31,6 @@ pub(crate) enum CpuClock {
     Own,
     /// That of a process on this machine.
     Process(Pid),
-    /// That of a process elsewhere: not known.
-    Elsewhere,
 }
 
 impl CpuClock {
@@ -40,7 +39,6 @@ impl CpuClock {
         match self {
             CpuClock::Own => Some(splitrpc_socket::cpu_time_process()),
             CpuClock::Process(pid) => splitrpc_socket::cpu_time_of(pid.as_raw_nonzero().get() as u32).ok(),
-            CpuClock::Elsewhere => None,
         }
     }
 }
@@ -71,22 +69,61 @@ impl ServerCpu {
     }
 }
 
-/// Whose CPU time a server's is.
+/// By what a server's CPU time is known.
+#[derive(Debug)]
+pub(crate) enum Clocks {
+    /// On this machine.
+    Here {
+        /// Of its process on the host.
+        host: CpuClock,
+        /// Of that on its card.
+        nic: Option<CpuClock>,
+    },
+    /// It is elsewhere, and tells.
+    Far(FarClock),
+    /// It is elsewhere, and does not.
+    Unknown,
+}
+
+/// What was used so far, or a question after it.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Clocks {
-    pub(crate) host: CpuClock,
-    pub(crate) nic: Option<CpuClock>,
+pub(crate) enum Reading {
+    Known(ServerCpu),
+    Asked,
 }
 
 impl Clocks {
-    /// Of one that has no card.
+    /// Of one on this machine that has no card.
     pub(crate) fn of(host: CpuClock) -> Clocks {
-        Clocks { host, nic: None }
+        Clocks::Here { host, nic: None }
+    }
+
+    /// Reads, or asks where an answer would have to be waited for.
+    pub(crate) fn look(&self) -> Reading {
+        match self {
+            Clocks::Here { host, nic } => {
+                Reading::Known(ServerCpu { host: host.read(), nic: nic.and_then(|nic| nic.read()) })
+            }
+            Clocks::Far(clock) => {
+                clock.ask();
+                Reading::Asked
+            }
+            Clocks::Unknown => Reading::Known(ServerCpu::default()),
+        }
+    }
+
+    /// What was read. Those that were asked are to be given in their order.
+    pub(crate) fn told(&self, reading: Reading) -> ServerCpu {
+        match (reading, self) {
+            (Reading::Known(cpu), _) => cpu,
+            (Reading::Asked, Clocks::Far(clock)) => clock.answer(),
+            (Reading::Asked, _) => ServerCpu::default(),
+        }
     }
 
     /// What was used so far.
     pub(crate) fn read(&self) -> ServerCpu {
-        ServerCpu { host: self.host.read(), nic: self.nic.and_then(|nic| nic.read()) }
+        self.told(self.look())
     }
 }
 
@@ -192,7 +229,7 @@ impl Server {
 
     /// Its CPU time.
     pub(crate) fn cpu(&self) -> Clocks {
-        Clocks { host: CpuClock::Process(self.pid), nic: self.card.map(CpuClock::Process) }
+        Clocks::Here { host: CpuClock::Process(self.pid), nic: self.card.map(CpuClock::Process) }
     }
 
     /// Its resident memory in bytes: what the kernel keeps for its sockets is no part of that.

@@ -1,5 +1,6 @@
 //! Runs points: rounds of fresh connections, the entrants of each round in an order drawn anew.
 
+use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, HashMap};
 use std::net::{IpAddr, SocketAddr};
 use std::ops::Range;
@@ -11,7 +12,8 @@ use anyhow::Context;
 use indicatif::ProgressBar;
 
 use crate::arms::gpu::Device;
-use crate::arms::{self, Arm, BesideCard, ClientOptions, ServerOptions, Transport};
+use crate::arms::{self, Arm, BesideCard, ClientOptions, Located, ServerOptions, Transport};
+use crate::clock::FarClock;
 use crate::load::arrivals::Schedule;
 use crate::load::connection::Connection;
 use crate::load::driver;
@@ -64,7 +66,7 @@ pub(crate) struct Runner {
     crossed: Crossed,
     local: BTreeMap<String, (Workload, Server)>,
     /// Where those are that run on other machines.
-    elsewhere: BTreeMap<Arm, SocketAddr>,
+    elsewhere: BTreeMap<Arm, Elsewhere>,
     rng: fastrand::Rng,
     exchanges: HashMap<Kind, Arc<Exchange>>,
     /// The model that was last computed in this process.
@@ -319,16 +321,15 @@ impl Runner {
                 Ok((([127, 0, 0, 1], 0).into(), Clocks::of(CpuClock::Own)))
             }
             Servers::Remote(host, base) => {
-                let port = base.checked_add(entrant.arm.port_offset()).context("the port base is too high")?;
-                let server = SocketAddr::new(host, port);
-                let address = match self.elsewhere.get(&entrant.arm) {
-                    Some(known) => *known,
-                    None => {
-                        arms::locate(entrant.arm, server).with_context(|| format!("{} at {server}", entrant.arm))?
+                let arm = entrant.arm;
+                let elsewhere = match self.elsewhere.entry(arm) {
+                    Entry::Occupied(known) => known.into_mut(),
+                    Entry::Vacant(new) => {
+                        let port = base.checked_add(arm.port_offset()).context("the port base is too high")?;
+                        new.insert(Elsewhere::find(arm, SocketAddr::new(host, port))?)
                     }
                 };
-                self.elsewhere.insert(entrant.arm, address);
-                Ok((address, Clocks::of(CpuClock::Elsewhere)))
+                Ok((elsewhere.at.address, elsewhere.clocks()))
             }
             Servers::Local(core, agent_core) => {
                 let beside_card = BesideCard { core: agent_core, ..BesideCard::default() };
@@ -346,7 +347,7 @@ impl Runner {
                         beside_card,
                     };
                     let mut server = Server::start(entrant.arm, &options)?;
-                    server.address = arms::locate(entrant.arm, server.address)?;
+                    server.address = arms::locate(entrant.arm, server.address)?.address;
                     server.pause()?;
                     self.local.insert(key.clone(), (workload_of(entrant, point.workload), server));
                 }
@@ -414,26 +415,50 @@ impl Runner {
         Some(ServerMemory { host_bytes: server.resident_bytes().ok()?, device_bytes: server.device_bytes })
     }
 
-    /// CPU that the adaptive servers started so far use while nobody asks anything of them.
-    pub(crate) fn idle(&mut self, time: Duration) -> anyhow::Result<Vec<Idle>> {
+    /// CPU that the adaptive servers started so far use while nobody asks anything of them. Those elsewhere wait in the way that is given.
+    pub(crate) fn idle(&mut self, time: Duration, elsewhere: Option<Wait>) -> anyhow::Result<Vec<Idle>> {
         let mut found = Vec::new();
         for arm in IDLE {
             let entrant = Entrant { arm, wait: Wait::Adaptive, datagram: arms::DATAGRAM, drop: 0.0 };
-            let Some((_, server)) = self.local.get(&key(&entrant, Workload::Null)) else { continue };
-            server.resume()?;
+            let local = self.local.get(&key(&entrant, Workload::Null)).map(|(_, server)| server);
+            let (clocks, emulated) = match (local, self.elsewhere.get(&arm)) {
+                (Some(server), _) => (server.cpu(), arm.is_smartnic()),
+                (_, Some(known)) if elsewhere == Some(Wait::Adaptive) => (known.clocks(), known.at.emulated),
+                _ => continue,
+            };
+            local.map_or(Ok(()), Server::resume)?;
             // Connections of rounds before are closed first.
             std::thread::sleep(time / 4);
-            let (before, since) = (server.cpu().read(), Instant::now());
+            let (before, since) = (clocks.read(), Instant::now());
             std::thread::sleep(time);
-            let (used, elapsed) = (server.cpu().read().since(before), since.elapsed().as_secs_f64());
-            server.pause()?;
+            let (used, elapsed) = (clocks.read().since(before), since.elapsed().as_secs_f64());
+            local.map_or(Ok(()), Server::pause)?;
             let share = |used: Duration| used.as_secs_f64() / elapsed;
-            let core_share = share(used.host.unwrap_or_default());
-            // Where there is a card, it is the software BlueField's: others are elsewhere.
-            let (nic_core_share, emulated) = (used.nic.map(share), used.nic.is_some());
-            found.push(Idle { arm, emulated, wait: Wait::Adaptive, core_share, nic_core_share });
+            let Some(core_share) = used.host.map(share) else { continue };
+            found.push(Idle { arm, emulated, wait: Wait::Adaptive, core_share, nic_core_share: used.nic.map(share) });
         }
         Ok(found)
+    }
+}
+
+/// A server elsewhere.
+#[derive(Clone, Copy, Debug)]
+struct Elsewhere {
+    server: SocketAddr,
+    at: Located,
+    /// It tells its CPU time.
+    tells: bool,
+}
+
+impl Elsewhere {
+    fn find(arm: Arm, server: SocketAddr) -> anyhow::Result<Elsewhere> {
+        let at = arms::locate(arm, server).with_context(|| format!("{arm} at {server}"))?;
+        Ok(Elsewhere { server, at, tells: FarClock::of(server).is_ok() })
+    }
+
+    fn clocks(&self) -> Clocks {
+        let clock = self.tells.then(|| FarClock::of(self.server).ok()).flatten();
+        clock.map_or(Clocks::Unknown, Clocks::Far)
     }
 }
 

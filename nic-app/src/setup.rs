@@ -349,16 +349,7 @@ impl Setup {
         wrong(slots > MAX_SLOTS, "pools: their slots")?;
         let limits = &setup.limits;
         limits.check().map_err(|error| BadSetup::Limits(error.to_string()))?;
-        // What is asked for is set aside, and who has asked for too much would end the card's program with it.
-        let (models, pools) = (setup.models.len(), setup.input_pools.into());
-        let bytes = StorageSizes::of(limits, models, pools).bytes();
-        if limits.requests > MAX_REQUESTS || bytes > MAX_ENGINE_BYTES {
-            let most = format!("at most {MAX_REQUESTS} requests, and {MAX_ENGINE_BYTES} bytes for all of them");
-            return Err(BadSetup::Limits(format!(
-                "{} requests, and {bytes} bytes; a card takes {most}",
-                limits.requests
-            )));
-        }
+        card_has_room(limits, setup.models.len(), setup.input_pools.into()).map_err(BadSetup::Limits)?;
         Ok(setup)
     }
 
@@ -433,6 +424,20 @@ impl ModelShape {
             default_priority: *default_priority,
         }
     }
+}
+
+/// Whether a card has room for what an engine with these limits works in, for so many models and pools of inputs. All of it is set aside, and a
+/// host that asked for too much would end the card's program with it.
+///
+/// # Errors
+/// What they come to, and what a card takes.
+pub fn card_has_room(limits: &ServerConfig, models: usize, pools: usize) -> Result<(), String> {
+    let bytes = StorageSizes::of(limits, models, pools).bytes();
+    if limits.requests <= MAX_REQUESTS && bytes <= MAX_ENGINE_BYTES {
+        return Ok(());
+    }
+    let most = format!("at most {MAX_REQUESTS} requests, and {MAX_ENGINE_BYTES} bytes for all of them");
+    Err(format!("{} requests, and {bytes} bytes; a card takes {most}", limits.requests))
 }
 
 /// Bytes, which JSON has in hexadecimal.

@@ -302,14 +302,22 @@ pub(crate) fn connect(arm: Arm, options: &ClientOptions) -> anyhow::Result<Box<d
 ///
 /// # Errors
 /// Where a card is not told of, or is in this machine.
-pub(crate) fn locate(arm: Arm, server: SocketAddr) -> anyhow::Result<SocketAddr> {
-    if arm.is_smartnic() { signpost::read(server) } else { Ok(server) }
+pub(crate) fn locate(arm: Arm, server: SocketAddr) -> anyhow::Result<Located> {
+    if arm.is_smartnic() { signpost::read(server) } else { Ok(Located { address: server, emulated: false }) }
+}
+
+/// Where clients reach a server.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Located {
+    pub(crate) address: SocketAddr,
+    /// A software BlueField stands in for its card.
+    pub(crate) emulated: bool,
 }
 
 /// Asks an arm's server one small thing, and fails unless the right answer comes within two seconds.
 pub(crate) fn ask_once(arm: Arm, server: SocketAddr) -> anyhow::Result<()> {
     let timeout = Duration::from_secs(2);
-    let server = locate(arm, server)?;
+    let server = locate(arm, server)?.address;
     if arm.transport() == Transport::Tcp {
         // Arms leave it to the kernel how long a connection may take to come about, which is minutes.
         TcpStream::connect_timeout(&server, timeout)?;

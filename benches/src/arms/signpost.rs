@@ -7,6 +7,8 @@ use std::time::Duration;
 use anyhow::{Context, ensure};
 use serde::{Deserialize, Serialize};
 
+use super::Located;
+
 /// Bytes of what is told at most.
 const MOST: u64 = 1 << 10;
 const PATIENCE: Duration = Duration::from_secs(2);
@@ -40,7 +42,7 @@ pub(super) fn stand(listener: TcpListener, card: SocketAddr, emulated: bool) -> 
 ///
 /// # Errors
 /// Where nothing is told, and where the card is in this machine: what a client there would measure is no SmartNIC's.
-pub(crate) fn read(signpost: SocketAddr) -> anyhow::Result<SocketAddr> {
+pub(crate) fn read(signpost: SocketAddr) -> anyhow::Result<Located> {
     let stream = TcpStream::connect_timeout(&signpost, PATIENCE)?;
     stream.set_read_timeout(Some(PATIENCE))?;
     let mut bytes = Vec::new();
@@ -49,7 +51,7 @@ pub(crate) fn read(signpost: SocketAddr) -> anyhow::Result<SocketAddr> {
     follow(&told, signpost, &boot())
 }
 
-fn follow(told: &Told, signpost: SocketAddr, here: &str) -> anyhow::Result<SocketAddr> {
+fn follow(told: &Told, signpost: SocketAddr, here: &str) -> anyhow::Result<Located> {
     ensure!(
         told.emulated || told.boot != here,
         "the card is in this machine. A client on the card's own host reaches it over no network, so its figures are no SmartNIC's: run \
@@ -59,7 +61,7 @@ fn follow(told: &Told, signpost: SocketAddr, here: &str) -> anyhow::Result<Socke
     if card.ip().is_unspecified() {
         card.set_ip(signpost.ip());
     }
-    Ok(card)
+    Ok(Located { address: card, emulated: told.emulated })
 }
 
 /// The same in all of a machine's containers, and another after each start.
@@ -81,9 +83,11 @@ mod tests {
         let here = |told: Told| follow(&told, signpost, "here");
         let refused = here(told("10.0.0.9:7311", false, "here")).unwrap_err().to_string();
         assert!(refused.contains("no SmartNIC's"), "{refused}");
-        assert_eq!(here(told("10.0.0.9:7311", false, "there")).unwrap(), "10.0.0.9:7311".parse().unwrap());
+        let there = here(told("10.0.0.9:7311", false, "there")).unwrap();
+        assert_eq!(there, Located { address: "10.0.0.9:7311".parse().unwrap(), emulated: false });
         // What is emulated is called so wherever it is.
-        assert_eq!(here(told("0.0.0.0:7311", true, "here")).unwrap(), "10.0.0.1:7311".parse().unwrap());
+        let emulated = here(told("0.0.0.0:7311", true, "here")).unwrap();
+        assert_eq!(emulated, Located { address: "10.0.0.1:7311".parse().unwrap(), emulated: true });
     }
 
     #[test]
@@ -91,7 +95,7 @@ mod tests {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let at = listener.local_addr().unwrap();
         stand(listener, "127.0.0.1:9".parse().unwrap(), true).unwrap();
-        assert_eq!(read(at).unwrap(), "127.0.0.1:9".parse().unwrap());
+        assert_eq!(read(at).unwrap().address, "127.0.0.1:9".parse().unwrap());
         assert!(serde_json::from_slice::<Told>(b"{}").is_err());
     }
 }

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use super::connection::{Connection, Fault, Step};
 use super::window::{Load, Measured, Window};
-use crate::process::{Clocks, CpuClock, ServerCpu};
+use crate::process::{Clocks, CpuClock, Reading};
 use crate::wait::{Ready, Wait, Waiter};
 
 /// The generator wakes so long before a request is due, and spins until then: what it measures is not its own sleep.
@@ -39,6 +39,10 @@ pub(crate) fn run(
 ) -> anyhow::Result<Measured> {
     let mut driver = Driver::new(connections, wait, load, window, reopen)?;
     driver.drive(server_cpu)?;
+    if let Some((from, until)) = driver.server_cpu {
+        let before = server_cpu.told(from);
+        driver.measured.server_cpu = server_cpu.told(until).since(before);
+    }
     Ok(driver.measured)
 }
 
@@ -66,6 +70,8 @@ struct Driver<'a> {
     counted: Option<Counted>,
     /// Requests under way that had begun before the counted window closed.
     straddling: usize,
+    /// At both ends of the window.
+    server_cpu: Option<(Reading, Reading)>,
     measured: Measured,
 }
 
@@ -74,7 +80,7 @@ struct Counted {
     from: Instant,
     until: Instant,
     client_cpu: Duration,
-    server_cpu: ServerCpu,
+    server_cpu: Reading,
     closed: Option<Instant>,
 }
 
@@ -126,6 +132,7 @@ impl<'a> Driver<'a> {
             start: Instant::now(),
             counted: None,
             straddling: 0,
+            server_cpu: None,
             measured,
         })
     }
@@ -200,7 +207,7 @@ impl<'a> Driver<'a> {
                         from,
                         until: from + self.window.measure,
                         client_cpu: CpuClock::Own.read().unwrap_or_default(),
-                        server_cpu: server_cpu.read(),
+                        server_cpu: server_cpu.look(),
                         closed: None,
                     });
                 }
@@ -211,7 +218,7 @@ impl<'a> Driver<'a> {
                 // Not the length planned: what was answered and the CPU time are of all the time until now.
                 self.measured.elapsed = now.saturating_duration_since(counted.from);
                 self.measured.client_cpu = CpuClock::Own.read().unwrap_or_default().saturating_sub(counted.client_cpu);
-                self.measured.server_cpu = server_cpu.read().since(counted.server_cpu);
+                self.server_cpu = Some((counted.server_cpu, server_cpu.look()));
             }
             Some(_) => {}
         }

@@ -210,6 +210,12 @@ impl Config {
             );
         }
         match self.engine().check() {
+            Ok(()) if self.nic.kind == NicKind::Smartnic => {
+                let on_card = nic_app::setup::card_has_room(&self.engine(), 0, 0);
+                found.extend(
+                    on_card.err().map(|why| Problem::new("limits.requests", format!("and what goes with it: {why}"))),
+                );
+            }
             Ok(()) if threads_fit => found.extend(machine.memory.and_then(|free| self.check_tables(free))),
             Ok(()) => {}
             Err(error) => {

@@ -52,6 +52,17 @@ fn that_nobody_could_connect_is_said_once() {
     assert_eq!(problems(tcp_alone), ["limits.sessions"]);
 }
 
+#[test]
+fn what_a_card_has_no_room_for_is_said_before_it_is_asked() {
+    let many = |c: &mut Config| c.limits.requests = 100_000;
+    assert_eq!(problems(many), [""; 0]);
+    let on_card = |c: &mut Config| {
+        many(c);
+        c.nic.kind = NicKind::Smartnic;
+    };
+    assert_eq!(problems(on_card), ["limits.requests"]);
+}
+
 /// Every key there is, as `section.key`: what is said of a wrong one names them all.
 fn keys() -> Vec<String> {
     let known = |text: &str| {

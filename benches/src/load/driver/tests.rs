@@ -5,6 +5,7 @@ use std::rc::Rc;
 
 use super::*;
 use crate::load::arrivals::{Arrivals, Schedule};
+use crate::process::ServerCpu;
 
 /// Answers each request as soon as `busy` lies behind it; a pair of sockets stands for the network.
 struct Fake {
@@ -170,8 +171,13 @@ fn answers_that_come_all_at_once_are_not_rounded_to_whole_times() {
     let at = |ms| start + Duration::from_millis(ms);
     // The window is of 200 ms, and answers come every 30 ms, after 5 ms for the first time: 6.67 times in all.
     let closed = Some(at(300));
-    let counted =
-        Counted { from: at(100), until: at(300), client_cpu: Duration::ZERO, server_cpu: ServerCpu::default(), closed };
+    let counted = Counted {
+        from: at(100),
+        until: at(300),
+        client_cpu: Duration::ZERO,
+        server_cpu: Reading::Known(ServerCpu::default()),
+        closed,
+    };
     let shares = (0..20).map(|beat| counted.share(at(5 + 30 * beat), at(35 + 30 * beat)));
     assert!((shares.sum::<f64>() - 200.0 / 30.0).abs() < 1e-6);
     // As long as it is open, what has ended is all inside.

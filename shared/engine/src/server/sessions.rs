@@ -208,7 +208,10 @@ impl<C: Congestion> Server<'_, C> {
         {
             self.stats.sessions_refused += 1;
             let retry_after_us = u32::try_from(wait.div_ceil(US)).unwrap_or(u32::MAX);
-            let text = "limits.datagram_sessions is reached, and all of them are in use";
+            let text = match self.config.datagram_sessions {
+                0 => "no datagrams are taken here: the host agent's listen.udp is off",
+                _ => "limits.datagram_sessions is reached, and all of them are in use",
+            };
             let status = StatusPayload { status: Status::TooManySessions, retry_after_us, text };
             self.push_control(Control { peer, header: Header::new(Kind::Error), body: Body::Status(status) });
             return;
