@@ -332,11 +332,15 @@ impl Setup {
         let (entries, lines) = (setup.ring_entries as usize, setup.ring.bytes / size_of::<Line>() as u64);
         wrong(!entries.is_power_of_two() || entries > MAX_CAPACITY, "ring_entries")?;
         wrong(lines < (CONTROL_LINES + entries) as u64, "ring")?;
-        let input = |pool: &u16| setup.pools[..usize::from(setup.input_pools)].iter().any(|shape| shape.id == *pool);
+        // Pools are looked for by their order, since there may be as many of them, and of what names them, as the set-up has room for.
+        wrong(setup.pools.windows(2).any(|pair| pair[0].id >= pair[1].id), "pools: the order of their slots")?;
+        let inputs = &setup.pools[..usize::from(setup.input_pools)];
+        let input = |pool: &u16| inputs.binary_search_by_key(pool, |shape| shape.id).is_ok();
         wrong(setup.device.windows(2).any(|pair| pair[0].pool >= pair[1].pool), "device: its order")?;
         wrong(!setup.device.iter().map(|device| &device.pool).all(input), "device: a pool")?;
         let layouts = setup.layouts()?;
-        let needed = |pool| layouts.iter().find(|(id, _)| *id == pool).map_or(u64::MAX, |(_, layout)| layout.bytes());
+        let place = |pool| layouts.binary_search_by_key(&pool, |(id, _)| *id);
+        let needed = |pool| place(pool).map_or(u64::MAX, |place| layouts[place].1.bytes());
         let fits = |device: &DevicePool| (needed(device.pool)..=MAX_ARENA_BYTES).contains(&device.memory.bytes);
         wrong(!setup.device.iter().all(fits), "device: its bytes")?;
         let known = |(dtype, dims): &(u8, Vec<i32>)| DType::from_code(*dtype).is_ok() && dims.len() <= MAX_RANK;

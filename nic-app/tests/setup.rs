@@ -88,3 +88,11 @@ fn a_card_may_say_that_it_cannot_reach_it() {
     let message = Message::Unreached { why: "no" };
     assert_eq!(Message::parse(&message.to_bytes()), Ok(message));
 }
+
+#[test]
+fn pools_come_in_their_order() {
+    for ids in [[0, 1, 1], [0, 2, 1], [1, 0, 2]] {
+        let said = refused(|setup| setup.pools.iter_mut().zip(ids).for_each(|(pool, id)| pool.id = id));
+        assert!(said.contains("pools: the order of their slots"), "{said}");
+    }
+}

@@ -10,7 +10,7 @@ use doca_sys::{
     doca_dma_task_memcpy_completion_cb_t as CopyCallback, doca_error, doca_error_t, doca_task,
 };
 
-use crate::buffer::Buffer;
+use crate::buffer::{self, Buffer};
 use crate::call::{Result, broken, call, inside};
 use crate::comch::Connection;
 use crate::context::Context;
@@ -55,13 +55,18 @@ pub(crate) enum Job {
 }
 
 impl Job {
-    fn buffers(self) -> impl Iterator<Item = Handle<Buffer>> {
+    fn heads(self) -> impl Iterator<Item = Handle<Buffer>> {
         let (first, second) = match self {
             Job::Nothing | Job::Message { .. } => (None, None),
             Job::Copy { from, to } => (from, to),
             Job::Receive { into: buffer, .. } | Job::Send { from: buffer, .. } => (buffer, None),
         };
         first.into_iter().chain(second)
+    }
+
+    /// Each with all of its list.
+    fn buffers(self) -> impl Iterator<Item = Handle<Buffer>> {
+        self.heads().flat_map(|head| std::iter::successors(Some(head), |buffer| buffer.next()))
     }
 }
 
@@ -255,6 +260,8 @@ fn submit(task: *mut doca_task, validate: bool) -> Result {
     if !context.is_running() {
         return Err(BAD_STATE);
     }
+    // They may have gone back since the task was made.
+    task.job.get().heads().try_for_each(|buffer| buffer::given(buffer.as_ptr()).map(drop))?;
     if validate {
         context.work.validate(task)?;
     }

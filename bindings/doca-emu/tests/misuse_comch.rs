@@ -263,3 +263,35 @@ fn consumers_and_producers() {
     common::until(engine, "the client knows of it", || events::has(&events::Event::ExpiredConsumer(id)));
     assert_eq!(common::state(consumer_context), doca_ctx_states::DOCA_CTX_STATE_STOPPING);
 }
+
+#[test]
+fn what_was_not_sent_leaves_what_was_posted() {
+    let (arm, host, engine) = (arm(), host(), engine());
+    let (_, at_server, client) = pair::both(arm, host, engine, c"left");
+    let memory = vec![0; 4096].leak();
+    let address = memory.as_ptr().expose_provenance();
+    let mmap = common::mmap(arm, memory, LOCAL | PCI_WRITE);
+    let consumer = pair::consumer(at_server, mmap, engine, 4);
+    let id = pair::consumer_id(consumer);
+    common::until(engine, "the client knows of it", || events::has(&events::Event::NewConsumer(id)));
+    pair::post(consumer, null_mut(), 1);
+    // One that stops before it has sent.
+    let producer = pair::producer(pair::connection(client), engine);
+    common::succeeds("it is taken", pair::produce(producer, null_mut(), b"1", id, 2));
+    let context = doca!(doca_comch_producer_as_ctx(producer));
+    answers! { ERROR_IN_PROGRESS: doca_ctx_stop(context); }
+    common::until(engine, "it stops", || common::state(context) == doca_ctx_states::DOCA_CTX_STATE_IDLE);
+    assert!(events::has(&events::Event::ProduceFailed(2, "DOCA_ERROR_IO_FAILED")));
+    // What its device does not reach.
+    done!(doca_ctx_start(context));
+    let elsewhere = common::buf(common::inventory(1), mmap, address, 64, 8);
+    common::succeeds("it is taken", pair::produce(producer, elsewhere, b"", id, 3));
+    let failed = events::Event::ProduceFailed(3, "DOCA_ERROR_IO_FAILED");
+    common::until(engine, "it fails", || events::has(&failed));
+    // There is one receive, for one that is sent.
+    common::succeeds("it is taken", pair::produce(producer, null_mut(), b"4", id, 4));
+    common::until(engine, "it is received", || {
+        events::count(|event| matches!(event, events::Event::Received { immediate, .. } if immediate == b"4")) == 1
+    });
+    assert_eq!(name(pair::produce(producer, null_mut(), b"5", id, 5)), "DOCA_ERROR_AGAIN", "nothing is posted");
+}

@@ -139,6 +139,7 @@ fn memory() {
         ERROR_INVALID_VALUE: doca_mmap_create_from_export(null(), null(), len, arm, place());
         ERROR_INVALID_VALUE: doca_mmap_create_from_export(null(), exported, len - 1, arm, place());
         ERROR_INVALID_VALUE: doca_mmap_create_from_export(null(), exported, 0, arm, place());
+        ERROR_INVALID_VALUE: doca_mmap_create_from_export(null(), exported, usize::MAX, arm, place());
         ERROR_INVALID_VALUE: doca_mmap_create_from_export(null(), exported, len, null_mut(), place());
         ERROR_INVALID_VALUE: doca_mmap_create_from_export(null(), exported, len, arm, null_mut());
         ERROR_NOT_SUPPORTED: doca_mmap_create_from_export(null(), exported, len, host, place());

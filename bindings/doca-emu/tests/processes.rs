@@ -293,6 +293,10 @@ fn card_of_killed_hosts() {
         assert_eq!(asked.next().unwrap(), "killed");
         if let Some((address, writable, readable)) = granted {
             let failed = Event::CopyFailed(0, "DOCA_ERROR_IO_FAILED");
+            // One that was seen alive a moment ago may pass for it still.
+            common::until(card.engine, "it is noticed", || {
+                card.copy((writable, address), (card.local, card.local(0)), 8) == failed
+            });
             assert_eq!(card.copy((writable, address), (card.local, card.local(0)), 8), failed);
             assert_eq!(card.copy((card.local, card.local(0)), (writable, address), 8), failed);
             [writable, readable].into_iter().for_each(|mmap| done!(doca_mmap_destroy(mmap)));

@@ -12,6 +12,8 @@ use doca_sys::*;
 struct Card {
     engine: *mut doca_pe,
     arm: *mut doca_dev,
+    mmap: *mut doca_mmap,
+    address: usize,
     inventory: *mut doca_buf_inventory,
     dma: *mut doca_dma,
     from: *mut doca_buf,
@@ -27,7 +29,7 @@ impl Card {
         let inventory = common::inventory(8);
         let from = common::buf(inventory, mmap, address, 1024, 64);
         let to = common::buf(inventory, mmap, address + 2048, 1024, 0);
-        Card { engine, arm, inventory, dma: common::dma(arm, engine, 4), from, to }
+        Card { engine, arm, mmap, address, inventory, dma: common::dma(arm, engine, 4), from, to }
     }
 
     fn task(&self) -> *mut doca_task {
@@ -77,6 +79,24 @@ const BREACHES: &[Breach] = &[
     ("data_in_flight", "a buf of a task in flight was changed", "doca_buf_set_data", |card| {
         card.in_flight();
         doca!(doca_buf_set_data(card.to, null_mut(), 0));
+    }),
+    ("list_in_flight", "a buf of a task in flight was changed", "doca_buf_set_data", |card| {
+        let more = common::buf(card.inventory, card.mmap, card.address + 1024, 1024, 64);
+        done!(doca_buf_chain_list(card.from, more));
+        card.in_flight();
+        doca!(doca_buf_set_data(more, null_mut(), 0));
+    }),
+    ("submit_returned_buf", "a buf was used after it went back to its inventory", "doca_task_submit", |card| {
+        let task = card.task();
+        common::give_back(card.from);
+        doca!(doca_task_submit(task));
+    }),
+    ("submit_ended_buf", "a buf was used after its end", "doca_task_submit", |card| {
+        let task = card.task();
+        common::give_back(card.from);
+        common::give_back(card.to);
+        done!(doca_buf_inventory_destroy(card.inventory));
+        doca!(doca_task_submit(task));
     }),
     ("buf_after_its_end", "a buf was used after it went back to its inventory", "doca_buf_get_len", |card| {
         common::give_back(card.from);

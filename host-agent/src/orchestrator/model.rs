@@ -337,7 +337,8 @@ impl ModelState {
         any
     }
 
-    /// Launches a batch if one is due, and else sets when to look again.
+    /// Launches a batch if one is due, and else sets when to look again. Returns whether there was one, launched or not: that it waits for slots
+    /// from now on, who is about to sleep has to know.
     fn launch_one(&mut self, now: Time, flush: bool, desk: &mut Desk<'_>) -> bool {
         self.look_at = Time::NEVER;
         self.wants_outputs = false;
@@ -381,7 +382,7 @@ impl ModelState {
             }
             (Exec::Workers { workers, .. }, Claimed::Worker(claim), None) => {
                 workers.release(claim);
-                false
+                self.wants_outputs
             }
             (Exec::Device(lanes), Claimed::Lane(lane), Some((job, waiting))) => {
                 let lane = waiting.unwrap_or(lane);
@@ -401,7 +402,7 @@ impl ModelState {
                 self.look_at = Time::default();
                 true
             }
-            _ => false,
+            _ => self.wants_outputs,
         }
     }
 

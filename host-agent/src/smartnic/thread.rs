@@ -300,9 +300,10 @@ impl Thread {
         while self.orchestrator.link().is_busy() && self.now() < end {
             card.engine.progress();
         }
-        // What was written before the card heard is here, or will be rung for.
+        // What was written before the card heard is here, or will be rung for; by one that has not heard, whatever kept it from that, it will not.
         let now = self.now();
-        if card.client.has_notices() || self.orchestrator.poll(now) || !tells {
+        let unheard = self.orchestrator.link().is_busy();
+        if card.client.has_notices() || self.orchestrator.poll(now) || !tells || unheard {
             self.waker.awake();
             return tells;
         }

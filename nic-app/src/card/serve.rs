@@ -293,7 +293,12 @@ pub fn serve_watched(
         let far = Far::new(reach, &slots.arena, setup.limits.requests, last_input, setup.ring_entries);
         let served = run(config, stop, &setup, &slots, &far, status, &mut told);
         stop.of(None);
-        let why = served.as_ref().map_or_else(ToString::to_string, |()| "nic-app was told to end".to_owned());
+        let why = match (&served, far.lost()) {
+            (Err(error), _) => error.to_string(),
+            // It may still hear that, where it was only stopped.
+            (Ok(()), Some(loss)) => loss.to_string(),
+            (Ok(()), None) => "nic-app was told to end".to_owned(),
+        };
         far.say(&if served.is_ok() { Message::Bye { why: &why } } else { Message::Refused { why: &why } });
         match served {
             Ok(()) => {}

@@ -112,6 +112,11 @@ impl FarConsumer {
         Ok(left > 0)
     }
 
+    /// Lets go of a post that was spoken for.
+    pub(super) fn give_back(&self) {
+        self.sending.lock().unwrap_or_else(PoisonError::into_inner).reserved -= 1;
+    }
+
     /// Uses a post that was spoken for. Unless the ring is full it is no longer so afterwards.
     pub(super) fn send(&self, header: &PayloadHeader, payload: Option<&Part>) -> Result<(), NotSent> {
         let mut sending = self.sending.lock().unwrap_or_else(PoisonError::into_inner);

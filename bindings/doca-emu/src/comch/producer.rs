@@ -71,7 +71,10 @@ impl Producer {
             return Some(CONNECTION_RESET);
         }
         let Some(consumer) = send.to.as_ref().filter(|to| !to.has_expired()) else { return Some(NOT_CONNECTED) };
-        let Some(payload) = payload(send.task) else { return Some(IO_FAILED) };
+        let Some(payload) = payload(send.task) else {
+            consumer.give_back();
+            return Some(IO_FAILED);
+        };
         let (producer, immediate_len) = (self.number, send.task.immediate_len.get());
         let header = PayloadHeader { producer, immediate_len, immediate: send.task.immediate.get() };
         match consumer.send(&header, payload.as_ref()) {
@@ -95,18 +98,24 @@ impl Producer {
 
     pub(crate) fn submit(&self, task: Handle<Task>) -> Result {
         let Job::Send { consumer, .. } = task.job.get() else { return Err(INVALID_VALUE) };
-        let to = self.attached.link().consumer(consumer);
+        let mut to = self.attached.link().consumer(consumer);
         match to.as_ref().map_or(Ok(true), |to| to.reserve()) {
             Ok(true) => {}
             Ok(false) => return Err(AGAIN),
-            Err(Nonsense) => self.attached.link().end(),
+            Err(Nonsense) => {
+                self.attached.link().end();
+                to = None;
+            }
         }
         self.sends.borrow_mut().push_back(Send { task, wait: faults::delay(), to });
         Ok(())
     }
 
     pub(crate) fn take_back(&self) -> Option<Handle<Task>> {
-        self.sends.borrow_mut().pop_front().map(|send| send.task)
+        let send = self.sends.borrow_mut().pop_front()?;
+        // Others may use what it will not.
+        send.to.inspect(|to| to.give_back());
+        Some(send.task)
     }
 
     pub(crate) fn wind_up(&self) -> End {

@@ -359,6 +359,9 @@ pub(crate) extern "C" fn doca_mmap_create_from_export(
         if device.side != Side::Arm {
             return Err(NOT_SUPPORTED);
         }
+        if len != size_of::<Descriptor>() {
+            return Err(INVALID_VALUE);
+        }
         // SAFETY: the caller passes so many bytes, or null, which was refused.
         let bytes = unsafe { std::slice::from_raw_parts(descriptor.cast::<u8>(), len) };
         let descriptor = Descriptor::parse(bytes).ok_or(INVALID_VALUE)?;

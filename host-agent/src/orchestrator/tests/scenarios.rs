@@ -210,3 +210,26 @@ fn two_models_do_not_share_a_launch() {
     rig.poll();
     assert_eq!(launches.map(|l| l.lock().unwrap().clone()), [[vec![0, 2]], [vec![1, 3]]]);
 }
+
+#[test]
+fn that_slots_are_wanted_is_something_that_was_done() {
+    for workers in [0, 1] {
+        let mut rig = Rig::with(vec![TestModel::fixed(8, Some(100))], workers, 64);
+        let mut held = Vec::new();
+        while rig.outputs_free() > 0 {
+            rig.submit(1, 1);
+            rig.poll();
+            rig.pass(100 * US);
+            held.push(rig.wait().1.output);
+        }
+        rig.submit(1, 1);
+        rig.poll();
+        assert!(!rig.host.wants_outputs(), "it is not due yet");
+        // Who has looked whether slots are wanted, and sleeps once nothing is done, would not be roused for them.
+        rig.pass(100 * US);
+        assert!(rig.host.poll(rig.now) && rig.host.wants_outputs());
+        assert!(!rig.host.poll(rig.now) && rig.host.wants_outputs());
+        rig.release(held[0]);
+        assert_eq!(rig.wait().1.status, Status::Ok);
+    }
+}
