@@ -83,7 +83,7 @@ impl Scope {
             None => "they need loads or arms that were left out".to_owned(),
             Some(Wait::Spin) => format!(
                 "they need servers that wait in other modes, take datagrams of other sizes than {DATAGRAM} bytes, lose \
-                 some, or whose CPU time and memory are seen from here, which servers elsewhere are not"
+                 some, or whose memory is seen from here, which that of servers elsewhere is not"
             ),
             Some(wait) => format!(
                 "most are read off loads that spin, and the servers wait in mode {}: start them with `--wait spin`, and \

@@ -161,7 +161,9 @@ fn servers_started_by_others_are_compared_as_own_ones_are() {
     assert!(!figures.is_empty() && figures.iter().all(|f| f["what"].as_str().unwrap().contains("idle")), "{figures:?}");
     assert!(report["scope"]["unjudged"].as_array().is_some_and(|unjudged| unjudged.len() > 10));
     assert!(
-        page.contains("No verdict: ") && page.contains("--server-wait spin") && page.contains("A part of the short")
+        page.contains(" verdicts are not given: ")
+            && page.contains("--server-wait spin")
+            && page.contains("A part of the short")
     );
     assert!(page.contains("commodity-udp"));
     drop(servers);
