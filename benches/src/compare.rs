@@ -317,8 +317,11 @@ fn make_folder(path: &Path) -> anyhow::Result<()> {
 /// Fails where `path` cannot be written. What is in it stays.
 fn writable(path: &Path) -> anyhow::Result<()> {
     make_folder(path)?;
+    let existed = path.exists();
     let opened = OpenOptions::new().append(true).create(true).open(path);
-    opened.map(drop).with_context(|| format!("writing {}", path.display()))
+    opened.map(drop).with_context(|| format!("writing {}", path.display()))?;
+    // An empty one is no report.
+    if existed { Ok(()) } else { std::fs::remove_file(path).with_context(|| format!("removing {}", path.display())) }
 }
 
 fn write(path: &Path, bytes: &[u8]) -> anyhow::Result<()> {

@@ -201,8 +201,11 @@ fn idle(found: &Found<'_>, arm: Arm) -> Option<Figure> {
     // Any load starts the server that is then left idle.
     let starts = |e: &Entrant| e.arm == arm && e.wait == Wait::Adaptive && e.datagram == DATAGRAM && e.drop == 0.0;
     found.points.iter().any(|point| point.entrants.iter().any(starts)).then(|| {
-        let share = idle.iter().find(|idle| idle.arm == arm && idle.wait == Wait::Adaptive).map(|idle| idle.core_share);
-        let measured = share.map(|share| (share * 100.0, format!("{:.3} % of a core", share * 100.0), None));
+        let idle = idle.iter().find(|idle| idle.arm == arm && idle.wait == Wait::Adaptive);
+        let measured = idle.map(|idle| {
+            let (percent, emulated) = (idle.core_share * 100.0, if idle.emulated { "; emulated" } else { "" });
+            (percent, format!("{percent:.3} % of a core{emulated}"), None)
+        });
         let what = format!("{arm}, an idle adaptive server's share of a core, in %");
         Figure::new(what, Sense::AtMost, 1.0, measured.ok_or_else(|| unmeasured(arm)))
     })

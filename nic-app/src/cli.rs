@@ -1,6 +1,7 @@
 //! The command line: `serve`, `doctor`, `check-config`.
 
-use std::net::SocketAddr;
+use std::io;
+use std::net::{SocketAddr, TcpListener, UdpSocket};
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -119,6 +120,8 @@ fn serve(config: &Config) -> Result<bool, String> {
         Http::start(at, status.router(), Bounds::USUAL).map_err(|error| format!("cannot listen on http {at}: {error}"))
     };
     let http = config.listen.http.map(start).transpose()?;
+    probe("tcp", config.listen.tcp, |at| TcpListener::bind(at).map(drop))?;
+    probe("udp", config.listen.udp, |at| UdpSocket::bind(at).map(drop))?;
     let mut waits = false;
     card::serve_watched(&config.card(VERSION), &stop, &status, |ready| match ready {
         None if !waits => {
@@ -135,6 +138,11 @@ fn serve(config: &Config) -> Result<bool, String> {
     })
     .map_err(|error| error.to_string())?;
     Ok(true)
+}
+
+/// Whether requests can be taken there: they are only once a host agent has come, and that is late to learn that they cannot.
+fn probe(name: &str, at: Option<SocketAddr>, bind: fn(SocketAddr) -> io::Result<()>) -> Result<(), String> {
+    at.map_or(Ok(()), |at| bind(at).map_err(|error| format!("cannot listen on {name} {at}: {error}")))
 }
 
 /// What is said once the card listens.

@@ -170,5 +170,10 @@ fn library() -> anyhow::Result<PathBuf> {
     let program = own_program()?;
     let places = [program.with_file_name(LIBRARY), program.with_file_name("deps").join(LIBRARY)];
     let found = places.iter().find(|place| place.is_file()).cloned();
-    found.with_context(|| format!("there is no {LIBRARY}, the software BlueField, beside {}", program.display()))
+    found.with_context(|| {
+        format!(
+            "there is no {LIBRARY}, the software BlueField, beside {}: build both anew (cargo build --release), or leave the arm out with --arms",
+            program.display()
+        )
+    })
 }

@@ -10,8 +10,9 @@ use crate::record::{Idle, Report, Run};
 
 const TITLE: &str = "SmartNIC against commodity card";
 const LEGEND: &str = "\
-each cell: commodity card, SmartNIC, and how many times the one the other is. host, card and both: CPU time for each request of the
-host's process, of the card's, and of both together; polling while nothing comes is in it";
+for each load commodity card, SmartNIC, and how many times the former the latter is: less is better, but for requests/s. host, card and
+both: CPU time for each request of the host's process, of the card's, and of both together; polling while nothing comes is in it";
+const EMULATED: &str = "Emulated: a process of this machine stands in for the card, so times, and the card's CPU time, are not those of a card.";
 
 /// A quantity of a run, with how it is written.
 struct Quantity {
@@ -70,8 +71,13 @@ pub(super) fn table(report: &Report, out: &mut dyn Write) -> io::Result<()> {
     }
     let width = pairs.iter().map(|pair| pair.smartnic.point.len()).max().unwrap_or_default();
     writeln!(out, "\n{TITLE}; {LEGEND}\n")?;
+    if pairs.iter().any(|pair| pair.smartnic.emulated) {
+        writeln!(out, "{EMULATED}\n")?;
+    }
     write!(out, "{:<width$} {:<24}", "load", "arm")?;
     QUANTITIES.iter().try_for_each(|quantity| write!(out, " {:>21}", quantity.name))?;
+    write!(out, "\n{:<width$} {:<24}", "", "")?;
+    QUANTITIES.iter().try_for_each(|_| write!(out, " {:>7} {:>7} {:>5}", "comm.", "smart", "x"))?;
     writeln!(out)?;
     for pair in &pairs {
         write!(out, "{:<width$} {:<24}", pair.smartnic.point, pair.smartnic.name())?;
