@@ -1,17 +1,18 @@
 //! The host on the other side of PCIe, as the engine's thread sees it.
 
+mod answers;
+mod link;
+mod requests;
+
 use std::cell::RefCell;
 use std::collections::VecDeque;
 use std::rc::Rc;
 
 use splitrpc_arena::{Arena, META_BYTES, Run};
-use splitrpc_doca::{Consumer, Lines, Notice, ProgressEngine, Server};
+use splitrpc_doca::{Consumer, Lines, ProgressEngine, Server};
 use splitrpc_engine::{MS, SEC, Time, US};
-use splitrpc_ring::{
-    Completion, DESCRIPTOR_WORDS, Faults, Full, Immediate, NicLink, RequestKey, Submission, Tells, seal,
-};
-use splitrpc_wire::manifest::MANIFEST_HEAD_LEN;
-use splitrpc_wire::{MAX_STATUS_TEXT, Manifest, Path, Stage, Status, StatusPayload};
+use splitrpc_ring::{Completion, DESCRIPTOR_WORDS, Faults, Full, Immediate, NicLink, Submission};
+use splitrpc_wire::{MAX_STATUS_TEXT, Status};
 
 use super::bell::Bell;
 use super::carrier::{Carrier, Piece, Way};
@@ -19,9 +20,9 @@ use super::flight::{Flight, NONE, State};
 use super::greeting::say;
 use super::status::Loss;
 use crate::arrivals::Arrival;
-use crate::completion::{Meta, copy_manifest};
+use crate::completion::Meta;
 use crate::settings::{Host, Stop};
-use crate::setup::{Message, TAKEN};
+use crate::setup::Message;
 
 /// Payloads of at least so many bytes are copied while they arrive.
 const EARLY: u32 = 128 << 10;
@@ -212,129 +213,6 @@ impl Host for Far {
 }
 
 impl Inner {
-    fn submit(&mut self, submission: &Submission) -> Result<(), Full> {
-        let is_request = matches!(submission, Submission::Submit { .. });
-        if self.lost.is_some() && !is_request {
-            return Ok(());
-        }
-        if self.outgoing.len() == self.outgoing.capacity() {
-            return Err(Full);
-        }
-        match *submission {
-            Submission::Submit { request, input, .. } => return self.take_off(submission, request, input),
-            Submission::Cancel { request } => {
-                let ticket = self.ticket(request);
-                match ticket.map(|ticket| &mut self.flights[ticket as usize]) {
-                    Some(flight) if matches!(flight.state, State::Copying | State::Copied) => flight.cancelled = true,
-                    _ => self.outgoing.push_back(Outgoing::Cancel(submission.to_words())),
-                }
-            }
-            Submission::Release { .. } => self.outgoing.push_back(Outgoing::Release(submission.to_words())),
-        }
-        Ok(())
-    }
-
-    /// A request is complete in its slots here.
-    fn take_off(&mut self, submission: &Submission, request: RequestKey, input: Run) -> Result<(), Full> {
-        let ticket = self.board(request, input).ok_or(Full)?;
-        self.early.retain(|early| *early != ticket);
-        let (arena, meta) = (&self.arena, &mut self.meta);
-        meta[..MANIFEST_HEAD_LEN].fill(0);
-        if let Some(area) = arena.meta(input) {
-            copy_manifest(area, meta);
-        }
-        let flight = &mut self.flights[ticket as usize];
-        (flight.state, flight.submission, flight.submitted) = (State::Copying, *submission, self.now);
-        if let Submission::Submit { on_device, .. } = &mut flight.submission {
-            *on_device = self.reach.carrier.is_on_device(input.pool);
-        }
-        let known = Manifest::parse(&**meta).is_ok_and(|manifest| flight.complete(arena, &manifest));
-        if self.lost.is_some() {
-            self.land(ticket, Status::ConnectionLost, GONE);
-        } else if known {
-            self.work.push_back(ticket);
-            self.pump();
-        } else {
-            self.land(ticket, Status::Internal, "the request's manifest does not describe its slots");
-        }
-        Ok(())
-    }
-
-    /// Some of a request is here.
-    fn arriving(&mut self, arrival: &Arrival) {
-        let Arrival { request, run, tensor, offset, len } = *arrival;
-        if self.lost.is_some() {
-            return;
-        }
-        let known = self.ticket(request).is_some();
-        let Some(ticket) = self.board(request, run) else { return };
-        let flight = &mut self.flights[ticket as usize];
-        if flight.state != State::Early {
-            return;
-        }
-        if !known {
-            self.early.push(ticket);
-        }
-        flight.arrived(&self.arena, tensor, offset, offset.saturating_add(len));
-        self.pump_early(ticket);
-    }
-
-    /// The ticket of a request in these slots, which gets one if it has none. There is none while something of the slots' last request is under way.
-    fn board(&mut self, request: RequestKey, input: Run) -> Option<u32> {
-        if let Some(ticket) = self.ticket(request) {
-            return Some(ticket);
-        }
-        let record = *self.tickets.get(request.index as usize)?;
-        if record != NONE {
-            self.abandon(record);
-        }
-        let mut index = 0;
-        while let Some(&ticket) = self.early.get(index) {
-            if self.flights[ticket as usize].overlaps(input) {
-                self.abandon(ticket);
-                if self.flights[ticket as usize].state == State::Abandoned {
-                    return None;
-                }
-            } else {
-                index += 1;
-            }
-        }
-        let ticket = self.free.pop()?;
-        self.flights[ticket as usize].begin(request, input);
-        self.tickets[request.index as usize] = ticket;
-        Some(ticket)
-    }
-
-    /// A request that was not submitted never will be.
-    fn abandon(&mut self, ticket: u32) {
-        let flight = &mut self.flights[ticket as usize];
-        let index = flight.request.index as usize;
-        if self.tickets[index] == ticket {
-            self.tickets[index] = NONE;
-        }
-        if flight.pending > 0 {
-            flight.state = State::Abandoned;
-        } else {
-            self.release(ticket);
-        }
-    }
-
-    fn release(&mut self, ticket: u32) {
-        let index = self.flights[ticket as usize].request.index as usize;
-        if self.tickets[index] == ticket {
-            self.tickets[index] = NONE;
-        }
-        self.early.retain(|early| *early != ticket);
-        // Where it still stands among those with work, nothing of it is to be begun.
-        self.flights[ticket as usize] = Flight::FREE;
-        self.free.push(ticket);
-    }
-
-    fn ticket(&self, request: RequestKey) -> Option<u32> {
-        let ticket = *self.tickets.get(request.index as usize)?;
-        (ticket != NONE && self.flights[ticket as usize].request == request).then_some(ticket)
-    }
-
     fn poll(&mut self, now: Time) -> bool {
         self.now = now;
         if self.lost.is_some() {
@@ -467,229 +345,6 @@ impl Inner {
         if let Err(error) = self.reach.carrier.begin(piece) {
             self.lose(error.into());
         }
-    }
-
-    /// Writes submissions to the host's ring, as many as it has places for.
-    fn write(&mut self) -> Result<(), Loss> {
-        while self.reach.carrier.has_room()
-            && self.written - self.taken < self.ring
-            && let Some(outgoing) = self.outgoing.pop_front()
-        {
-            let words = match outgoing {
-                Outgoing::Cancel(words) | Outgoing::Release(words) => words,
-                Outgoing::Request(ticket) => {
-                    let flight = &mut self.flights[ticket as usize];
-                    if flight.cancelled {
-                        self.land(ticket, Status::Cancelled, "");
-                        continue;
-                    }
-                    flight.state = State::Submitted;
-                    flight.submission.less_time(flight.copy_in).to_words()
-                }
-            };
-            let line = (self.written % self.ring) as usize;
-            for (to, word) in self.reach.lines.as_ref()[line].words().iter().zip(seal(self.written, &words)) {
-                to.store(word, std::sync::atomic::Ordering::Relaxed);
-            }
-            self.written += 1;
-            if !matches!(outgoing, Outgoing::Release(_)) {
-                self.rousing = self.written;
-            }
-            self.lines += 1;
-            let piece =
-                Piece { way: Way::ToRing, offset: Lines::offset(line), len: Lines::offset(1) as u32, tag: LINE };
-            self.reach.carrier.begin(piece)?;
-        }
-        if !self.outgoing.is_empty() && self.written - self.taken == self.ring && self.lines == 0 {
-            // However little it cares for what is there, it has to make room.
-            self.reach.bell.ring(self.now);
-        }
-        Ok(())
-    }
-
-    /// Rings for a host that sleeps and has not taken what it wants to be roused for.
-    fn rouse(&mut self) {
-        let wanted = if self.reach.bell.wants_slots() { self.written } else { self.rousing };
-        if wanted > self.taken {
-            self.reach.bell.ring(self.now);
-        }
-    }
-
-    /// The host has told something.
-    fn told(&mut self, immediate: &Immediate) {
-        self.heard = self.now;
-        let taken = self.taken + u64::from(immediate.taken.wrapping_sub(self.taken as u32));
-        if taken > self.written {
-            self.faults.bad_head += 1;
-        } else {
-            self.taken = taken;
-        }
-        self.reach.bell.heard();
-        match immediate.tells {
-            Tells::Completion(completion) => self.completed(&completion),
-            Tells::Awake => {}
-            Tells::Sleeps { wants_slots } => {
-                self.reach.bell.sleeps(wants_slots);
-                // What it has not taken and is not under way either was written while it fell asleep.
-                if self.lines == 0 {
-                    self.rouse();
-                }
-            }
-        }
-    }
-
-    /// The host has answered a request.
-    fn completed(&mut self, completion: &Completion) {
-        let ticket = self.ticket(completion.request);
-        let Some(ticket) = ticket.filter(|ticket| self.flights[*ticket as usize].state == State::Submitted) else {
-            self.faults.malformed += 1;
-            return;
-        };
-        let flight = &mut self.flights[ticket as usize];
-        (flight.completion, flight.answered, flight.state) = (*completion, self.now, State::Head);
-        let ok = completion.status == Status::Ok;
-        if ok && completion.output.pool <= self.last_input && completion.output != flight.input {
-            // Those are another request's, or nobody's: the engine says so.
-            self.faults.malformed += 1;
-            return self.deliver(ticket);
-        }
-        let (run, len) = if ok { (completion.output, META_BYTES) } else { (flight.input, STATUS_LEN) };
-        if flight.bring_head(&self.arena, run, len) {
-            self.work.push_back(ticket);
-        } else {
-            self.deliver(ticket);
-        }
-    }
-
-    /// What the host says of its answer is here.
-    fn head_here(&mut self, ticket: u32) {
-        let Completion { status, output, .. } = self.flights[ticket as usize].completion;
-        if status != Status::Ok {
-            return self.deliver(ticket);
-        }
-        self.look_at_manifest(output);
-        let flight = &mut self.flights[ticket as usize];
-        let sound =
-            Manifest::parse(&*self.meta).is_ok_and(|manifest| flight.bring_body(&self.arena, output, &manifest));
-        flight.state = State::Body;
-        if sound && flight.has_more() {
-            self.work.push_back(ticket);
-        } else {
-            // Of one that makes no sense, the engine says so.
-            self.answer_here(ticket);
-        }
-    }
-
-    /// The last of an answer's tensors is here.
-    fn body_here(&mut self, ticket: u32) {
-        // While they came, others' manifests may have been looked at.
-        self.look_at_manifest(self.flights[ticket as usize].completion.output);
-        self.answer_here(ticket);
-    }
-
-    /// The whole answer is here, and its manifest was looked at last: the card's own stages are added to what it says of itself.
-    fn answer_here(&mut self, ticket: u32) {
-        let flight = &self.flights[ticket as usize];
-        let meta = self.arena.meta(flight.completion.output);
-        if let Some(meta) = meta.and_then(|meta| meta.slice(MANIFEST_HEAD_LEN, splitrpc_wire::path::PATH_LEN))
-            && Manifest::parse(&*self.meta).is_ok_and(|manifest| manifest.path().is_some())
-            && let Ok(mut path) = Path::parse(&self.meta[MANIFEST_HEAD_LEN..][..splitrpc_wire::path::PATH_LEN])
-        {
-            let out = u64::from(path.stage(Stage::CopyOut)) + self.now.since(flight.answered);
-            path.set_stage(Stage::Place, flight.copy_in);
-            path.set_stage(Stage::CopyOut, out);
-            meta.copy_from(&path.to_bytes());
-        }
-        self.deliver(ticket);
-    }
-
-    /// Copies the manifest beside these slots to where it can be parsed.
-    fn look_at_manifest(&mut self, run: Run) {
-        self.meta[..MANIFEST_HEAD_LEN].fill(0);
-        if let Some(meta) = self.arena.meta(run) {
-            copy_manifest(meta, &mut self.meta);
-        }
-    }
-
-    fn deliver(&mut self, ticket: u32) {
-        self.completions.push_back(self.flights[ticket as usize].completion);
-        self.release(ticket);
-    }
-
-    /// Answers a request in the host's stead.
-    fn land(&mut self, ticket: u32, status: Status, text: &str) {
-        let Flight { request, input, .. } = self.flights[ticket as usize];
-        if let Some(meta) = self.arena.meta(input) {
-            let mut bytes = [0; STATUS_LEN as usize];
-            let len = StatusPayload { status, retry_after_us: 0, text }.write(&mut bytes);
-            meta.copy_from(&bytes[..len]);
-        }
-        self.flights[ticket as usize].completion = Completion { request, status, output: Run::NONE };
-        self.deliver(ticket);
-    }
-
-    /// Hears what the host says beside the link, and shows it that the card lives.
-    fn hear(&mut self) -> Result<(), Loss> {
-        let Inner { reach: Reach { server, connection, bell, .. }, now, heard, beat, beats, .. } = self;
-        let (mut over, mut parting) = (None, false);
-        let mut answers = heapless::Vec::<u32, 4>::new();
-        let mut strangers = Vec::new();
-        server.notices(|notice| match notice {
-            Notice::Disconnected(gone) if gone == *connection => over = Some(Loss::Gone),
-            Notice::Message(from, bytes) if from == *connection => {
-                *heard = *now;
-                match Message::parse(bytes) {
-                    Ok(Message::Beat { count, answer: false }) => drop(answers.push(count)),
-                    // That it was awake then does not say that it is now.
-                    Ok(Message::Beat { .. }) => {}
-                    Ok(Message::Bye { .. }) => parting = true,
-                    _ => over = Some(Loss::Strange),
-                }
-            }
-            Notice::Message(from, _) => strangers.push(from),
-            _ => {}
-        });
-        for stranger in strangers {
-            let _ = server.send(&stranger, &Message::Refused { why: TAKEN }.to_bytes());
-        }
-        for count in answers {
-            let _ = server.send(connection, &Message::Beat { count, answer: true }.to_bytes());
-        }
-        if *beat <= *now {
-            (*beat, *beats) = (*now + BEAT, beats.wrapping_add(1));
-            let said = server.send(connection, &Message::Beat { count: *beats, answer: false }.to_bytes());
-            if said.is_ok() {
-                bell.ring(*now);
-            }
-            if now.since(*heard) > SILENCE {
-                over = Some(Loss::Silent);
-            }
-        }
-        if parting {
-            // What is under way is finished first.
-            tracing::info!("the host agent ends");
-            self.stop.iter().for_each(Stop::stop);
-        }
-        over.map_or(Ok(()), Err)
-    }
-
-    /// Nothing more comes from the host: all that it has is answered in its stead.
-    fn lose(&mut self, why: Loss) {
-        if self.lost.is_some() {
-            return;
-        }
-        tracing::warn!(%why, "the host agent is lost");
-        self.lost = Some(why);
-        self.work.clear();
-        self.outgoing.clear();
-        for ticket in 0..self.flights.len() as u32 {
-            match self.flights[ticket as usize].state {
-                State::Free => {}
-                State::Early | State::Abandoned => self.release(ticket),
-                _ => self.land(ticket, Status::ConnectionLost, GONE),
-            }
-        }
-        self.stop.iter().for_each(Stop::stop);
     }
 
     /// Whether something is under way that only polling shows.
